@@ -1,0 +1,254 @@
+"""Validation and workspace size of flash_decode: pure functions of shapes and static options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+DTYPES = ("float16", "bfloat16", "float32")
+MAX_HEAD_DIM = 256
+MAX_SPLITS = 1024
+IMPLEMENTATIONS = (None, "cuda", "reference")
+_MAX_INT32 = 2**31 - 1
+
+
+class HasShape(Protocol):
+    """Anything with a shape and a dtype: an array, a tracer, a jax.ShapeDtypeStruct."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeShape:
+    """The sizes of one decode step, checked."""
+
+    batch: int
+    q_heads: int
+    kv_heads: int
+    capacity: int  # K: how many rows a request's cache holds
+    head_dim: int
+    dtype: str
+
+    @property
+    def group(self) -> int:
+        """Query heads that read the same key/value head."""
+        return self.q_heads // self.kv_heads
+
+
+def check_operands(
+    query: HasShape,
+    key: HasShape,
+    value: HasShape,
+    kv_lengths: HasShape | None,
+    sinks: HasShape | None,
+    alibi_slopes: HasShape | None,
+    *,
+    kv_layout: str,
+) -> DecodeShape:
+    """Checks the arrays against each other; raises ValueError or NotImplementedError by name."""
+    nhd = check_layout(kv_layout)
+    cache = "[B, K, Hkv, D]" if nhd else "[B, Hkv, K, D]"
+    _check_rank("query", query, "[B, Hq, D]")
+    _check_rank("key", key, f"{cache} (kv_layout={kv_layout!r})")
+    _check_rank("value", value, f"{cache} (kv_layout={kv_layout!r})")
+
+    dtype = _dtype_name(query)
+    if dtype not in DTYPES:
+        raise NotImplementedError(f"query has dtype {dtype}; supported are {', '.join(DTYPES)}.")
+    for name, array in (("key", key), ("value", value)):
+        if _dtype_name(array) != dtype:
+            raise ValueError(
+                f"{name} has dtype {_dtype_name(array)} and query has {dtype}; they must be equal."
+            )
+
+    batch, q_heads, head_dim = query.shape
+    capacity, kv_heads = (key.shape[1:3]) if nhd else (key.shape[2], key.shape[1])
+    if tuple(value.shape) != tuple(key.shape):
+        raise ValueError(
+            f"value has shape {value.shape} and key has {key.shape}; both must be {cache}."
+        )
+    if key.shape[0] != batch:
+        raise ValueError(f"key has batch size {key.shape[0]} and query has {batch}.")
+    if key.shape[3] != head_dim:
+        raise ValueError(f"key has head dimension {key.shape[3]} and query has {head_dim}.")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise NotImplementedError(
+            f"query has head dimension {head_dim}; supported are 1 to {MAX_HEAD_DIM}."
+        )
+    if kv_heads < 1 or q_heads < 1 or q_heads % kv_heads != 0:
+        raise ValueError(
+            f"query has {q_heads} heads and key has {kv_heads} (shape {key.shape} read as {cache}); "
+            "the query heads must be a multiple of the key/value heads."
+        )
+    if isinstance(capacity, int) and capacity > _MAX_INT32:
+        raise NotImplementedError(f"key holds {capacity} rows a request; supported are < 2**31.")
+
+    if kv_lengths is not None:
+        if tuple(kv_lengths.shape) != (batch,):
+            raise ValueError(
+                f"kv_lengths has shape {kv_lengths.shape}; it must be [B] = ({batch},)."
+            )
+        if not np.issubdtype(kv_lengths.dtype, np.integer):
+            raise ValueError(
+                f"kv_lengths has dtype {_dtype_name(kv_lengths)}; it must be an integer dtype."
+            )
+    if sinks is not None:
+        _check_per_head("sinks", sinks, [(q_heads,)], "[Hq]")
+    if alibi_slopes is not None:
+        _check_per_head("alibi_slopes", alibi_slopes, [(q_heads,), (batch, q_heads)],
+                        "[Hq] or [B, Hq]")
+    return DecodeShape(batch, q_heads, kv_heads, capacity, head_dim, dtype)
+
+
+def check_layout(kv_layout: str) -> bool:
+    """True for NHD, False for HND."""
+    if kv_layout not in ("HND", "NHD"):
+        raise ValueError(
+            f"kv_layout is {kv_layout!r}; supported are 'HND' (caches [B, Hkv, K, D]) and 'NHD' "
+            "(caches [B, K, Hkv, D])."
+        )
+    return kv_layout == "NHD"
+
+
+def check_scale(scale: float | None, head_dim: int) -> float:
+    """The factor on the logits; 1/sqrt(D) when it is not given."""
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    return _number("scale", scale, "a finite Python number, or None for 1/sqrt(D); for a traced "
+                                   "scale multiply the query")
+
+
+def check_window(local_window_size: int | Sequence[int] | None) -> int:
+    """How many keys before the query's own row are visible; -1 for all of them."""
+    if local_window_size is None:
+        return -1
+    message = (
+        f"local_window_size is {local_window_size!r}; supported are None (no window), an int >= 0, "
+        "or a pair (left, right) of ints >= 0."
+    )
+    pair = local_window_size
+    if not isinstance(pair, (tuple, list)):
+        pair = (pair, pair)
+    if len(pair) != 2:
+        raise ValueError(message)
+    sizes = [_index(size) for size in pair]
+    if any(size is None or size < 0 for size in sizes):
+        raise ValueError(message)
+    # The query is the last row of its history: nothing lies to its right. A window past int32 is
+    # a window over everything that a cache can hold.
+    return min(sizes[0], _MAX_INT32)  # type: ignore[type-var, return-value]
+
+
+def check_sink_tokens(sink_tokens: int) -> int:
+    """How many of the first keys stay visible whatever the window."""
+    count = _index(sink_tokens)
+    if count is None or count < 0:
+        raise ValueError(f"sink_tokens is {sink_tokens!r}; it must be an int >= 0.")
+    return min(count, _MAX_INT32)
+
+
+def check_soft_cap(logits_soft_cap: float | None) -> float:
+    """The cap of cap * tanh(logits / cap); 0 for none."""
+    if logits_soft_cap is None:
+        return 0.0
+    what = "a finite Python number > 0, or None for no cap"
+    cap = _number("logits_soft_cap", logits_soft_cap, what)
+    # The kernel holds the cap in float32, where 0 means none: a cap that underflows must not.
+    if np.float32(cap) <= 0 or not np.isfinite(np.float32(cap)):
+        raise ValueError(f"logits_soft_cap is {logits_soft_cap!r}; it must be {what}.")
+    return cap
+
+
+def check_num_splits(num_splits: int | None) -> int:
+    """How many parts a request's cache is cut into; 0 to let the kernel choose."""
+    if num_splits is None:
+        return 0
+    count = _index(num_splits)
+    if count is None or not 1 <= count <= MAX_SPLITS:
+        raise ValueError(
+            f"num_splits is {num_splits!r}; supported are None and ints from 1 to {MAX_SPLITS}."
+        )
+    return count
+
+
+def check_implementation(implementation: str | None) -> None:
+    """Raises unless the name is a known one."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation is {implementation!r}; supported are None, 'cuda' and 'reference'."
+        )
+
+
+def workspace_bytes(shape: DecodeShape, num_splits: int) -> int:
+    """Scratch memory of the kernel: one float32 (m, l, o[D]) a query head and partial result.
+
+    It depends on shapes and static options alone: the kernel fits its number of splits to the bytes
+    that it is given. ``num_splits`` is 0 when the kernel chooses.
+    """
+    rows = shape.batch * shape.kv_heads
+    slot = 4 * shape.group * (shape.head_dim + 2)
+    if num_splits:
+        slots = rows * num_splits if num_splits > 1 else 0
+    else:
+        blocks = -(-shape.capacity // 64)
+        slots = 0
+        if blocks > 1:
+            if shape.head_dim <= 128 and shape.group <= 8:
+                blocks_per_sm = 4
+            else:
+                blocks_per_sm = 2 if shape.group <= 16 else 1
+            # 192 is above the SM count of every supported GPU: the GPU at hand is never asked.
+            slots = 2 * min(192 * blocks_per_sm, rows * blocks)
+    return max(16, slots * slot)
+
+
+def _check_rank(name: str, array: HasShape, layout: str) -> None:
+    rank = layout.split("]")[0].count(",") + 1
+    if len(array.shape) != rank:
+        raise ValueError(
+            f"{name} has shape {tuple(array.shape)} of rank {len(array.shape)}; it must be {layout}."
+        )
+
+
+def _check_per_head(
+    name: str, array: HasShape, shapes: list[tuple[int, ...]], layout: str
+) -> None:
+    if tuple(array.shape) not in shapes:
+        given = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; it must be {layout} = {given}.")
+    dtype = _dtype_name(array)
+    if dtype not in (*DTYPES, "float64"):
+        raise ValueError(f"{name} has dtype {dtype}; it must be a floating-point dtype.")
+
+
+def _dtype_name(array: HasShape) -> str:
+    return str(array.dtype)
+
+
+def _index(value: Any) -> int | None:
+    """The value as an int, None if it is not one (a bool is not one)."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _number(name: str, value: Any, what: str) -> float:
+    """The value as a finite float; a tracer, an array or a string is refused."""
+    number = math.nan
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}; it must be {what}.")
+    return number
