@@ -46,7 +46,10 @@ def _prepare(settings: Settings | None) -> tuple[Settings, bool]:
         os.environ.update(nvcc.environment())
         _archs.say(f"kernels for {';'.join(archs)} with {nvcc.path}")
     else:
-        _archs.say(f"no kernels (no GPU here; {_archs.VARIABLE}='80;90a' builds for those GPUs)")
+        _archs.say(
+            f"no kernels: {_archs.VARIABLE} is 'none', or unset and no GPU of compute capability "
+            "8.0 or newer is here; '80;90a', say, builds for those"
+        )
     return _settings(settings, archs), bool(archs)
 
 
