@@ -2,7 +2,8 @@
 
 An architecture is written as nvcc writes it, without the prefix: ``80``, ``90a``. The environment
 variable ``JAX_BARACUDA_CUDA_ARCHS`` names them (``80;90a``), or says ``native`` (the GPUs of this
-machine) or ``none`` (no kernels). Unset means ``native`` where there is a GPU and ``none`` elsewhere.
+machine) or ``none`` (no kernels). Unset means ``native`` where there is a GPU that the kernels
+support, and ``none`` elsewhere.
 """
 
 from __future__ import annotations
