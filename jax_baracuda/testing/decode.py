@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from jax_baracuda._src.decode.reference import flash_decode_reference
@@ -16,9 +17,11 @@ from jax_baracuda.testing.cases import DecodeCase, DecodeInputs
 from jax_baracuda.testing.compare import Report, compare
 from jax_baracuda.testing.oracle import DecodeOracle, decode_oracle
 
+Implementation = Literal["cuda", "reference"] | None
+
 
 def run_decode(
-    case: DecodeCase, inputs: DecodeInputs, *, implementation: str | None = None
+    case: DecodeCase, inputs: DecodeInputs, *, implementation: Implementation = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Calls the public ``flash_decode`` under jit on the default device; (out, lse) on the host."""
     import jax_baracuda
@@ -82,8 +85,8 @@ def check_decode(
     factor = 2.0 if case.logits_soft_cap is None else 3.0
     # What float32 sums, exponentials and logarithms lose whatever their order, relative to the
     # weights and absolute in the log-sum-exp; and half a unit in the last place of the output.
-    sums = 8 * np.finfo(np.float32).eps * (1 + oracle.logit_size)
-    rounding = float(jnp.finfo(case.dtype).eps) / 2
+    sums = 8 * float(np.finfo(np.float32).eps) * (1 + oracle.logit_size)
+    rounding = float(ml_dtypes.finfo(case.dtype).eps) / 2
     out_size = max(float(np.abs(oracle.out).max(initial=0.0)), oracle.out_noise)
     return (
         compare(out, oracle.out, ref_out, name=f"{case.name} out", factor=factor,

@@ -1,0 +1,183 @@
+"""flash_decode beside its peers and a read-only ceiling, all in one run.
+
+    python benchmarks/bench_decode.py                       # the whole grid, under four minutes
+    python benchmarks/bench_decode.py --cells 8x1x8192,8x64x2048 --impls jax_baracuda,read_ceiling
+    python benchmarks/bench_decode.py --cells small --quick
+
+bf16, 32 query heads of 128, query length 1, full caches. Every time is that of one call in a CUDA
+graph of calls that run one after another over rotated caches. GB/s counts K and V once. Each
+framework has a worker process of its own; a peer that fails in a cell leaves a row with its error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import pathlib
+import sys
+import time
+from typing import Any
+
+import rows as result_rows
+from peers import ENGINES, IMPLS, Cell
+from workers import Worker
+
+GRID = [
+    *(Cell(8, 1, k) for k in (1024, 2048, 8192, 32768, 131072)),
+    *(Cell(8, 8, k) for k in (1024, 2048, 8192, 32768, 131072)),
+    *(Cell(8, 64, k) for k in (1024, 2048, 8192, 32768, 131072)),
+    *(Cell(8, 256, k) for k in (1024, 2048, 8192, 32768)),
+    Cell(32, 1, 8192), Cell(32, 64, 2048), Cell(32, 64, 8192),
+]
+SMALL = [Cell(8, 1, 2048), Cell(8, 1, 8192), Cell(8, 8, 2048), Cell(8, 64, 2048)]
+# These two are far behind everywhere and slow to compile: they run where there is something to see.
+SLOW_IMPLS = ("pallas", "xla")
+SLOW_CELLS = {"8x1x8192", "8x1x131072", "8x8x8192", "8x64x2048", "8x64x8192", "8x256x1024",
+              "8x256x8192", "32x1x8192", "32x64x2048", "32x64x8192"}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cells", default="all", help="all, small, or HkvxBxK,... (may repeat)")
+    parser.add_argument("--impls", default=None, help=f"comma list of {', '.join(IMPLS)}")
+    parser.add_argument("--all-peers", action="store_true", help="Pallas and XLA in every cell")
+    parser.add_argument("--quick", action="store_true", help="0.1 s a measurement, not 0.35 s")
+    parser.add_argument("--budget", type=float, default=210, metavar="SECONDS",
+                        help="after this long, only ours, torch and the ceiling are measured")
+    parser.add_argument("--out", type=pathlib.Path, help="default: results/<gpu>/decode.json; "
+                        "'-' writes no file")
+    parser.add_argument("--commit", help="the commit for the rows, where git is not there")
+    return parser.parse_args(arguments)
+
+
+def cells_of(text: str) -> list[Cell]:
+    """The cells that --cells names."""
+    if text in ("all", "small"):
+        return GRID if text == "all" else SMALL
+    return [Cell(*(int(number) for number in name.split("x"))) for name in text.split(",")]
+
+
+def impls_of(text: str | None) -> list[str]:
+    """The implementations that --impls names, in the order in which they run."""
+    if text is None:
+        present = bool(importlib.util.find_spec("flashinfer"))
+        return [impl for impl in IMPLS if impl != "flashinfer" or present]
+    names = text.split(",")
+    unknown = set(names) - set(IMPLS)
+    if unknown:
+        raise SystemExit(f"unknown implementation {sorted(unknown)}; known are {list(IMPLS)}")
+    return [impl for impl in IMPLS if impl in names]
+
+
+class Run:
+    """Workers, the rows so far, and the clock."""
+
+    def __init__(self, impls: list[str], options: argparse.Namespace) -> None:
+        self.options = options
+        self.begin = time.monotonic()
+        self.workers = {name: Worker(ENGINES[name]) for name in {IMPLS[impl] for impl in impls}}
+        versions: dict[str, str] = {}
+        gpu = "unknown"
+        for worker in self.workers.values():  # the frameworks are imported side by side
+            worker.send("about")
+        for name, worker in self.workers.items():
+            try:
+                about = worker.receive(120)
+                gpu = about["gpu"]
+                versions |= about["versions"]
+            except RuntimeError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+        self.shared = result_rows.describe_run(gpu, versions, options.commit)
+        self.rows: list[dict[str, Any]] = []
+
+    def cell(self, cell: Cell, impls: list[str]) -> None:
+        """Measures one cell: everything of one engine, then the next."""
+        seconds = 0.1 if self.options.quick else 0.35
+        late = time.monotonic() - self.begin > self.options.budget
+        ceiling: float | None = None
+        first = len(self.rows)
+        for engine in dict.fromkeys(IMPLS[impl] for impl in impls):
+            worker = self.workers[engine]
+            mine = [impl for impl in impls if IMPLS[impl] == engine]
+            wanted = [impl for impl in mine
+                      if not (late and impl in ("pallas", "xla", "jax_cudnn"))]
+            if wanted:
+                attempt(worker, "prepare", wanted, cell)
+            for impl in mine:
+                numbers: dict[str, Any] = {"ms": None, "gbps": None}
+                if impl in wanted:
+                    answer = attempt(worker, "measure", impl, cell, seconds)
+                else:
+                    answer = "not measured: the run was past its --budget"
+                if isinstance(answer, str):
+                    numbers["error"] = answer[:2000]
+                else:
+                    numbers |= answer | {"gbps": cell.bytes / answer["ms"] / 1e6}
+                if impl == "read_ceiling":
+                    ceiling = numbers["gbps"]
+                if ceiling and numbers["gbps"]:
+                    numbers["percent_of_read"] = 100 * numbers["gbps"] / ceiling
+                self.add(cell, impl, numbers)
+            attempt(worker, "release")
+        print(line(cell, self.rows[first:], time.monotonic() - self.begin), flush=True)
+
+    def add(self, cell: Cell, impl: str, numbers: dict[str, Any]) -> None:
+        """Appends a row and writes the file, so that a run that is cut short is not lost."""
+        config = {"B": cell.batch, "Hq": cell.query_heads, "Hkv": cell.kv_heads,
+                  "K": cell.capacity, "D": cell.head_dim, "dtype": "bfloat16",
+                  "mb": cell.bytes / 1e6}
+        self.rows.append(
+            result_rows.row("flash_decode", "fwd", impl, config, numbers, self.shared)
+        )
+        path = self.path()
+        if path:
+            result_rows.write(path, self.rows)
+
+    def path(self) -> pathlib.Path | None:
+        """Where the rows go."""
+        if self.options.out is not None:
+            return None if str(self.options.out) == "-" else self.options.out
+        gpu = self.shared["gpu"].lower().split()[-1]
+        return pathlib.Path(result_rows.RESULTS / gpu / "decode.json")
+
+
+def attempt(worker: Worker, name: str, *args: Any) -> Any:
+    """The answer of a worker, or the text of its error."""
+    try:
+        return worker.call(name, *args)
+    except RuntimeError as error:
+        return str(error) or "unknown error"
+
+
+def line(cell: Cell, rows: list[dict[str, Any]], seconds: float) -> str:
+    """One printed line: GB/s of every implementation in the cell."""
+    parts = []
+    for row in rows:
+        if row["gbps"]:
+            percent = row.get("percent_of_read")
+            share = f" ({percent:.0f}%)" if percent and row["impl"] != "read_ceiling" else ""
+            parts.append(f"{row['impl']} {row['gbps']:.0f}{share} {row['ms'] * 1e3:.1f}us")
+        else:
+            parts.append(f"{row['impl']} FAILED: {row['error'].splitlines()[0][:90]}")
+    return f"[{seconds:5.0f} s] {cell.name:>13}  " + "; ".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; 1 if ours failed anywhere."""
+    options = parse(arguments)
+    cells, impls = cells_of(options.cells), impls_of(options.impls)
+    run = Run(impls, options)
+    chosen = options.impls is not None or options.all_peers
+    for cell in cells:
+        run.cell(cell, [impl for impl in impls
+                        if chosen or impl not in SLOW_IMPLS or cell.name in SLOW_CELLS])
+    for worker in run.workers.values():
+        worker.kill()
+    if run.path():
+        print(f"wrote {run.path()}")
+    return int(any(row["impl"] == "jax_baracuda" and "error" in row for row in run.rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,426 @@
+"""The engines of the decode benchmark: ours and its peers on jax, torch and bare CUDA.
+
+Every engine times the same thing: calls one after another in one CUDA graph (or one compiled
+program), over sets of caches that together are far larger than the L2 cache. No framework is
+imported before its engine is made.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import statistics
+from typing import Any, ClassVar
+
+import numpy as np
+from workers import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of the grid: bf16, query length 1, full caches."""
+
+    kv_heads: int
+    batch: int
+    capacity: int
+    query_heads: int = 32
+    head_dim: int = 128
+
+    @property
+    def name(self) -> str:
+        """As in --cells: Hkv x B x K."""
+        return f"{self.kv_heads}x{self.batch}x{self.capacity}"
+
+    @property
+    def bytes(self) -> int:
+        """K and V of the cell, read once."""
+        return 2 * 2 * self.batch * self.kv_heads * self.capacity * self.head_dim
+
+    @property
+    def sets(self) -> int:
+        """How many sets of caches to rotate: a gigabyte, or as much as one call reads."""
+        return max(1, min(64, math.ceil((1 << 30) / self.bytes)))
+
+    def cache_shape(self, layout: str) -> tuple[int, int, int, int]:
+        """[B, Hkv, K, D] or [B, K, Hkv, D]."""
+        rows = (self.capacity, self.kv_heads)
+        return (self.batch, *(rows if layout == "NHD" else rows[::-1]), self.head_dim)
+
+
+class JaxEngine:
+    """Ours, jax.nn through cuDNN and through XLA, and Pallas' decode kernel."""
+
+    LAYOUTS: ClassVar = {"jax_baracuda": "HND", "pallas": "HND", "jax_cudnn": "NHD", "xla": "NHD"}
+
+    def __init__(self) -> None:
+        from jax_baracuda.testing import timing
+
+        # One graph a program; a part of the card for jax, which keeps what it once took.
+        timing.add_xla_flags(timing.COMMAND_BUFFER_FLAG)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.70")
+        import jax
+
+        self.jax, self.timing = jax, timing
+        self.held: tuple[Any, Any] | None = None
+        self.data: Any = None
+        self.programs: dict[tuple[str, Cell], Any] = {}
+
+    def about(self) -> dict[str, Any]:
+        import jaxlib
+
+        import jax_baracuda
+
+        versions = {
+            "jax_baracuda": jax_baracuda.__version__,
+            "jax": self.jax.__version__,
+            "jaxlib": jaxlib.__version__,
+        }
+        return {"gpu": self.jax.devices()[0].device_kind, "versions": versions}
+
+    def op(self, impl: str) -> Any:
+        """A function (query [B, Hq, D], key, value) -> [B, Hq, D]; caches in the impl's layout."""
+        jax = self.jax
+        if impl == "jax_baracuda":
+            import jax_baracuda
+
+            return lambda q, k, v: jax_baracuda.flash_decode(q, k, v)
+        if impl in ("jax_cudnn", "xla"):
+            attention = functools.partial(
+                jax.nn.dot_product_attention, implementation=impl.removeprefix("jax_")
+            )
+            return lambda q, k, v: attention(q[:, None], k, v)[:, 0]
+        if impl == "pallas":
+            from jax.experimental.pallas.ops.gpu import decode_attention
+
+            # It takes [B, K, Hkv, D] and transposes inside: from HND caches the two cancel.
+            swap = functools.partial(jax.numpy.swapaxes, axis1=1, axis2=2)
+            return lambda q, k, v: decode_attention.gqa(q, swap(k), swap(v))
+        raise ValueError(f"unknown implementation {impl!r}")
+
+    def prepare(self, impls: list[str], cell: Cell) -> None:
+        """Compiles the programs of a cell side by side; an error shows when the program is used."""
+        self.release()
+        jax = self.jax
+        bfloat16 = jax.numpy.bfloat16
+        self.programs = {}
+
+        def build(impl: str) -> None:
+            cache = jax.ShapeDtypeStruct(cell.cache_shape(self.LAYOUTS[impl]), bfloat16)
+            query = jax.ShapeDtypeStruct((cell.batch, cell.query_heads, cell.head_dim), bfloat16)
+            self.programs[impl, cell] = self.timing.compile_chain(
+                self.op(impl), query, ((cache, cache),) * cell.sets
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(len(impls)) as pool:
+            futures = [pool.submit(build, impl) for impl in impls]
+            concurrent.futures.wait(futures)  # what failed here fails again, alone, in measure
+
+    def measure(self, impl: str, cell: Cell, seconds: float) -> dict[str, Any]:
+        query, caches = self.inputs(cell, self.LAYOUTS[impl])
+        op = self.op(impl)
+        result: dict[str, Any] = {}
+        if impl == "jax_baracuda":
+            result["error_vs_float32"] = self.check(op, query, *caches[0])
+        timing = self.timing.time_chained(
+            op, query, caches, seconds=seconds, compiled=self.programs.pop((impl, cell), None)
+        )
+        return result | {"ms": timing.ms, "fastest": timing.fastest, "slowest": timing.slowest}
+
+    def inputs(self, cell: Cell, layout: str) -> Any:
+        """A query and the sets of caches; those of the last cell and layout are kept."""
+        if self.held != (cell, layout):
+            self.release()
+            jax = self.jax
+            make = jax.jit(functools.partial(_random_cache, jax, cell.cache_shape(layout)))
+            keys = jax.random.split(jax.random.key(0), (cell.sets, 2))
+            # The values' mean of 1 keeps a chain of outputs, each the next query, near size 1.
+            caches = [(make(keys[i, 0], 0.0), make(keys[i, 1], 1.0))
+                      for i in range(cell.sets)]
+            query = jax.random.normal(
+                jax.random.key(1), (cell.batch, cell.query_heads, cell.head_dim),
+                jax.numpy.bfloat16,
+            )
+            self.data = jax.block_until_ready((query, caches))
+            self.held = (cell, layout)
+        return self.data
+
+    def check(self, op: Any, query: Any, key: Any, value: Any) -> float:
+        """The relative error of the last request against float32; a wrong kernel has no time."""
+        jnp = self.jax.numpy
+
+        @self.jax.jit
+        def exact(q: Any, k: Any, v: Any) -> Any:
+            q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+            q = q.reshape(k.shape[0], -1, q.shape[-1])
+            logits = jnp.einsum("hgd,hkd->hgk", q, k, precision="highest") * k.shape[-1] ** -0.5
+            weights = self.jax.nn.softmax(logits)
+            return jnp.einsum("hgk,hkd->hgd", weights, v, precision="highest")
+
+        expected = exact(query[-1], key[-1], value[-1])
+        got = self.jax.jit(op)(query, key, value)[-1].astype(jnp.float32).reshape(expected.shape)
+        error = float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
+        if not error < 1e-2:
+            raise RuntimeError(f"wrong result: relative error {error:.2e}")
+        return error
+
+    def release(self) -> None:
+        self.held = self.data = None
+
+
+def _random_cache(jax: Any, shape: tuple[int, ...], key: Any, mean: Any) -> Any:
+    """Normal numbers, a request at a time: no temporary larger than one request's cache."""
+
+    def fill(request: int, cache: Any) -> Any:
+        rows = jax.random.normal(jax.random.fold_in(key, request), shape[1:], cache.dtype) + mean
+        return cache.at[request].set(rows.astype(cache.dtype))
+
+    return jax.lax.fori_loop(0, shape[0], fill, jax.numpy.zeros(shape, jax.numpy.bfloat16))
+
+
+class TorchEngine:
+    """cuDNN through torch, and FlashInfer's paged decode; CUDA graphs over rotated caches."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+        self.held: Cell | None = None
+        self.data: Any = None
+
+    def about(self) -> dict[str, Any]:
+        torch = self.torch
+        versions = {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
+        if importlib.util.find_spec("flashinfer"):
+            import flashinfer
+
+            versions["flashinfer"] = flashinfer.__version__
+        return {"gpu": torch.cuda.get_device_name(), "versions": versions}
+
+    def prepare(self, impls: list[str], cell: Cell) -> None:
+        del impls, cell
+        self.release()
+
+    def inputs(self, cell: Cell) -> Any:
+        if self.held != cell:
+            self.release()
+            torch = self.torch
+            torch.manual_seed(0)
+            normal = functools.partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+            shape = cell.cache_shape("HND")
+            caches = [(normal(shape), normal(shape).add_(1)) for _ in range(cell.sets)]
+            self.data = normal((cell.batch, cell.query_heads, cell.head_dim)), caches
+            self.held = cell
+        return self.data
+
+    def measure(self, impl: str, cell: Cell, seconds: float) -> dict[str, Any]:
+        query, caches = self.inputs(cell)
+        if impl == "torch_cudnn":
+            calls = [functools.partial(self.cudnn, query, k, v) for k, v in caches]
+        elif impl == "flashinfer":
+            calls = self.flashinfer(query, caches, cell)
+        else:
+            raise ValueError(f"unknown implementation {impl!r}")
+        return self.time(calls, seconds)
+
+    def cudnn(self, query: Any, key: Any, value: Any) -> Any:
+        attention = self.torch.nn.attention
+        with attention.sdpa_kernel([attention.SDPBackend.CUDNN_ATTENTION]):
+            return self.torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, None], key, value, enable_gqa=query.shape[1] != key.shape[1]
+            )
+
+    def flashinfer(self, query: Any, caches: Any, cell: Cell) -> list[Any]:
+        """Contiguous caches seen as pages of 16 rows, [B * K / 16 pages, Hkv, 16, D]."""
+        import flashinfer
+
+        torch, page = self.torch, 16
+        pages = cell.capacity // page
+        int32 = functools.partial(torch.arange, dtype=torch.int32, device="cuda")
+        count = cell.batch * pages
+        indptr = int32(0, count + 1, pages)
+        last = torch.full((cell.batch,), page, dtype=torch.int32, device="cuda")
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            torch.empty(256 << 20, dtype=torch.uint8, device="cuda"), "HND", use_cuda_graph=True,
+            use_tensor_cores=cell.query_heads > cell.kv_heads, paged_kv_indptr_buffer=indptr,
+            paged_kv_indices_buffer=int32(count), paged_kv_last_page_len_buffer=last,
+        )
+        wrapper.plan(
+            indptr.cpu(), int32(count), last.cpu(), cell.query_heads, cell.kv_heads,
+            cell.head_dim, page, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16,
+        )
+        # The bytes of a cache in the order of a paged store: which row they are does not matter.
+        shape = (count, cell.kv_heads, page, cell.head_dim)
+        return [functools.partial(wrapper.run, query, (k.view(shape), v.view(shape)))
+                for k, v in caches]
+
+    def time(self, calls: list[Any], seconds: float, samples: int = 9) -> dict[str, Any]:
+        """Captures the calls in one graph and times its replays with events."""
+        torch = self.torch
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # plans and workspaces are made outside of the capture
+            for _ in range(2):
+                calls[0]()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def run(count: int) -> float:
+            start.record()
+            for _ in range(count):
+                graph.replay()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
+
+        run(2)
+        once = min(run(1) for _ in range(3))
+        count = max(1, round(seconds * 1e3 / samples / once))
+        times = [run(count) / (count * len(calls)) for _ in range(samples)]
+        return {"ms": statistics.median(times), "fastest": min(times), "slowest": max(times)}
+
+    def release(self) -> None:
+        self.held = self.data = None
+        self.torch.cuda.empty_cache()
+
+
+READ_KERNEL = r"""
+extern "C" __global__ void fill(uint4* data, unsigned long long count) {
+  // Any bits will do: random ones, because memory and buses draw less power on zeros.
+  unsigned long long step = (unsigned long long)gridDim.x * blockDim.x;
+  for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
+       i += step) {
+    unsigned x = (unsigned)i * 2654435761u + (unsigned)(i >> 32);
+    x ^= x >> 15; x *= 2246822519u; x ^= x >> 13;
+    data[i] = make_uint4(x, x * 3266489917u, x ^ 0x9e3779b9u, x * 668265263u);
+  }
+}
+
+__device__ uint4 load(const uint4* from) {
+  uint4 x;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
+  return x;
+}
+
+extern "C" __global__ void read(const uint4* data, unsigned long long count, unsigned* sink) {
+  unsigned bits = 0;
+  unsigned long long tile = (unsigned long long)blockDim.x * LOADS;
+  for (unsigned long long base = blockIdx.x * tile; base < count; base += gridDim.x * tile) {
+    uint4 x[LOADS];
+#pragma unroll
+    for (int i = 0; i < LOADS; ++i) {
+      unsigned long long at = base + i * (unsigned long long)blockDim.x + threadIdx.x;
+      x[i] = at < count ? load(data + at) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < LOADS; ++i) bits ^= x[i].x ^ x[i].y ^ x[i].z ^ x[i].w;
+  }
+  if (bits == 0x5eed5eedu) *sink = bits;  // next to never, but the compiler cannot know
+}
+"""
+
+
+class CeilingEngine:
+    """How fast a kernel can read the bytes of a cell when it does nothing else with them."""
+
+    # (threads, 16-byte loads in flight a thread, blocks a multiprocessor): the best one counts.
+    CONFIGS = ((256, 4, 8), (512, 4, 4), (256, 8, 4), (512, 8, 2), (256, 8, 8), (128, 16, 8))
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.cupy = cupy
+        loads = {config[1] for config in self.CONFIGS}
+        self.modules = {
+            n: cupy.RawModule(code=READ_KERNEL, options=(f"-DLOADS={n}",)) for n in loads
+        }
+        self.multiprocessors = cupy.cuda.Device().attributes["MultiProcessorCount"]
+
+    def about(self) -> dict[str, Any]:
+        name = self.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        return {"gpu": name, "versions": {"cupy": self.cupy.__version__}}
+
+    def prepare(self, impls: list[str], cell: Cell) -> None:
+        del impls, cell
+
+    def measure(self, impl: str, cell: Cell, seconds: float) -> dict[str, Any]:
+        del impl
+        cupy = self.cupy
+        memory = cupy.cuda.alloc(cell.bytes * cell.sets)
+        sink = cupy.cuda.alloc(16)
+        count = cell.bytes // 16
+        blocks = 8 * self.multiprocessors
+        fill = next(iter(self.modules.values())).get_function("fill")
+        fill((blocks,), (512,), (np.uint64(memory.ptr), np.uint64(count * cell.sets)))
+        share = seconds / len(self.CONFIGS)
+        results = [self.time(config, memory.ptr, count, cell, sink.ptr, share)
+                   for config in self.CONFIGS]
+        return min(results, key=lambda result: result["ms"])
+
+    def time(self, config: Any, base: int, count: int, cell: Cell, sink: int, seconds: float,
+             samples: int = 5) -> dict[str, Any]:
+        cupy = self.cupy
+        threads, loads, blocks = config
+        read = self.modules[loads].get_function("read")
+        grid = min(blocks * self.multiprocessors, -(-count // (threads * loads)))
+
+        def launch(index: int) -> None:
+            address = np.uint64(base + index * cell.bytes)
+            read((grid,), (threads,), (address, np.uint64(count), np.uint64(sink)))
+
+        stream = cupy.cuda.Stream(non_blocking=True)
+        cupy.cuda.Device().synchronize()
+        with stream:
+            launch(0)  # the module is loaded outside of the capture
+            stream.synchronize()
+            stream.begin_capture()
+            for index in range(cell.sets):
+                launch(index)
+            graph = stream.end_capture()
+            start, end = cupy.cuda.Event(), cupy.cuda.Event()
+
+            def run(replays: int) -> float:
+                start.record(stream)
+                for _ in range(replays):
+                    graph.launch(stream)
+                end.record(stream)
+                end.synchronize()
+                return float(cupy.cuda.get_elapsed_time(start, end))
+
+            run(2)
+            once = min(run(1) for _ in range(3))
+            replays = max(1, round(seconds * 1e3 / samples / once))
+            times = [run(replays) / (replays * cell.sets) for _ in range(samples)]
+        return {"ms": statistics.median(times), "fastest": min(times), "slowest": max(times)}
+
+    def release(self) -> None:
+        self.cupy.get_default_memory_pool().free_all_blocks()
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "jax": JaxEngine, "torch": TorchEngine, "ceiling": CeilingEngine
+}
+# Which engine an implementation runs in, in the order in which a cell is measured.
+IMPLS = {
+    "read_ceiling": "ceiling",
+    "torch_cudnn": "torch",
+    "flashinfer": "torch",
+    "jax_baracuda": "jax",
+    "pallas": "jax",
+    "jax_cudnn": "jax",
+    "xla": "jax",
+}

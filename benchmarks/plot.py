@@ -1,0 +1,162 @@
+"""Plots a result file of bench_decode.py, and writes its table into the README.
+
+    python benchmarks/plot.py benchmarks/results/h200/decode.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import Any
+
+import rows as result_rows
+
+OURS, CEILING = "jax_baracuda", "read_ceiling"
+LABELS = {
+    CEILING: "read ceiling",
+    OURS: "jax_baracuda",
+    "torch_cudnn": "torch cuDNN",
+    "jax_cudnn": "JAX cuDNN",
+    "flashinfer": "FlashInfer",
+    "pallas": "Pallas",
+    "xla": "XLA",
+}
+COLORS = {
+    CEILING: "0.6", OURS: "#d62728", "torch_cudnn": "#1f77b4", "jax_cudnn": "#2ca02c",
+    "flashinfer": "#9467bd", "pallas": "#ff7f0e", "xla": "#8c564b",
+}
+
+Key = tuple[int, int, int]
+Cells = dict[Key, dict[str, dict[str, Any]]]
+
+
+def by_cell(rows: list[dict[str, Any]]) -> Cells:
+    """(Hkv, B, K) -> implementation -> row."""
+    cells: Cells = {}
+    for row in rows:
+        config = row["config"]
+        cells.setdefault((config["Hkv"], config["B"], config["K"]), {})[row["impl"]] = row
+    return cells
+
+
+def best_peer(cell: dict[str, dict[str, Any]]) -> float:
+    """GB/s of the fastest peer; 0 if none ran."""
+    return max((row["gbps"] or 0 for impl, row in cell.items() if impl not in (OURS, CEILING)),
+               default=0)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The README's table: GB/s of K and V, our time, and the ratio to the best peer of each cell."""
+    cells = by_cell(rows)
+    peers = [impl for impl in LABELS if impl not in (OURS, CEILING)
+             and any(impl in cell for cell in cells.values())]
+    names = [LABELS[impl] for impl in peers]
+    lines = [
+        " | ".join(["| Hkv, B, K", "jax_baracuda", "us", "of read ceiling", *names, "x best peer |"]),
+        "|---" * (5 + len(peers)) + "|",
+    ]
+    behind, failed = [], []
+    compared = 0
+    for key, cell in cells.items():
+        best = best_peer(cell)
+        ours = cell.get(OURS, {"gbps": None})
+
+        def speed(impl: str, cell: dict[str, dict[str, Any]] = cell, best: float = best) -> str:
+            row = cell.get(impl)
+            if row is None:
+                return "-"
+            if not row["gbps"]:
+                return "failed"
+            ahead = row["gbps"] >= best if impl == OURS else False
+            return f"**{row['gbps']:.0f}**" if ahead else f"{row['gbps']:.0f}"
+
+        name = ", ".join(str(number) for number in key)
+        share = ours.get("percent_of_read")
+        ratio = ours["gbps"] / best if ours["gbps"] and best else None
+        if ratio is not None:
+            compared += 1
+            if ratio < 1:
+                behind.append(f"{name} ({ratio:.2f}x)")
+        failed += [f"{LABELS[impl]} at {name}" for impl, row in cell.items() if not row["gbps"]]
+        lines.append("| " + " | ".join([
+            name, speed(OURS), f"{ours['ms'] * 1e3:.1f}" if ours.get("ms") else "-",
+            f"{share:.0f}%" if share else "-", *(speed(impl) for impl in peers),
+            f"{ratio:.2f}" if ratio else "-",
+        ]) + " |")
+    lines.append("")
+    verdict = f"Ahead of every peer in {compared - len(behind)} of {compared} cells"
+    lines.append(verdict + (f"; behind at {'; '.join(behind)}." if behind else "."))
+    if failed:
+        lines.append(f"Did not run: {'; '.join(failed)}.")
+    first = rows[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    lines.append(f"{first['gpu']}, {first['date']}, commit {first['commit']}; {versions}.")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """GB/s over the cache length, one panel a (Hkv, batch) with more than one length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cells = by_cell(rows)
+    panels: dict[tuple[int, int], list[int]] = {}
+    for kv_heads, batch, capacity in cells:
+        panels.setdefault((kv_heads, batch), []).append(capacity)
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(3.4 * len(panels), 3.6), sharey=True, squeeze=False
+    )
+    for axis, ((kv_heads, batch), lengths) in zip(axes[0], panels.items(), strict=True):
+        for impl, label in LABELS.items():
+            points = [(k, cells[kv_heads, batch, k][impl]["gbps"]) for k in sorted(lengths)
+                      if cells[kv_heads, batch, k].get(impl, {}).get("gbps")]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, color=COLORS[impl],
+                          marker="o", markersize=3, linewidth=2 if impl == OURS else 1.2,
+                          linestyle="--" if impl == CEILING else "-")
+        axis.set_title(f"B = {batch}, Hkv = {kv_heads}", fontsize=10)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("cache length K")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("GB/s of K and V")
+    axes[0][0].set_ylim(bottom=0)
+    handles = {}  # a peer may be missing in the first panel
+    for axis in axes[0]:
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles),
+                  frameon=False, fontsize=9)
+    figure.suptitle(f"flash_decode, bf16, 32 query heads, D = 128, {rows[0]['gpu']}", fontsize=11)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=140)
+
+
+def insert(readme: pathlib.Path, name: str, text: str) -> None:
+    """Puts a text between the markers `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`."""
+    start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+    content = readme.read_text()
+    if content.count(start) != 1 or content.count(end) != 1:
+        raise SystemExit(f"{readme} must hold {start} and {end} once each")
+    head, rest = content.split(start)
+    tail = rest.split(end)[1]
+    readme.write_text(f"{head}{start}\n{text}\n{end}{tail}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=pathlib.Path)
+    parser.add_argument("--readme", type=pathlib.Path, default=result_rows.ROOT / "README.md")
+    parser.add_argument("--no-readme", action="store_true", help="only plot and print the table")
+    options = parser.parse_args()
+    rows = result_rows.read(options.results)
+    text = table(rows)
+    print(text)
+    plot(rows, options.results.with_suffix(".png"))
+    if not options.no_readme:
+        insert(options.readme, options.results.stem, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The rows of a result file: one an implementation and case, all of one run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import pathlib
+import subprocess
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def commit() -> str:
+    """The commit that is measured, "+" for changes on top of it; "unknown" without git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def row(
+    op: str, passes: str, impl: str, config: dict[str, Any], numbers: dict[str, Any],
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    """A row in the format of the result files; ``run`` is what ``describe_run`` gave."""
+    return {"op": op, "pass": passes, "impl": impl, "config": config, **numbers, **run}
+
+
+def describe_run(gpu: str, versions: dict[str, str], measured: str | None = None) -> dict[str, Any]:
+    """What the rows of one run share."""
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    return {"gpu": gpu, "versions": versions, "date": date, "commit": measured or commit()}
+
+
+def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """One row a line, so that a later run gives a readable difference."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n")
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a result file."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows

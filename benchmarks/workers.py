@@ -1,0 +1,101 @@
+"""Benchmark workers: one process a framework, so that none holds another's memory or state.
+
+A worker owns an engine (an object with ``measure(impl, cell, seconds) -> dict``). A worker that
+crashes or hangs costs its cell an error row, and the next request starts it again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Engine(Protocol):
+    """What a worker runs."""
+
+    def about(self) -> dict[str, Any]:
+        """Versions and the GPU's name."""
+        ...
+
+    def prepare(self, impls: list[str], cell: Any) -> None:
+        """Work ahead of the measurements of a cell, such as compiling."""
+        ...
+
+    def measure(self, impl: str, cell: Any, seconds: float) -> dict[str, Any]:
+        """Measures one implementation: {"ms": ...} and whatever else belongs in the row."""
+        ...
+
+    def release(self) -> None:
+        """Frees the cell's memory."""
+        ...
+
+
+def _serve(make: Callable[[], Engine], pipe: multiprocessing.connection.Connection) -> None:
+    engine: Engine | None = None
+    while True:
+        name, args = pipe.recv()
+        if name == "stop":
+            return
+        try:
+            engine = make() if engine is None else engine
+            pipe.send((True, getattr(engine, name)(*args)))
+        except BaseException as error:
+            text = "".join(traceback.format_exception_only(error)).strip()
+            pipe.send((False, text.split("\n-----")[0]))  # without jax's note on tracebacks
+
+
+class Worker:
+    """A process with an engine in it."""
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        self._make = make
+        self._process: Any = None
+        self._pipe: Any = None
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process; spawned, so that no framework's state is inherited."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._make, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, name: str, *args: Any) -> None:
+        """Asks for a method of the engine without waiting for the answer."""
+        if self._process is None:
+            self.start()
+        self._pipe.send((name, args))
+
+    def receive(self, timeout: float) -> Any:
+        """The answer of the oldest request; RuntimeError with the worker's error text."""
+        try:
+            if not self._pipe.poll(timeout):
+                raise RuntimeError(f"no answer within {timeout:.0f} s")
+            done, answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(5)
+            code = self._process.exitcode
+            self.kill()
+            raise RuntimeError(f"the worker died (exit code {code})") from error
+        except RuntimeError:
+            self.kill()
+            raise
+        if not done:
+            raise RuntimeError(answer)
+        return answer
+
+    def call(self, name: str, *args: Any, timeout: float = 90) -> Any:
+        """Asks and waits."""
+        self.send(name, *args)
+        return self.receive(timeout)
+
+    def kill(self) -> None:
+        """Ends the process; the next request starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        self._process = None
