@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jax_baracuda._src import compat
-from jax_baracuda._src.decode import shapes
+from jax_baracuda._src.decode import partition, shapes
 from jax_baracuda._src.decode.primitive import flash_decode_p, reference_call
 
 
@@ -51,9 +52,10 @@ def flash_decode(
         query, key, value, _lengths(lengths, shape.capacity), _per_head(sinks), _per_head(slopes)
     )
     if implementation == "reference":
-        out, lse = reference_call(*operands, **options)
+        call = functools.partial(reference_call, **options)
     else:
-        out, lse = flash_decode_p.bind(*operands, **options, insist=implementation == "cuda")
+        call = functools.partial(flash_decode_p.bind, **options, insist=implementation == "cuda")
+    out, lse = partition.in_auto_mode(call, operands, nhd=options["nhd"])
     return (out, lse) if return_lse else out
 
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import PartitionSpec
 
 from jax_baracuda._src import compat, registry
-from jax_baracuda._src.decode import shapes
+from jax_baracuda._src.decode import partition, shapes
 from jax_baracuda._src.decode.reference import flash_decode_reference
 
 # Operands: query, key, value, kv_lengths, sinks, alibi_slopes, as the FFI target takes them: a
@@ -22,6 +21,7 @@ from jax_baracuda._src.decode.reference import flash_decode_reference
 # sink_tokens, logits_soft_cap, num_splits (0: the kernel chooses), insist (on CUDA).
 flash_decode_p = Primitive("jax_baracuda_flash_decode")
 flash_decode_p.multiple_results = True
+compat.require_devices_during_lowering(flash_decode_p)
 
 
 def decode_shape(query: Any, key: Any, *, nhd: bool) -> shapes.DecodeShape:
@@ -44,13 +44,9 @@ flash_decode_p.def_impl(_impl)
 def _abstract_eval(query: Any, key: Any, value: Any, *rest: Any, nhd: bool, **_: Any) -> list[Any]:
     operands = (query, key, value, *rest)
     varying = frozenset[str]().union(*(compat.varying_axes(aval) for aval in operands))
-    spec = query.sharding.spec
-    batch, heads = spec[0], spec[1]
-    return [
-        compat.output_aval(query, query.shape, query.dtype, PartitionSpec(batch, heads, None),
-                           varying),
-        compat.output_aval(query, query.shape[:2], np.float32, PartitionSpec(batch, heads), varying),
-    ]
+    out, lse = partition.result_specs(operands, nhd=nhd)
+    return [compat.output_aval(query, query.shape, query.dtype, out, varying),
+            compat.output_aval(query, query.shape[:2], np.float32, lse, varying)]
 
 
 def kernel_call(
@@ -85,7 +81,7 @@ def reference_call(*operands: jax.Array, num_splits: int, **options: Any) -> tup
 def _cuda_lowering(*operands: jax.Array, insist: bool, **options: Any) -> tuple[jax.Array, jax.Array]:
     del insist
     registry.require(registry.FLASH_DECODE)
-    return kernel_call(*operands, **options)
+    return partition.partitioned(kernel_call)(*operands, **options)
 
 
 def _default_lowering(*operands: jax.Array, insist: bool, **options: Any) -> tuple[jax.Array, jax.Array]:
