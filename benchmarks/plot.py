@@ -46,13 +46,14 @@ def best_peer(cell: dict[str, dict[str, Any]]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The README's table: GB/s of K and V, our time, and the ratio to the best peer of each cell."""
+    """The README's table: GB/s of K and V, our time, and the ratio to the cell's best peer."""
     cells = by_cell(rows)
     peers = [impl for impl in LABELS if impl not in (OURS, CEILING)
              and any(impl in cell for cell in cells.values())]
     names = [LABELS[impl] for impl in peers]
+    titles = ["Hkv, B, K", "jax_baracuda", "us", "of read ceiling", *names, "x best peer"]
     lines = [
-        " | ".join(["| Hkv, B, K", "jax_baracuda", "us", "of read ceiling", *names, "x best peer |"]),
+        "| " + " | ".join(titles) + " |",
         "|---" * (5 + len(peers)) + "|",
     ]
     behind, failed = [], []
@@ -95,7 +96,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """GB/s over the cache length, one panel a (Hkv, batch) with more than one length."""
+    """GB/s over the cache length, one panel a (Hkv, batch); those with a line to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -105,6 +106,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     panels: dict[tuple[int, int], list[int]] = {}
     for kv_heads, batch, capacity in cells:
         panels.setdefault((kv_heads, batch), []).append(capacity)
+    panels = {name: lengths for name, lengths in panels.items() if len(lengths) > 2} or panels
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(3.4 * len(panels), 3.6), sharey=True, squeeze=False
     )

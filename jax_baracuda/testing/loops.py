@@ -1,0 +1,117 @@
+"""Jitted decode loops whose kv_lengths grow on the device: what CUDA graphs must capture."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# How far a loop goes into CUDA graphs, by the XLA flags of the process.
+GRAPH_FLAGS = {
+    "none": "--xla_gpu_enable_command_buffer=",
+    "default": "",
+    "body": "--xla_gpu_graph_min_graph_size=1",
+    "loop": "--xla_gpu_graph_min_graph_size=1 --xla_gpu_enable_command_buffer="
+            "FUSION,CUBLAS,CUSTOM_CALL,WHILE,CONDITIONAL,DYNAMIC_SLICE_FUSION",
+}
+
+Cache = tuple[jax.Array, jax.Array]
+State = tuple[jax.Array, jax.Array, tuple[Cache, ...]]
+
+
+def loop_inputs(
+    *, batch: int, kv_heads: int, query_heads: int, head_dim: int, capacity: int, layers: int,
+    lengths: Sequence[int], dtype: Any = jnp.bfloat16,
+) -> State:
+    """A query, the lengths and one (key, value) cache [B, Hkv, K, D] a layer."""
+    keys = jax.random.split(jax.random.key(0), 2 * layers + 1)
+    shape = (batch, kv_heads, capacity, head_dim)
+    halves = [jax.random.normal(key, shape, dtype) for key in keys[:-1]]
+    caches = tuple(zip(halves[::2], halves[1::2], strict=True))
+    query = jax.random.normal(keys[-1], (batch, query_heads, head_dim), dtype)
+    return query, jnp.asarray(lengths, jnp.int32), caches
+
+
+def decode_step(state: State, attend: Callable[..., jax.Array]) -> State:
+    """One token: every layer appends a row to its cache and attends to all rows so far."""
+    query, lengths, caches = state
+    kept = []
+    for key, value in caches:
+        rows = query[:, : key.shape[1]]  # stands in for the projections of a model
+        key, value = _append(key, rows, lengths), _append(value, rows, lengths)
+        query = (query / 2 + attend(query, key, value, lengths + 1)).astype(query.dtype)
+        kept.append((key, value))
+    return query, lengths + 1, tuple(kept)
+
+
+def _append(cache: jax.Array, rows: jax.Array, lengths: jax.Array) -> jax.Array:
+    for request in range(cache.shape[0]):
+        row = rows[request][None, :, None]
+        cache = jax.lax.dynamic_update_slice(cache, row, (request, 0, lengths[request], 0))
+    return cache
+
+
+def decode_while(attend: Callable[..., jax.Array], steps: int) -> Callable[[State], jax.Array]:
+    """A jitted ``while_loop`` of steps; returns the queries after each, [steps, B, Hq, D]."""
+
+    def decode_while(state: State) -> jax.Array:
+        def body(carry: tuple[jax.Array, jax.Array, State]) -> tuple[jax.Array, jax.Array, State]:
+            index, seen, state = carry
+            state = decode_step(state, attend)
+            return index + 1, seen.at[index].set(state[0]), state
+
+        seen = jnp.zeros((steps, *state[0].shape), state[0].dtype)
+        start = (jnp.int32(0), seen, state)
+        return jax.lax.while_loop(lambda carry: carry[0] < steps, body, start)[1]
+
+    return jax.jit(decode_while)
+
+
+def decode_scan(attend: Callable[..., jax.Array], steps: int) -> Callable[[State], jax.Array]:
+    """The same with ``scan``."""
+
+    def decode_scan(state: State) -> jax.Array:
+        def body(state: State, _: None) -> tuple[State, jax.Array]:
+            state = decode_step(state, attend)
+            return state, state[0]
+
+        return jax.lax.scan(body, state, None, length=steps)[1]
+
+    return jax.jit(decode_scan)
+
+
+def thunks(folder: pathlib.Path, module: str) -> list[tuple[str, bool]]:
+    """What XLA runs for a module, from its dump (``--xla_dump_to --xla_dump_hlo_as_text``).
+
+    Args:
+      folder: the dump.
+      module: part of the module's name, such as "jit_decode_while".
+
+    Returns:
+      (kind, inside a command buffer) of every thunk, e.g. ("kCustomCall", True).
+    """
+    # The sequence after the passes is dumped only if a pass, such as the capture, changed it.
+    files = sorted(folder.glob(f"*{module}*thunk_sequence_after_thunk_passes*.txt"))
+    files = files or sorted(folder.glob(f"*{module}*thunk_sequence*.txt"))
+    if not files:
+        raise FileNotFoundError(f"no thunk sequence of {module} in {folder}")
+    return parse_thunks(files[-1].read_text())
+
+
+def parse_thunks(text: str) -> list[tuple[str, bool]]:
+    """``thunks`` of a dump's text: lines "<indent><index>: <kind> ...", children indented."""
+    found: list[tuple[str, bool]] = []
+    parents: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = re.match(r"(\s*)\d+:\s+(k\w+)", line)
+        if match:
+            indent, kind = len(match[1]), match[2]
+            while parents and parents[-1][0] >= indent:
+                parents.pop()
+            found.append((kind, any(parent == "kCommandBuffer" for _, parent in parents)))
+            parents.append((indent, kind))
+    return found

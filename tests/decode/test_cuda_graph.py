@@ -1,0 +1,177 @@
+"""Decode loops in CUDA graphs: XLA captures them, and the results stay the same bit for bit."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_baracuda
+from jax_baracuda.testing import loops
+
+STEPS, LAYERS = 64, 3
+LOOPS = {"while": loops.decode_while, "scan": loops.decode_scan}
+
+
+def run_loops(out: str, implementation: str | None) -> None:
+    """Runs both loops and saves every step's query. XLA_FLAGS is the caller's."""
+    attend = functools.partial(jax_baracuda.flash_decode, implementation=implementation)
+    state = loops.loop_inputs(batch=2, kv_heads=2, query_heads=8, head_dim=64, capacity=200,
+                              layers=LAYERS, lengths=(0, 130))
+    results = {name: np.asarray(make(attend, STEPS)(state)) for name, make in LOOPS.items()}
+    np.savez(out, **{name: array.view(np.uint16) for name, array in results.items()})
+
+
+def start(folder: pathlib.Path, flags: str, implementation: str) -> subprocess.Popen:
+    """``run_loops`` in a process with these XLA flags, dumping to the folder."""
+    xla_flags = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_as_text"
+    environment = os.environ | {"XLA_FLAGS": xla_flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return subprocess.Popen(
+        [sys.executable, __file__, str(folder / "queries.npz"), implementation],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+
+
+def finish(process: subprocess.Popen, folder: pathlib.Path) -> dict[str, np.ndarray]:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return dict(np.load(folder / "queries.npz"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("captured", ["body", "loop"])
+def test_loop_is_captured(captured, tmp_path):
+    """Every kernel of ours sits in a command buffer; with WHILE enabled the loop itself does."""
+    folders = {mode: tmp_path / mode for mode in ("none", captured)}
+    processes = {}
+    for mode, folder in folders.items():
+        folder.mkdir()
+        processes[mode] = start(folder, loops.GRAPH_FLAGS[mode], "cuda")
+    results = {mode: finish(processes[mode], folder) for mode, folder in folders.items()}
+
+    for name in LOOPS:
+        plain = loops.thunks(folders["none"], f"jit_decode_{name}")
+        assert not any(kind == "kCommandBuffer" for kind, _ in plain), plain
+        assert any(kind == "kCustomCall" for kind, _ in plain), plain
+
+        thunks = loops.thunks(folders[captured], f"jit_decode_{name}")
+        assert any(kind == "kCommandBuffer" for kind, _ in thunks), thunks
+        assert not any(kind == "kCustomCall" and not inside for kind, inside in thunks), thunks
+        if captured == "loop":
+            assert not any(kind == "kWhile" and not inside for kind, inside in thunks), thunks
+
+        got, want = results[captured][name], results["none"][name]
+        assert got.shape == (STEPS, 2, 8, 64)
+        assert len(np.unique(got[:, 0, 0], axis=0)) == STEPS  # every step is another one
+        np.testing.assert_array_equal(got, want)
+
+
+def test_loops_grow_the_lengths(tmp_path):
+    """The loops compute what step-by-step calls compute, on any machine (no graph asked for)."""
+    process = start(tmp_path, "", "reference")
+    results = finish(process, tmp_path)
+    attend = functools.partial(jax_baracuda.flash_decode, implementation="reference")
+    state = loops.loop_inputs(batch=2, kv_heads=2, query_heads=8, head_dim=64, capacity=200,
+                              layers=LAYERS, lengths=(0, 130))
+    step = jax.jit(functools.partial(loops.decode_step, attend=attend))
+    queries = []
+    for _ in range(STEPS):
+        state = step(state)
+        queries.append(np.asarray(state[0], np.float32))
+    assert state[1].tolist() == [STEPS, 130 + STEPS]
+    for name in LOOPS:
+        got = results[name].view(jnp.bfloat16).astype(np.float32)
+        np.testing.assert_allclose(got, np.stack(queries), rtol=0.05, atol=0.05)
+
+
+def test_thunk_dump_is_read():
+    """The reader of XLA's dumps tells what is captured from what is not."""
+    text = (
+        "000: kCopy\n"
+        "001: kWhile\n"
+        "condition:\n"
+        "  000: kKernel\n"
+        "body:\n"
+        "  000: kCommandBuffer\n"
+        "    000: kCustomCall jax_baracuda_flash_decode\n"
+        "  001: kCustomCall other\n"
+        "002: kCommandBuffer\n"
+        "  000: kWhile\n"
+        "    000: kCustomCall\n"
+    )
+    assert loops.parse_thunks(text) == [
+        ("kCopy", False), ("kWhile", False), ("kKernel", False), ("kCommandBuffer", False),
+        ("kCustomCall", True), ("kCustomCall", False), ("kCommandBuffer", False),
+        ("kWhile", True), ("kCustomCall", True),
+    ]
+
+
+@pytest.mark.gpu
+def test_scan_over_stacked_layers_copies_no_cache():
+    """A scan over [layers, ...] caches hands each layer's slice to the kernel without a copy."""
+    layers, shape = 5, (2, 4, 320, 128)
+
+    @jax.jit
+    def model(query, keys, values, lengths):
+        def layer(query, caches):
+            out = jax_baracuda.flash_decode(query, *caches, lengths, implementation="cuda")
+            return (query + out).astype(query.dtype), None
+
+        return jax.lax.scan(layer, query, (keys, values))[0]
+
+    stacked = jax.random.normal(jax.random.key(0), (2, layers, *shape), jnp.bfloat16)
+    query = jax.random.normal(jax.random.key(1), (2, 16, 128), jnp.bfloat16)
+    lengths = jnp.asarray((320, 77), jnp.int32)
+    compiled = model.lower(query, stacked[0], stacked[1], lengths).compile()
+    copies = cache_results(compiled.as_text(), "bf16[" + ",".join(map(str, shape)) + "]")
+    assert copies == []
+
+    expected = query
+    for key, value in zip(stacked[0], stacked[1], strict=True):
+        expected += jax_baracuda.flash_decode(expected, key, value, lengths, implementation="cuda")
+    np.testing.assert_array_equal(
+        np.asarray(compiled(query, stacked[0], stacked[1], lengths)).view(np.uint16),
+        np.asarray(expected).view(np.uint16),
+    )
+
+
+def cache_results(hlo: str, shape: str) -> list[str]:
+    """The instructions of a compiled module that write an array of this shape to memory."""
+    fused = set(re.findall(r"calls=%?([\w.-]+)", hlo))
+    found, inside_fusion = [], False
+    for line in hlo.splitlines():
+        header = re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        if header:
+            inside_fusion = header[1] in fused
+        written = re.match(rf"\s+(?:ROOT )?%?[\w.-]+ = {re.escape(shape)}\S* ([\w-]+)\(", line)
+        free = ("parameter", "get-tuple-element", "bitcast")
+        if written and not inside_fusion and written[1] not in free:
+            found.append(line.strip())
+    return found
+
+
+def test_cache_results_are_found():
+    """The search for copies finds a copy, and leaves slices inside of fusions alone."""
+    hlo = (
+        "%wrapped (p: bf16[5,4,8]) -> bf16[4,2] {\n"
+        "  %slice.1 = bf16[4,8]{1,0} dynamic-slice(%p, %i), dynamic_slice_sizes={1,4,8}\n"
+        "}\n\n"
+        "ENTRY %main (k: bf16[5,4,8]) -> bf16[4,2] {\n"
+        "  %k = bf16[4,8]{1,0} parameter(0)\n"
+        "  %copy.3 = bf16[4,8]{1,0} copy(%k)\n"
+        "  ROOT %out = bf16[4,2]{1,0} fusion(%copy.3), kind=kCustom, calls=%wrapped\n"
+        "}\n"
+    )
+    assert cache_results(hlo, "bf16[4,8]") == ["%copy.3 = bf16[4,8]{1,0} copy(%k)"]
+
+
+if __name__ == "__main__":
+    run_loops(sys.argv[1], sys.argv[2])
