@@ -42,8 +42,8 @@ class Cell:
 
     @property
     def sets(self) -> int:
-        """How many sets of caches to rotate: a gigabyte, or as much as one call reads."""
-        return max(1, min(64, math.ceil((1 << 30) / self.bytes)))
+        """How many sets of caches to rotate: a gigabyte of them, but at most 48 (200 MB or more)."""
+        return max(1, min(48, math.ceil((1 << 30) / self.bytes)))
 
     def cache_shape(self, layout: str) -> tuple[int, int, int, int]:
         """[B, Hkv, K, D] or [B, K, Hkv, D]."""

@@ -246,6 +246,7 @@ def _decode_cases() -> tuple[DecodeCase, ...]:
     add("splits-133-short", capacity=65, lengths=(65, 2), num_splits=133, sinks=True)
     add("splits-9-float32", capacity=700, dtype="float32", lengths=(700, 699), num_splits=9,
         group=5)
+    add("serving", batch=1, kv_heads=8, capacity=8192, head_dim=128)
     add("splits-chosen-long", batch=1, capacity=4097, kv_heads=1, head_dim=128)
     return tuple(cases)
 

@@ -103,7 +103,8 @@ def compare(
 def _errors(values: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """Absolute differences, 0 where the masks already said everything."""
     finite = np.isfinite(exact)
-    return np.abs(np.where(finite, values, 0) - np.where(finite, exact, 0))
+    errors: np.ndarray = np.abs(np.where(finite, values, 0) - np.where(finite, exact, 0))
+    return errors
 
 
 def _first_mask_difference(a: np.ndarray, b: np.ndarray) -> tuple[int, ...] | None:

@@ -1,0 +1,105 @@
+"""``python -m jax_baracuda``: the report, its exit code, and what it says of a broken install."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jax_baracuda
+from jax_baracuda import __main__ as command
+from jax_baracuda._src import doctor
+from jax_baracuda._src.registry import has_cuda_device
+from jax_baracuda.testing import doctor as checks
+from jax_baracuda.testing.cases import DECODE_CASES
+
+
+@pytest.fixture
+def two_checks(monkeypatch):
+    """Two of the cases are enough to see the report."""
+    monkeypatch.setattr(checks, "CHECKED", ("plain-bfloat16-HND", "length-zero-sinks"))
+
+
+def test_command():
+    """The real thing, in a process of its own: every op is right on this machine."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jax_baracuda"], capture_output=True, text=True, check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for text in (jax.__version__, jax_baracuda.__version__, "flash_decode", "Every op is right",
+                 *checks.CHECKED):
+        assert text in done.stdout
+    runs = "CUDA kernels" if has_cuda_device() else "ops run on the reference"
+    assert runs in done.stdout
+
+
+def test_json(two_checks, capsys):
+    assert command.main(["--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert report["environment"]["versions"]["jax"] == jax.__version__
+    assert report["environment"]["runs"] == ("cuda" if has_cuda_device() else "reference")
+    assert {kernel["op"] for kernel in report["kernels"]} == {"flash_decode"}
+    assert [check["case"] for check in report["checks"]] == list(checks.CHECKED)
+    for check in report["checks"]:
+        assert check["error"] <= check["bound"]
+        assert check["ms"] > 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_wrong_op_is_reported(arguments, two_checks, monkeypatch, capsys):
+    """A kernel that is a little wrong makes the exit code 1 and is named."""
+    right = jax_baracuda.flash_decode
+
+    def wrong(query, *args, **options):
+        result = right(query, *args, **options)
+        return jax.tree.map(lambda x: x * jnp.asarray(1.02, x.dtype), result)
+
+    monkeypatch.setattr(jax_baracuda, "flash_decode", wrong)
+    assert command.main(arguments) == 1
+    output = capsys.readouterr().out
+    assert "plain-bfloat16-HND out: error" in " ".join(output.split())
+
+
+def test_op_that_raises_is_reported(two_checks, monkeypatch, capsys):
+    def broken(*args, **options):
+        raise RuntimeError("no kernels in this process")
+
+    monkeypatch.setattr(jax_baracuda, "flash_decode", broken)
+    assert command.main(["--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert {check["message"] for check in report["checks"]} == {
+        "RuntimeError: no kernels in this process"
+    }
+
+
+def test_checked_cases_exist():
+    assert set(checks.CHECKED) <= {case.name for case in DECODE_CASES}
+
+
+@pytest.mark.parametrize(
+    ("problem", "gpu", "driver", "runs", "fix"),
+    [
+        (None, True, True, "cuda", None),
+        ("the extension is not there", True, True, "broken", "JAX_BARACUDA_CUDA_ARCHS"),
+        ("the extension is not there", False, False, "reference", None),
+        (None, False, False, "reference", None),
+        ("the extension is not there", False, True, "reference", "jax[cuda13]"),
+    ],
+)
+def test_verdict(problem, gpu, driver, runs, fix):
+    """What calls run on, and what to do where a GPU is not used."""
+    verdict = doctor._verdict(problem, gpu=gpu, driver=driver)
+    assert verdict["runs"] == runs
+    if fix is None:
+        assert verdict["fix"] is None
+    else:
+        assert fix in verdict["fix"]
+    if runs == "broken":
+        assert problem in verdict["message"]
