@@ -1,0 +1,11 @@
+"""A byte-level Llama in ``flax.nnx``, in small files along its stages.
+
+config      sizes and presets
+data        the Python standard library's sources, as bytes
+ops         the operations that a kernel can serve: rotary embedding and the attention calls
+model       the network
+cache       the key/value cache of generation
+training    loss, optimizer, one step
+decoding    prefill and the jitted decode loop
+checkpoint  safetensors in and out, under the names of a Hugging Face Llama
+"""

@@ -1,0 +1,42 @@
+"""The operations that a kernel can serve. The model calls these and nothing below them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+import jax_baracuda
+
+DecodeAttention = Literal["flash_decode", "jax_nn"]
+
+
+def apply_rope(x: Array, positions: Array, *, theta: float) -> Array:
+    """Rotates the pairs ``(x[i], x[i + D/2])`` of ``x`` [..., H, D] by ``positions`` [...].
+
+    Rotary position embedding in the half-split order (Su et al., 2021, arXiv:2104.09864).
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def causal_attention(query: Array, key: Array, value: Array) -> Array:
+    """Attention of whole sequences: query [B, S, Hq, D], key and value [B, S, Hkv, D]."""
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+
+
+def decode_attention(
+    query: Array, key: Array, value: Array, kv_lengths: Array, implementation: DecodeAttention
+) -> Array:
+    """Attention of one query a request: query [B, Hq, D], caches [B, Hkv, K, D], lengths [B]."""
+    if implementation == "flash_decode":
+        return jax_baracuda.flash_decode(query, key, value, kv_lengths)
+    return jax.nn.dot_product_attention(
+        query[:, None], key.swapaxes(1, 2), value.swapaxes(1, 2), key_value_seq_lengths=kv_lengths
+    )[:, 0]

@@ -1,0 +1,6 @@
+"""Makes the examples importable the way ``python examples/train.py`` does."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
