@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def sets(self) -> int:
-        """How many sets of caches to rotate: a gigabyte of them, but at most 48 (200 MB or more)."""
+        """How many sets of caches to rotate: a gigabyte, but at most 48, which is 200 MB or more."""
         return max(1, min(48, math.ceil((1 << 30) / self.bytes)))
 
     def cache_shape(self, layout: str) -> tuple[int, int, int, int]:
@@ -187,6 +187,7 @@ class TorchEngine:
 
     def __init__(self) -> None:
         import torch
+        import torch.nn.attention
 
         self.torch = torch
         self.held: Cell | None = None

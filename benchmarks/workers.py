@@ -66,7 +66,8 @@ class Worker:
 
     def send(self, name: str, *args: Any) -> None:
         """Asks for a method of the engine without waiting for the answer."""
-        if self._process is None:
+        if self._process is None or not self._process.is_alive():
+            self.kill()
             self.start()
         self._pipe.send((name, args))
 
@@ -88,7 +89,7 @@ class Worker:
             raise RuntimeError(answer)
         return answer
 
-    def call(self, name: str, *args: Any, timeout: float = 90) -> Any:
+    def call(self, name: str, *args: Any, timeout: float = 120) -> Any:
         """Asks and waits."""
         self.send(name, *args)
         return self.receive(timeout)
