@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def sets(self) -> int:
-        """How many sets of caches to rotate: a gigabyte, but at most 48, which is 200 MB or more."""
+        """How many sets of caches to rotate: a gigabyte, or 48 sets (at least 200 MB)."""
         return max(1, min(48, math.ceil((1 << 30) / self.bytes)))
 
     def cache_shape(self, layout: str) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
-"""Plots a result file of bench_decode.py, and writes its table into the README.
+"""Turns result files into the README's tables, and plots bench_decode.py's.
 
     python benchmarks/plot.py benchmarks/results/h200/decode.json
+    python benchmarks/plot.py benchmarks/results/h200/decode_step.json
 """
 
 from __future__ import annotations
@@ -89,10 +90,38 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(verdict + (f"; behind at {'; '.join(behind)}." if behind else "."))
     if failed:
         lines.append(f"Did not run: {'; '.join(failed)}.")
+    lines.append(origin(rows))
+    return "\n".join(lines)
+
+
+GRAPHS = {
+    "none": "no CUDA graphs (`--xla_gpu_enable_command_buffer=`)",
+    "default": "XLA's default",
+    "body": "`--xla_gpu_graph_min_graph_size=1`",
+    "loop": "both flags above: the loop itself in the graph",
+}
+
+
+def step_table(rows: list[dict[str, Any]]) -> str:
+    """The README's table of graph_step.py: microseconds of a decode step by what is captured."""
+    slowest = rows[0]["ms"]
+    config = rows[0]["config"]
+    lines = ["| captured | us a step | x |", "|---|---|---|"]
+    lines += [
+        f"| {GRAPHS[row['config']['graph']]} | {row['ms'] * 1e3:.1f} | {slowest / row['ms']:.2f} |"
+        for row in rows
+    ]
+    lines += ["", f"{config['steps']} steps in one `while_loop`, {config['layers']} layers that append "
+              f"a row and call flash_decode: B = {config['B']}, Hq = {config['Hq']}, Hkv = "
+              f"{config['Hkv']}, D = {config['D']}, {config['K']} rows and growing. {origin(rows)}"]
+    return "\n".join(lines)
+
+
+def origin(rows: list[dict[str, Any]]) -> str:
+    """Where and with what the rows were measured."""
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    lines.append(f"{first['gpu']}, {first['date']}, commit {first['commit']}; {versions}.")
-    return "\n".join(lines)
+    return f"{first['gpu']}, {first['date']}, commit {first['commit']}; {versions}."
 
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -148,16 +177,24 @@ def insert(readme: pathlib.Path, name: str, text: str) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("results", type=pathlib.Path)
+    parser.add_argument("results", type=pathlib.Path, nargs="+")
     parser.add_argument("--readme", type=pathlib.Path, default=result_rows.ROOT / "README.md")
     parser.add_argument("--no-readme", action="store_true", help="only plot and print the table")
     options = parser.parse_args()
-    rows = result_rows.read(options.results)
-    text = table(rows)
-    print(text)
-    plot(rows, options.results.with_suffix(".png"))
-    if not options.no_readme:
-        insert(options.readme, options.results.stem, text)
+    for path in options.results:
+        rows = result_rows.read(path)
+        if rows[0]["pass"] == "step":
+            name, text = "graphs", step_table(rows)
+        else:
+            image = path.with_suffix(".png")
+            plot(rows, image)
+            name, text = "decode", table(rows)
+            if image.resolve().is_relative_to(result_rows.ROOT):
+                link = image.resolve().relative_to(result_rows.ROOT)
+                text = f"![GB/s over the cache length]({link})\n\n{text}"
+        print(text)
+        if not options.no_readme:
+            insert(options.readme, name, text)
 
 
 if __name__ == "__main__":
