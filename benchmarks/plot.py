@@ -111,9 +111,12 @@ def step_table(rows: list[dict[str, Any]]) -> str:
         f"| {GRAPHS[row['config']['graph']]} | {row['ms'] * 1e3:.1f} | {slowest / row['ms']:.2f} |"
         for row in rows
     ]
-    lines += ["", f"{config['steps']} steps in one `while_loop`, {config['layers']} layers that append "
-              f"a row and call flash_decode: B = {config['B']}, Hq = {config['Hq']}, Hkv = "
-              f"{config['Hkv']}, D = {config['D']}, {config['K']} rows and growing. {origin(rows)}"]
+    lines += [
+        "",
+        f"{config['steps']} steps in one `while_loop`, {config['layers']} layers that append a row "
+        f"and call flash_decode: B = {config['B']}, Hq = {config['Hq']}, Hkv = {config['Hkv']}, "
+        f"D = {config['D']}, {config['K']} rows and growing. {origin(rows)}",
+    ]
     return "\n".join(lines)
 
 
