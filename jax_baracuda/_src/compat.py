@@ -16,7 +16,7 @@ except (ImportError, AttributeError):  # a later jax may have moved it: only sha
 
 
 def require_devices_during_lowering(primitive: Primitive) -> None:
-    """Lets the lowering of ``primitive`` know the device assignment, as custom_partitioning needs."""
+    """Tells the lowering of ``primitive`` the device assignment: custom_partitioning needs it."""
     _needs_devices.add(primitive)
 
 
@@ -47,10 +47,11 @@ def output_aval(
     varying: frozenset[str],
 ) -> jax.core.ShapedArray:
     """An aval with everything that a type carries: the mesh of ``template``, a spec, a vma."""
-    return template.update(
+    aval: jax.core.ShapedArray = template.update(
         shape=tuple(shape),
         dtype=jax.numpy.dtype(dtype),
         weak_type=False,
         sharding=template.sharding.update(spec=spec),
         manual_axis_type=template.manual_axis_type.update(varying=varying),
     )
+    return aval

@@ -1,18 +1,173 @@
-"""explain: which kernel a call would run, without running it."""
+"""explain: which kernel a call would run, without running it. One private function an op."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
+
+from jax_baracuda._src import registry
+from jax_baracuda._src.decode import shapes as decode_shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelInfo:
-    """Which kernel a call would run."""
+    """What a call would run.
 
+    Attributes:
+      op: the public function, such as "flash_decode".
+      name: the kernel, or "reference" for plain jax.numpy.
+      implementation: "cuda" or "reference".
+      arch: the CUDA architecture of the build that would serve the GPU of this process, such as
+        "90a"; None on the reference, without a GPU, and where no built architecture fits it.
+      dtype: of the operands and of the output.
+      accumulator: the dtype of sums and of the softmax.
+      deterministic: whether equal calls give equal bits.
+      batch_invariant: whether the bits of a request do not depend on the rest of the batch.
+      workspace_bytes: scratch memory of a call on one device.
+      note: why this kernel; and, where the call would raise, why.
+    """
+
+    op: str
     name: str
+    implementation: str
+    arch: str | None
+    dtype: str
+    accumulator: str
+    deterministic: bool
+    batch_invariant: bool
+    workspace_bytes: int
+    note: str
 
 
 def explain(fn_name: str, *avals: Any, **options: Any) -> KernelInfo:
-    """Tells which kernel a call would run."""
-    raise NotImplementedError
+    """Which kernel ``getattr(jax_baracuda, fn_name)(*avals, **options)`` would run in this process.
+
+    Nothing is run or compiled. Without a GPU it tells of the reference; ``implementation="cuda"``
+    tells of the CUDA kernel on any machine.
+
+    Args:
+      fn_name: the name of a public function: "flash_decode".
+      *avals: its array arguments: arrays, or anything with a shape and a dtype, such as
+        ``jax.ShapeDtypeStruct``.
+      **options: its keyword arguments, as for the call itself.
+
+    Returns:
+      A ``KernelInfo``.
+
+    Raises:
+      ValueError: for an unknown function.
+      Exception: whatever the call itself would raise for its arguments.
+
+    Example::
+
+      >>> import jax, jax_baracuda
+      >>> query = jax.ShapeDtypeStruct((2, 32, 128), "bfloat16")
+      >>> cache = jax.ShapeDtypeStruct((2, 8, 4096, 128), "bfloat16")
+      >>> jax_baracuda.explain("flash_decode", query, cache, cache, implementation="cuda").name
+      'flash_decode_mma'
+    """
+    if fn_name not in _OPS:
+        raise ValueError(f"fn_name is {fn_name!r}; supported are {', '.join(map(repr, _OPS))}.")
+    return _OPS[fn_name](*avals, **options)
+
+
+def _flash_decode(
+    query: Any,
+    key: Any,
+    value: Any,
+    kv_lengths: Any = None,
+    *,
+    kv_layout: str = "HND",
+    scale: float | None = None,
+    local_window_size: int | Sequence[int] | None = None,
+    sink_tokens: int = 0,
+    sinks: Any = None,
+    alibi_slopes: Any = None,
+    logits_soft_cap: float | None = None,
+    num_splits: int | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+) -> KernelInfo:
+    del return_lse
+    decode_shapes.check_implementation(implementation)
+    operands = map(_aval, (query, key, value, kv_lengths, sinks, alibi_slopes))
+    shape = decode_shapes.check_operands(*operands, kv_layout=kv_layout)
+    options = decode_shapes.check_options(
+        shape.head_dim,
+        kv_layout=kv_layout,
+        scale=scale,
+        local_window_size=local_window_size,
+        sink_tokens=sink_tokens,
+        logits_soft_cap=logits_soft_cap,
+        num_splits=num_splits,
+    )
+    if not _runs_on_cuda(implementation):
+        return _reference("flash_decode", shape.dtype, implementation)
+    splits = options["num_splits"]
+    if shape.dtype == "float32":
+        name, why = "flash_decode_simt", "float32 products, on CUDA cores"
+    else:
+        name, why = "flash_decode_mma", f"{shape.dtype} products, on tensor cores"
+    parts = f"{splits} parts" if splits else "parts chosen by occupancy"
+    return KernelInfo(
+        op="flash_decode",
+        name=name,
+        implementation="cuda",
+        arch=registry.serving_architecture(),
+        dtype=shape.dtype,
+        accumulator="float32",
+        deterministic=True,
+        batch_invariant=splits > 0,
+        workspace_bytes=decode_shapes.workspace_bytes(shape, splits),
+        note=f"{why}; each cache in {parts}{_obstacle(registry.FLASH_DECODE)}",
+    )
+
+
+_OPS: dict[str, Callable[..., KernelInfo]] = {"flash_decode": _flash_decode}
+
+
+def _aval(array: Any) -> Any:
+    """The shape and dtype that jax gives an array; None and avals as they are."""
+    if array is None or isinstance(array, jax.ShapeDtypeStruct):
+        return array
+    try:
+        return jax.typeof(array)
+    except TypeError:
+        return array  # has a shape and a dtype, or is reported by the check of its argument
+
+
+def _runs_on_cuda(implementation: str | None) -> bool:
+    if implementation is None:
+        return registry.has_cuda_device() and jax.default_backend() == "gpu"
+    return implementation == "cuda"
+
+
+def _reference(op: str, dtype: str, implementation: str | None) -> KernelInfo:
+    why = "asked for" if implementation else f"the backend is {jax.default_backend()}"
+    return KernelInfo(
+        op=op,
+        name="reference",
+        implementation="reference",
+        arch=None,
+        dtype=dtype,
+        accumulator="float32",
+        deterministic=True,
+        batch_invariant=False,
+        workspace_bytes=0,
+        note=f"plain jax.numpy, compiled by XLA: {why}",
+    )
+
+
+def _obstacle(target: str) -> str:
+    """Why a call of the kernel would fail here, empty if it would not."""
+    extension = registry.register()
+    if target not in extension.targets:
+        return f"; it cannot run here: {extension.problem}"
+    if not registry.has_cuda_device():
+        return "; there is no CUDA device here"
+    if registry.serving_architecture() is None:
+        return f"; the build ({';'.join(registry.architectures())}) does not fit this GPU"
+    return ""

@@ -8,10 +8,10 @@ rule here says what may stay sharded under jit:
 - the query heads of a key/value head that a device has alone, as in multi-query attention.
 
 The cache rows (K) and the head dimension (D) may not: an operand that is sharded there is gathered
-along that dimension, by the rule and not by accident (on an Explicit mesh it is an error instead). To
-spread one long cache over devices, call flash_decode in shard_map with return_lse=True and merge the
-states. The cache is never moved for the sake of the query, which is small. On one device, and in
-shard_map over the whole mesh, nothing of this is used.
+along that dimension, by the rule and not by accident; on an Explicit mesh it is an error. To spread
+one long cache over devices, call flash_decode in shard_map with return_lse=True and merge the
+states. No cache is moved for the sake of a query, which is small. On one device, and in shard_map
+over the whole mesh, nothing of this is used.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ def dimensions(shapes: Sequence[tuple[int, ...]], *, nhd: bool) -> list[str]:
     batch = shapes[0][0]
     rows = ["bq" if shape[0] == batch else "1q" for shape in shapes[4:]]
     letters = ["bqd", cache, cache, "b", *rows]
-    return [dims if len(dims) == len(shape) and math.prod(shape) else ""
-            for dims, shape in zip(letters, shapes, strict=True)]
+    return [
+        dims if len(dims) == len(shape) and 0 not in shape else ""
+        for dims, shape in zip(letters, shapes, strict=True)
+    ]
 
 
 def partitioned(call: Call) -> Call:
@@ -59,38 +61,40 @@ def partitioned(call: Call) -> Call:
         call_here = functools.partial(call, nhd=nhd, **options)
         dims = dimensions([operand.shape for operand in operands], nhd=nhd)
         present = [index for index, letters in enumerate(dims) if letters]
-        if _is_manual() or present[:3] != [0, 1, 2]:  # nothing to share out, or an empty batch
+        if in_shard_map() or present[:3] != [0, 1, 2]:  # nothing to share out, or an empty cache
             return call_here(*operands)
+        q_heads, kv_heads = operands[0].shape[1], operands[1].shape[dims[1].index("h")]
+        missing = [
+            None if letters else (operand.shape, operand.dtype)
+            for operand, letters in zip(operands, dims, strict=True)
+        ]
         dims = [dims[index] for index in present]
 
         def local(*given: jax.Array) -> Results:
-            full = [jnp.zeros(like.shape, like.dtype) for like in like_operands]
-            for index, array in zip(present, given, strict=True):
-                full[index] = array
-            return call_here(*full)
-
-        like_operands = [jax.ShapeDtypeStruct(() if index in present else operand.shape, operand.dtype)
-                         for index, operand in enumerate(operands)]
+            arrays = iter(given)
+            return call_here(*(jnp.zeros(*like) if like else next(arrays) for like in missing))
 
         def on_one_device(*given: jax.Array) -> Results:
             with jax.sharding.use_abstract_mesh(_NO_MESH):  # whatever mesh the caller has set
                 return local(*given)
 
         def rule(mesh: Mesh, *_: Any) -> tuple[str, dict[str, Any]]:
-            q_heads = operands[0].shape[1]
-            return sharding_rule(mesh, dims, q_heads, operands[1].shape[dims[1].index("h")])
+            return sharding_rule(mesh, dims, q_heads, kv_heads)
 
         def partition(mesh: Mesh, args: Sequence[Any], results: Sequence[Any]) -> Any:
             axes = local_axes(mesh, dims, args, results)
-            shard = [[NamedSharding(mesh, P(*(axes.get(letter) for letter in letters)))
-                      for letters in group] for group in (_RESULTS, dims)]
-            return mesh, on_one_device, tuple(shard[0]), tuple(shard[1])
+
+            def sharding(letters: str) -> NamedSharding:
+                return NamedSharding(mesh, P(*(axes.get(letter) for letter in letters)))
+
+            return mesh, on_one_device, tuple(map(sharding, _RESULTS)), tuple(map(sharding, dims))
 
         function = custom_partitioning(local)
         # Shardings arrive undecoded: jax's own decoding fails on a dimension that is sharded over
         # part of a mesh axis, as Shardy may propose; mesh_axes below does not.
         function.def_partition(partition, sharding_rule=rule, decode_shardings=False)
-        return function(*(operands[index] for index in present))
+        out, lse = function(*(operands[index] for index in present))
+        return out, lse
 
     return with_rule
 
@@ -108,8 +112,10 @@ def sharding_rule(
         extra["g"] = q_heads // kv_heads
     # Otherwise the heads stay untied: Shardy would shard the cache over a part of a mesh axis, and
     # that ends in a gather. Untied, the cache stays as it is, and local_axes fits the query to it.
-    operands = [" ".join(f"one{index}" if letter == "1" else names[letter] for letter in letters)
-                for index, letters in enumerate(dims)]
+    operands = [
+        " ".join(f"one{index}" if letter == "1" else names[letter] for letter in letters)
+        for index, letters in enumerate(dims)
+    ]
     results = [" ".join(names[letter] for letter in letters) for letters in _RESULTS]
     return f"{', '.join(operands)} -> {', '.join(results)}", extra
 
@@ -117,7 +123,7 @@ def sharding_rule(
 def local_axes(
     mesh: Mesh, dims: Sequence[str], args: Sequence[Any], results: Sequence[Any]
 ) -> dict[str, Axes]:
-    """Mesh axes for each letter: the nearest to what XLA proposes for which no device needs another."""
+    """Mesh axes for each letter, near to what XLA proposes, such that no device needs another."""
     if mesh.empty:
         raise NotImplementedError("flash_decode under jit needs operands with a NamedSharding.")
     query, key = args[0], args[1]
@@ -140,7 +146,7 @@ def local_axes(
         prefixes = (wanted[:count] for count in range(len(wanted), -1, -1))
         shared = next(prefix for prefix in prefixes if kv_heads % size(prefix) == 0)
     # Over `rest`, the query heads of one key/value head: it must be the only one on a device.
-    rest = wanted[len(shared):] if wanted[:len(shared)] == shared else ()
+    rest = wanted[len(shared) :] if wanted[: len(shared)] == shared else ()
     if kv_heads != size(shared) or group % size(rest):
         rest = ()
     return {"b": batch, "h": shared, "q": shared + rest}
@@ -160,8 +166,11 @@ def mesh_axes(mesh: Mesh, array: Any, dim: int) -> Axes:
     try:
         given = starts(array.sharding)
         # How far one step along each mesh axis moves along the dimension.
-        steps = {name: int(np.moveaxis(given, at, 0).reshape(size, -1)[1, 0])
-                 for at, (name, size) in enumerate(mesh.shape.items()) if size > 1}
+        steps = {
+            name: int(np.moveaxis(given, at, 0).reshape(size, -1)[1, 0])
+            for at, (name, size) in enumerate(mesh.shape.items())
+            if size > 1
+        }
         axes = tuple(sorted(filter(steps.get, steps), key=lambda name: -steps[name]))
         whole = np.array_equal(given, starts(NamedSharding(mesh, P(*[None] * dim, axes))))
     except ValueError:  # the dimension does not divide evenly
@@ -169,28 +178,32 @@ def mesh_axes(mesh: Mesh, array: Any, dim: int) -> Axes:
     return axes if whole else ()
 
 
-def _is_manual() -> bool:
+def in_shard_map() -> bool:
     """Whether this is traced in shard_map; raises if only over a part of the mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.manual_axes:
         return False
-    rest = {name: size for name, size in mesh.shape.items()
-            if name not in mesh.manual_axes and size > 1}
+    rest = {
+        name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes and size > 1
+    }
     if rest:
         raise NotImplementedError(
-            f"flash_decode in shard_map over the mesh axes {mesh.manual_axes} only, with {rest} left "
-            "to jit: the kernel cannot be shared out there. Make every axis manual: leave axis_names "
-            "out, or nest a second shard_map over the rest."
+            f"flash_decode is in shard_map over the mesh axes {mesh.manual_axes} and {rest} is "
+            "left to jit; on CUDA every axis must be manual. Leave axis_names out of shard_map, or "
+            "nest another shard_map over the rest."
         )
     return True
 
 
 def in_auto_mode(call: Call, operands: Sequence[jax.Array], *, nhd: bool) -> Results:
-    """``call(*operands)``; on an Explicit mesh, with the results typed and the inside left to XLA."""
+    """``call(*operands)``; on an Explicit mesh the results are typed and the inside left to XLA."""
     avals = [jax.typeof(operand) for operand in operands]
     mesh = next((a.sharding.mesh for a in avals if not a.sharding.mesh.empty), _NO_MESH)
-    explicit = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-                     if kind == AxisType.Explicit)
+    explicit = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    )
     if not explicit:
         out, lse = call(*operands)
         return out, lse
@@ -200,7 +213,8 @@ def in_auto_mode(call: Call, operands: Sequence[jax.Array], *, nhd: bool) -> Res
         out, lse = call(*operands)
         return out, lse
 
-    return jax.sharding.auto_axes(inside, axes=explicit, out_sharding=shardings)(*operands)
+    typed: Call = jax.sharding.auto_axes(inside, axes=explicit, out_sharding=shardings)
+    return typed(*operands)
 
 
 def result_specs(avals: Sequence[Any], *, nhd: bool) -> tuple[P, P]:
@@ -221,14 +235,15 @@ def result_specs(avals: Sequence[Any], *, nhd: bool) -> tuple[P, P]:
             other, known = found.setdefault(letter, (name, axes))
             if known != axes:
                 raise ValueError(
-                    f"{name} is sharded over {axes} where {other} is sharded over {known} "
-                    f"({'batch' if letter == 'b' else 'heads'}); they must agree. Use jax.reshard first."
+                    f"{name} is sharded over {axes} along its "
+                    f"{'batch' if letter == 'b' else 'heads'} and {other} over {known}; they must "
+                    "agree. Use jax.reshard first."
                 )
     (_, batch), (_, shared), (_, heads) = (found.get(letter, ("", ())) for letter in "bhq")
     heads = heads or shared
-    if heads[:len(shared)] != shared or set(heads) & set(batch):
+    if heads[: len(shared)] != shared or set(heads) & set(batch):
         raise ValueError(
-            f"query is sharded over {heads} along its heads and over {batch} along the batch, and key "
-            f"over {shared} along its heads; the heads of both must go together. Use jax.reshard first."
+            f"query is sharded over {heads} along its heads and over {batch} along the batch, and "
+            f"key over {shared} along its heads; the heads must go together. Use jax.reshard first."
         )
     return P(batch or None, heads or None, None), P(batch or None, heads or None)

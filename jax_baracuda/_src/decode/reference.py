@@ -37,9 +37,9 @@ def flash_decode_reference(
       sink_tokens: how many of the first keys are visible whatever the window.
       logits_soft_cap: cap * tanh(logits / cap) is applied; 0 for none.
       dtype: the precision of the two products. The softmax runs in float32 or better. With float64
-        (and float64 inputs, under jax_enable_x64) this is an oracle; with a 16-bit dtype it has the
-        rounding of a 16-bit kernel: products of 16-bit numbers, probabilities among them, are summed
-        in float32.
+        (and float64 inputs, under jax_enable_x64) this is an oracle. A 16-bit dtype rounds as a
+        16-bit kernel does: products of 16-bit numbers, probabilities among them, are summed in
+        float32.
 
     Returns:
       out: [B, Hq, D] in the dtype of ``query``.
@@ -55,8 +55,13 @@ def flash_decode_reference(
         return operand.astype(wide).reshape(operand.shape[0], *grouped[1:], 1)
 
     def product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.einsum(spec, a.astype(dtype), b.astype(dtype),
-                          precision=jax.lax.Precision.HIGHEST, preferred_element_type=wide)
+        return jnp.einsum(
+            spec,
+            a.astype(dtype),
+            b.astype(dtype),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=wide,
+        )
 
     # Which keys the query of each request sees: [B or 1, K]. The query sits on the last key.
     position = jnp.arange(capacity, dtype=jnp.int32)[None, :]

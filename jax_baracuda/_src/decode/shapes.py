@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -42,6 +42,45 @@ class DecodeShape:
     def group(self) -> int:
         """Query heads that read the same key/value head."""
         return self.q_heads // self.kv_heads
+
+
+def decode_shape(query: HasShape, key: HasShape, *, nhd: bool) -> DecodeShape:
+    """The sizes of operands that are known to be right."""
+    batch, q_heads, head_dim = query.shape
+    capacity, kv_heads = key.shape[1:3] if nhd else (key.shape[2], key.shape[1])
+    return DecodeShape(batch, q_heads, kv_heads, capacity, head_dim, _dtype_name(query))
+
+
+class DecodeOptions(TypedDict):
+    """The static options in the form that the primitive, the kernel and the reference take."""
+
+    nhd: bool
+    scale: float
+    window_left: int  # -1: no window
+    sink_tokens: int
+    logits_soft_cap: float  # 0: none
+    num_splits: int  # 0: the kernel chooses
+
+
+def check_options(
+    head_dim: int,
+    *,
+    kv_layout: str = "HND",
+    scale: float | None = None,
+    local_window_size: int | Sequence[int] | None = None,
+    sink_tokens: int = 0,
+    logits_soft_cap: float | None = None,
+    num_splits: int | None = None,
+) -> DecodeOptions:
+    """Checks the options of flash_decode; raises ValueError by name."""
+    return DecodeOptions(
+        nhd=check_layout(kv_layout),
+        scale=check_scale(scale, head_dim),
+        window_left=check_window(local_window_size),
+        sink_tokens=check_sink_tokens(sink_tokens),
+        logits_soft_cap=check_soft_cap(logits_soft_cap),
+        num_splits=check_num_splits(num_splits),
+    )
 
 
 def check_operands(
@@ -86,8 +125,8 @@ def check_operands(
         )
     if kv_heads < 1 or q_heads < 1 or q_heads % kv_heads != 0:
         raise ValueError(
-            f"query has {q_heads} heads and key has {kv_heads} (shape {key.shape} read as {cache}); "
-            "the query heads must be a multiple of the key/value heads."
+            f"query has {q_heads} heads and key has {kv_heads} (shape {key.shape} is {cache}); the "
+            "query heads must be a multiple of the key/value heads."
         )
     if isinstance(capacity, int) and capacity > _MAX_INT32:
         raise NotImplementedError(f"key holds {capacity} rows a request; supported are < 2**31.")
@@ -104,8 +143,9 @@ def check_operands(
     if sinks is not None:
         _check_per_head("sinks", sinks, [(q_heads,)], "[Hq]")
     if alibi_slopes is not None:
-        _check_per_head("alibi_slopes", alibi_slopes, [(q_heads,), (batch, q_heads)],
-                        "[Hq] or [B, Hq]")
+        _check_per_head(
+            "alibi_slopes", alibi_slopes, [(q_heads,), (batch, q_heads)], "[Hq] or [B, Hq]"
+        )
     return DecodeShape(batch, q_heads, kv_heads, capacity, head_dim, dtype)
 
 
@@ -123,29 +163,29 @@ def check_scale(scale: float | None, head_dim: int) -> float:
     """The factor on the logits; 1/sqrt(D) when it is not given."""
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
-    return _number("scale", scale, "a finite Python number, or None for 1/sqrt(D); for a traced "
-                                   "scale multiply the query")
+    return _number(
+        "scale",
+        scale,
+        "a finite Python number, or None for 1/sqrt(D); for a traced scale multiply the query",
+    )
 
 
 def check_window(local_window_size: int | Sequence[int] | None) -> int:
     """How many keys before the query's own row are visible; -1 for all of them."""
     if local_window_size is None:
         return -1
-    message = (
-        f"local_window_size is {local_window_size!r}; supported are None (no window), an int >= 0, "
-        "or a pair (left, right) of ints >= 0."
-    )
-    pair = local_window_size
-    if not isinstance(pair, (tuple, list)):
-        pair = (pair, pair)
-    if len(pair) != 2:
-        raise ValueError(message)
-    sizes = [_index(size) for size in pair]
-    if any(size is None or size < 0 for size in sizes):
-        raise ValueError(message)
+    given: Sequence[Any] = (local_window_size, local_window_size)
+    if isinstance(local_window_size, (tuple, list)):
+        given = local_window_size
+    sizes = [size for size in map(_index, given) if size is not None and size >= 0]
+    if len(sizes) != 2 or len(given) != 2:
+        raise ValueError(
+            f"local_window_size is {local_window_size!r}; supported are None (no window), an int "
+            ">= 0, or a pair (left, right) of ints >= 0."
+        )
     # The query is the last row of its history: nothing lies to its right. A window past int32 is
     # a window over everything that a cache can hold.
-    return min(sizes[0], _MAX_INT32)  # type: ignore[type-var, return-value]
+    return min(sizes[0], _MAX_INT32)
 
 
 def check_sink_tokens(sink_tokens: int) -> int:
@@ -200,28 +240,28 @@ def workspace_bytes(shape: DecodeShape, num_splits: int) -> int:
         slots = rows * num_splits if num_splits > 1 else 0
     else:
         blocks = -(-shape.capacity // 64)
-        slots = 0
-        if blocks > 1:
-            if shape.head_dim <= 128 and shape.group <= 8:
-                blocks_per_sm = 4
-            else:
-                blocks_per_sm = 2 if shape.group <= 16 else 1
-            # 192 is above the SM count of every supported GPU: the GPU at hand is never asked.
-            slots = 2 * min(192 * blocks_per_sm, rows * blocks)
-    return max(16, slots * slot)
+        if shape.head_dim <= 128 and shape.group <= 8:
+            blocks_per_sm = 4
+        else:
+            blocks_per_sm = 2 if shape.group <= 16 else 1
+        # 192 is above the SM count of every supported GPU: the GPU at hand is never asked.
+        slots = 2 * 192 * blocks_per_sm
+        if isinstance(rows * blocks, int):
+            slots = min(slots, 2 * rows * blocks) if blocks > 1 else 0
+    needed = slots * slot
+    # Under jax.export a size may be symbolic, and then has no order.
+    return max(16, needed) if isinstance(needed, int) else needed
 
 
 def _check_rank(name: str, array: HasShape, layout: str) -> None:
     rank = layout.split("]")[0].count(",") + 1
     if len(array.shape) != rank:
         raise ValueError(
-            f"{name} has shape {tuple(array.shape)} of rank {len(array.shape)}; it must be {layout}."
+            f"{name} has shape {tuple(array.shape)}, rank {len(array.shape)}; it must be {layout}."
         )
 
 
-def _check_per_head(
-    name: str, array: HasShape, shapes: list[tuple[int, ...]], layout: str
-) -> None:
+def _check_per_head(name: str, array: HasShape, shapes: list[tuple[int, ...]], layout: str) -> None:
     if tuple(array.shape) not in shapes:
         given = " or ".join(str(shape) for shape in shapes)
         raise ValueError(f"{name} has shape {tuple(array.shape)}; it must be {layout} = {given}.")
