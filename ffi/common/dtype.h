@@ -1,0 +1,8 @@
+// Element types that the kernels are instantiated for, named without any CUDA or XLA header.
+#pragma once
+
+namespace jax_baracuda {
+
+enum class DType { kF16, kBF16, kF32 };
+
+}  // namespace jax_baracuda

@@ -1,0 +1,58 @@
+// Instantiations and launch of the combine kernel.
+#include "decode/combine.cuh"
+
+#include <algorithm>
+
+#include "decode/launch.h"
+
+namespace jax_baracuda {
+namespace {
+
+using Kernel = void (*)(DecodeParams, bool);
+
+template <class Element>
+Kernel kernel_for(int dim_tile) {
+  return dim_tile == 64    ? combine_kernel<Element, 64>
+         : dim_tile == 128 ? combine_kernel<Element, 128>
+                           : combine_kernel<Element, 256>;
+}
+
+Kernel kernel_for(DType dtype, int dim_tile) {
+  switch (dtype) {
+    case DType::kF16:
+      return kernel_for<__half>(dim_tile);
+    case DType::kBF16:
+      return kernel_for<__nv_bfloat16>(dim_tile);
+    default:
+      return kernel_for<float>(dim_tile);
+  }
+}
+
+}  // namespace
+
+cudaError_t prepare_combine(DType dtype, int dim_tile) {
+  cudaFuncAttributes attributes;  // asking for them loads the kernel's module
+  return cudaFuncGetAttributes(&attributes,
+                               reinterpret_cast<const void*>(kernel_for(dtype, dim_tile)));
+}
+
+cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params,
+                           bool programmatic, cudaStream_t stream) {
+  const int64_t rows = int64_t{params.batch} * params.kv_heads * params.head_blocks;
+  const bool by_border = params.splits == 0 && params.ctas - 1 < rows;
+  const int64_t candidates = by_border ? params.ctas - 1 : rows;
+  if (candidates == 0) return cudaSuccess;
+
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(static_cast<unsigned>(candidates), params.block_heads);
+  launch.blockDim = dim3(kCombineWarps * 32);
+  launch.stream = stream;
+  launch.attrs = &attribute;
+  launch.numAttrs = programmatic ? 1 : 0;
+  return cudaLaunchKernelEx(&launch, kernel_for(dtype, dim_tile), params, by_border);
+}
+
+}  // namespace jax_baracuda

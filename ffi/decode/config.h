@@ -1,0 +1,129 @@
+// The split heuristic and the choice of a kernel. Host code without CUDA, unit-tested through
+// _ffi.decode_plan.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "decode/params.h"
+
+namespace jax_baracuda {
+
+// A warp's share of shared memory in the merge at the end of a row, and the query it reads.
+inline constexpr int kMergePad = 4;  // floats between heads, so that heads fall in different banks
+
+// Warps of a CTA. A kernel's register budget follows from it: 65536 registers over so many threads.
+inline constexpr int kMaxSlices = 8;
+constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
+  return dtype != DType::kF32 && dim_tile <= 128 && head_tile == 8 && vector ? 12 : 8;
+}
+
+// Parts that the combine kernel can merge in one row: the most splits, and the most CTAs of a stream.
+inline constexpr int kCombineMaxParts = 1024;
+
+constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+constexpr int element_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+
+// Keys that one warp holds in registers at a time: 8 KB of K and V, 16 KB for the widest 16-bit heads.
+constexpr int warp_tokens(DType dtype, int dim_tile) {
+  if (dtype == DType::kF32) return 1024 / dim_tile;
+  return dim_tile == 64 ? 32 : 16;
+}
+
+// Warps that take different keys, where `slices` warps already share the same ones: at least four in all.
+constexpr int token_warps_for(int slices) { return slices >= 4 ? 1 : ceil_div(4, slices); }
+
+constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
+                                  int token_warps) {
+  const int heads = slices * head_tile;
+  const int query = heads * dim_tile * element_bytes(dtype);
+  const int warps = heads * token_warps * (dim_tile + kMergePad + 2) * 4;
+  const int cluster = heads * (dim_tile + 2) * 4;
+  const int slopes = heads * 4;
+  return query + warps + cluster + slopes;
+}
+
+inline void set_token_warps(const DecodeShape& s, int token_warps, DecodeConfig& c) {
+  c.token_warps = token_warps;
+  c.chunk_tokens = token_warps * warp_tokens(s.dtype, c.dim_tile);
+  c.shared_bytes = decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps);
+}
+
+// The layout of a CTA; nothing here depends on the batch, so that a fixed split count gives a request
+// the same bits whatever else is in the batch.
+inline DecodeConfig choose_layout(const DecodeShape& s) {
+  DecodeConfig c;
+  c.vector = (s.head_dim * element_bytes(s.dtype)) % 16 == 0;
+  c.dim_tile = s.head_dim <= 64 ? 64 : s.head_dim <= 128 ? 128 : 256;
+  if (s.dtype == DType::kF32) {
+    c.head_tile = 4;
+  } else {
+    c.head_tile = s.group > 8 && c.dim_tile <= 128 && c.vector ? 16 : 8;
+  }
+  c.head_blocks = ceil_div(s.group, c.head_tile * kMaxSlices);
+  c.block_heads = ceil_div(s.group, c.head_blocks);
+  c.slices = ceil_div(c.block_heads, c.head_tile);
+  set_token_warps(s, token_warps_for(c.slices), c);
+  return c;
+}
+
+// Query heads that a partial result holds: with a fixed split count those of the whole group, whose
+// head blocks share it.
+constexpr int partial_heads(const DecodeShape& s, const DecodeConfig& c) {
+  return s.num_splits > 0 ? s.group : c.block_heads;
+}
+constexpr int64_t partial_bytes(const DecodeShape& s, const DecodeConfig& c) {
+  return int64_t{4} * partial_heads(s, c) * (s.head_dim + 2);
+}
+
+// One row's pieces as one cluster: no partial results in memory and no second kernel, which is what the
+// short problems spend their time on. It takes few rows (else the clusters are too small to matter)
+// whose lengths cannot differ (a cluster cannot help another one), and clusters that fill the device.
+// 0: no.
+inline int choose_cluster(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                          int64_t row_chunks) {
+  if (s.uneven_lengths || row_chunks < 2) return 0;
+  for (int log = 4; log >= 1; --log) {
+    const int size = 1 << log;
+    if (rows * size > device.sms || rows > device.clusters_of[log]) continue;
+    const bool fills_device = rows * size * 4 >= device.sms * 3;
+    return fills_device || size >= row_chunks ? size : 0;
+  }
+  return 0;
+}
+
+// `workspace_slots`: partial results that the workspace can hold.
+inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device,
+                            int64_t workspace_slots, DecodeConfig& c) {
+  const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
+  int64_t row_chunks = std::max(1, ceil_div(s.kv_capacity, c.chunk_tokens));
+  c.splits = s.num_splits;
+  if (c.splits >= 2) {
+    const int log = c.splits == 2 ? 1 : c.splits == 4 ? 2 : c.splits == 8 ? 3 : 0;
+    c.cluster = log > 0 && device.clusters_of[log] > 0;
+  } else if (c.splits == 0) {
+    const int cluster = c.head_blocks == 1 ? choose_cluster(s, device, rows, row_chunks) : 0;
+    c.ctas = std::min({int64_t{device.sms} * device.ctas_per_sm, rows * row_chunks,
+                       workspace_slots / 2, int64_t{kCombineMaxParts}});
+    if (cluster > 0) {
+      c.splits = cluster;
+      c.cluster = true;
+      // One CTA an SM: give it as many warps as its keys can feed.
+      const int tokens = warp_tokens(s.dtype, c.dim_tile);
+      const int64_t wanted = ceil_div(ceil_div(s.kv_capacity, cluster), tokens);
+      const int most = max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) / c.slices;
+      int warps = c.token_warps;
+      while (warps + 4 <= most && warps < wanted) warps += 4;
+      set_token_warps(s, warps, c);
+    } else if (row_chunks == 1 || c.ctas < 1) {
+      c.splits = 1;  // one chunk a row, or no room for partial results: every row is one CTA's
+    }
+  }
+  if (c.splits != 0) c.ctas = rows * c.splits;
+  c.partial_slots = c.splits == 0                   ? 2 * c.ctas
+                    : c.splits == 1 || c.cluster ? 0
+                                                    : int64_t{s.batch} * s.kv_heads * c.splits;
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,163 @@
+// Chooses a compiled kernel for a problem, plans its launch for the current device, and launches it.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "common/device_info.h"
+#include "decode/config.h"
+#include "decode/launch.h"
+
+namespace jax_baracuda {
+namespace {
+
+// The same list as instantiations.cmake.
+const DecodeKernel kKernels[] = {
+    decode_kernel_entry<DType::kF16, 64, 8, true>(),
+    decode_kernel_entry<DType::kF16, 64, 16, true>(),
+    decode_kernel_entry<DType::kF16, 64, 8, false>(),
+    decode_kernel_entry<DType::kF16, 128, 8, true>(),
+    decode_kernel_entry<DType::kF16, 128, 16, true>(),
+    decode_kernel_entry<DType::kF16, 128, 8, false>(),
+    decode_kernel_entry<DType::kF16, 256, 8, true>(),
+    decode_kernel_entry<DType::kF16, 256, 8, false>(),
+    decode_kernel_entry<DType::kBF16, 64, 8, true>(),
+    decode_kernel_entry<DType::kBF16, 64, 16, true>(),
+    decode_kernel_entry<DType::kBF16, 64, 8, false>(),
+    decode_kernel_entry<DType::kBF16, 128, 8, true>(),
+    decode_kernel_entry<DType::kBF16, 128, 16, true>(),
+    decode_kernel_entry<DType::kBF16, 128, 8, false>(),
+    decode_kernel_entry<DType::kBF16, 256, 8, true>(),
+    decode_kernel_entry<DType::kBF16, 256, 8, false>(),
+    decode_kernel_entry<DType::kF32, 64, 4, true>(),
+    decode_kernel_entry<DType::kF32, 64, 4, false>(),
+    decode_kernel_entry<DType::kF32, 128, 4, true>(),
+    decode_kernel_entry<DType::kF32, 128, 4, false>(),
+    decode_kernel_entry<DType::kF32, 256, 4, true>(),
+    decode_kernel_entry<DType::kF32, 256, 4, false>(),
+};
+constexpr int kKernelCount = sizeof(kKernels) / sizeof(kKernels[0]);
+
+int find_kernel(DType dtype, const DecodeConfig& c) {
+  for (int i = 0; i < kKernelCount; ++i) {
+    const DecodeKernel& k = kKernels[i];
+    if (k.dtype == dtype && k.dim_tile == c.dim_tile && k.head_tile == c.head_tile &&
+        k.vector == c.vector)
+      return i;
+  }
+  return -1;
+}
+
+// What was learnt of a kernel on a device. Threads that race store the same answers.
+struct KernelState {
+  std::atomic<bool> prepared{false};
+  std::atomic<int> clusters_of[5];     // see DecodeDevice
+  std::atomic<uint64_t> occupancy{0};  // threads << 40 | shared bytes << 8 | CTAs per SM
+};
+KernelState g_states[kMaxDevices][kKernelCount];
+
+// A launch of `config`, as one cluster per row if `cluster_size` > 1. The attribute must outlive it.
+cudaLaunchConfig_t launch_config(const DecodeConfig& c, int64_t ctas, int cluster_size,
+                                 cudaLaunchAttribute* attribute, cudaStream_t stream) {
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = static_cast<unsigned>(cluster_size);
+  attribute->val.clusterDim.y = 1;
+  attribute->val.clusterDim.z = 1;
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(static_cast<unsigned>(ctas));
+  launch.blockDim = dim3(static_cast<unsigned>(c.warps() * 32));
+  launch.dynamicSmemBytes = static_cast<size_t>(c.shared_bytes);
+  launch.stream = stream;
+  launch.attrs = attribute;
+  launch.numAttrs = cluster_size > 1 ? 1 : 0;
+  return launch;
+}
+
+// How many clusters of each size run at once; a size that the device cannot take counts 0.
+void measure_clusters(const DecodeKernel& kernel, const DecodeConfig& largest, KernelState& state) {
+  for (int log = 1; log < 5; ++log) {
+    cudaLaunchAttribute attribute;
+    const cudaLaunchConfig_t launch = launch_config(largest, 1 << log, 1 << log, &attribute, nullptr);
+    int clusters = 0;
+    if (kernel.active_clusters(launch, &clusters) != cudaSuccess) {
+      clusters = 0;
+      cudaGetLastError();  // not an error of ours: the size is not to be had
+    }
+    state.clusters_of[log].store(clusters, std::memory_order_relaxed);
+  }
+}
+
+// Raises the kernel's limits on the current device and measures what fits there, once.
+cudaError_t prepare(const DecodeKernel& kernel, bool clusters, KernelState& state) {
+  if (state.prepared.load(std::memory_order_acquire)) return cudaSuccess;
+  const int warps = max_warps(kernel.dtype, kernel.dim_tile, kernel.head_tile, kernel.vector);
+  DecodeConfig largest;
+  largest.slices = 1;
+  largest.token_warps = warps;
+  for (int slices = 1; slices <= kMaxSlices; ++slices) {
+    const int token_warps = slices == 1 ? warps : token_warps_for(slices);
+    largest.shared_bytes =
+        std::max(largest.shared_bytes, decode_shared_bytes(kernel.dtype, kernel.dim_tile,
+                                                           kernel.head_tile, slices, token_warps));
+  }
+  cudaError_t error = kernel.prepare(largest.shared_bytes, clusters);
+  if (error == cudaSuccess) error = prepare_combine(kernel.dtype, kernel.dim_tile);
+  if (error != cudaSuccess) return error;
+  if (clusters) measure_clusters(kernel, largest, state);
+  state.prepared.store(true, std::memory_order_release);
+  return cudaSuccess;
+}
+
+cudaError_t occupancy(const DecodeKernel& kernel, const DecodeConfig& c, KernelState& state,
+                      int* ctas_per_sm) {
+  const uint64_t key = uint64_t(c.warps() * 32) << 40 | uint64_t(c.shared_bytes) << 8;
+  const uint64_t stored = state.occupancy.load(std::memory_order_relaxed);
+  if ((stored & ~uint64_t{0xff}) == key) {
+    *ctas_per_sm = static_cast<int>(stored & 0xff);
+    return cudaSuccess;
+  }
+  cudaError_t error = kernel.occupancy(c.warps() * 32, c.shared_bytes, ctas_per_sm);
+  if (error == cudaSuccess)
+    state.occupancy.store(key | uint64_t(*ctas_per_sm), std::memory_order_relaxed);
+  return error;
+}
+
+}  // namespace
+
+cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, DecodeConfig* config) {
+  int ordinal = 0, major = 0;
+  DecodeDevice device;
+  cudaError_t error = cudaGetDevice(&ordinal);
+  if (error == cudaSuccess) error = multiprocessor_count(ordinal, &device.sms);
+  if (error == cudaSuccess) error = compute_major(ordinal, &major);
+  if (error != cudaSuccess) return error;
+  if (ordinal >= kMaxDevices) return cudaErrorInvalidDevice;
+
+  *config = choose_layout(shape);
+  const int index = find_kernel(shape.dtype, *config);
+  if (index < 0) return cudaErrorInvalidValue;
+  KernelState& state = g_states[ordinal][index];
+  error = prepare(kKernels[index], major >= 9, state);
+  if (error == cudaSuccess)
+    error = occupancy(kKernels[index], *config, state, &device.ctas_per_sm);
+  if (error != cudaSuccess) return error;
+  for (int log = 1; log < 5; ++log)
+    device.clusters_of[log] = state.clusters_of[log].load(std::memory_order_relaxed);
+  choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, *config), *config);
+  return cudaSuccess;
+}
+
+cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
+                          const DecodeParams& params, cudaStream_t stream) {
+  int ordinal = 0, major = 0;
+  cudaError_t error = cudaGetDevice(&ordinal);
+  if (error == cudaSuccess) error = compute_major(ordinal, &major);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t launch = launch_config(
+      config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
+  error = kKernels[find_kernel(shape.dtype, config)].launch(launch, params);
+  if (error != cudaSuccess || config.splits == 1 || config.cluster) return error;
+  return launch_combine(shape.dtype, config.dim_tile, params, major >= 9, stream);
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,54 @@
+// What an instantiation file needs: the kernel and the table entry that launches it.
+#pragma once
+
+#include "decode/kernel.cuh"
+#include "decode/launch.h"
+#include "decode/tile_mma.cuh"
+#include "decode/tile_simt.cuh"
+
+namespace jax_baracuda {
+
+template <DType dtype, int dim_tile, int head_tile, bool vector>
+struct TileFor;
+template <int dim_tile, int head_tile, bool vector>
+struct TileFor<DType::kF16, dim_tile, head_tile, vector> {
+  using Tile = MmaTile<__half, dim_tile, head_tile, vector>;
+};
+template <int dim_tile, int head_tile, bool vector>
+struct TileFor<DType::kBF16, dim_tile, head_tile, vector> {
+  using Tile = MmaTile<__nv_bfloat16, dim_tile, head_tile, vector>;
+};
+template <int dim_tile, bool vector>
+struct TileFor<DType::kF32, dim_tile, 4, vector> {
+  using Tile = SimtTile<dim_tile, vector>;
+};
+
+template <DType dtype, int dim_tile, int head_tile, bool vector>
+DecodeKernel decode_kernel_entry() {
+  using Tile = typename TileFor<dtype, dim_tile, head_tile, vector>::Tile;
+  static_assert(Tile::kTokens == warp_tokens(dtype, dim_tile));
+  constexpr int max_threads = 32 * max_warps(dtype, dim_tile, head_tile, vector);
+  static constexpr auto kernel = decode_kernel<Tile, ContiguousSource, max_threads>;
+  return {dtype,
+          dim_tile,
+          head_tile,
+          vector,
+          [](int max_shared_bytes, bool clusters) {
+            cudaError_t error = cudaFuncSetAttribute(
+                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes);
+            if (error != cudaSuccess || !clusters) return error;
+            return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+          },
+          [](int threads, int shared_bytes, int* ctas_per_sm) {
+            return cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas_per_sm, kernel, threads,
+                                                                 shared_bytes);
+          },
+          [](const cudaLaunchConfig_t& launch, int* clusters) {
+            return cudaOccupancyMaxActiveClusters(clusters, kernel, &launch);
+          },
+          [](const cudaLaunchConfig_t& launch, const DecodeParams& params) {
+            return cudaLaunchKernelEx(&launch, kernel, params);
+          }};
+}
+
+}  // namespace jax_baracuda

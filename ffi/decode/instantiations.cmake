@@ -1,0 +1,25 @@
+# The compiled decode kernels: dtype, head dim tile, query heads a warp holds, 16-byte loads. The same
+# list as kKernels in dispatch.cc; one generated file each.
+set(DECODE_INSTANTIATIONS "")
+foreach(dtype kF16 kBF16)
+  foreach(dim 64 128)
+    list(APPEND DECODE_INSTANTIATIONS "${dtype} ${dim} 8 true" "${dtype} ${dim} 16 true"
+         "${dtype} ${dim} 8 false")
+  endforeach()
+  list(APPEND DECODE_INSTANTIATIONS "${dtype} 256 8 true" "${dtype} 256 8 false")
+endforeach()
+foreach(dim 64 128 256)
+  list(APPEND DECODE_INSTANTIATIONS "kF32 ${dim} 4 true" "kF32 ${dim} 4 false")
+endforeach()
+
+set(DECODE_INSTANTIATION_SOURCES "")
+foreach(instantiation IN LISTS DECODE_INSTANTIATIONS)
+  string(REPLACE " " ";" fields "${instantiation}")
+  list(GET fields 0 DTYPE)
+  list(GET fields 1 HEAD_DIM)
+  list(GET fields 2 HEADS)
+  list(GET fields 3 VECTOR)
+  set(file "${CMAKE_CURRENT_BINARY_DIR}/decode/${DTYPE}_d${HEAD_DIM}_h${HEADS}_${VECTOR}.cu")
+  configure_file("${CMAKE_CURRENT_LIST_DIR}/inst/kernel.cu.in" "${file}" @ONLY)
+  list(APPEND DECODE_INSTANTIATION_SOURCES "${file}")
+endforeach()

@@ -1,0 +1,90 @@
+// What a decode launch needs to know. Plain data: host and device read the same structs.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace jax_baracuda {
+
+// Division by a number that the host knows: a multiplication on the device. For n < 2^31 and d >= 2.
+struct Divisor {
+  uint32_t divisor = 2, magic = 0x80000000u, shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(uint32_t d) : divisor(d) {
+    uint32_t log = 0;
+    while ((uint64_t{1} << log) < d) ++log;
+    magic = static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + d - 1) / d);
+    shift = log - 1;
+  }
+};
+
+// The problem, from the operands' shapes and the op's attributes alone.
+struct DecodeShape {
+  DType dtype = DType::kF16;
+  int batch = 0;
+  int kv_heads = 0;
+  int group = 0;  // query heads per key/value head
+  int head_dim = 0;
+  int kv_capacity = 0;  // rows of the cache per request
+  bool uneven_lengths = false;  // requests may differ in length
+  int num_splits = 0;   // 0: the scheduler spreads the rows over the CTAs; n: every row is cut in n
+};
+
+// How the work is cut: chosen on the host by choose_config(), from shapes and the device only.
+struct DecodeConfig {
+  // Which instantiation.
+  int dim_tile = 0;    // head_dim rounded up to an instantiated one
+  int head_tile = 0;   // query heads a warp holds
+  bool vector = true;  // 16-byte loads; false: element by element, for head dims that rule them out
+  // How a CTA is laid out.
+  int slices = 0;          // warps that share the same keys for different query heads
+  int token_warps = 0;     // warps that take different keys
+  int chunk_tokens = 0;    // keys that a CTA takes at once
+  int block_heads = 0;     // query heads of a CTA: min(group, slices * head_tile)
+  int head_blocks = 0;     // CTAs' worth of query heads in a group, 1 unless the group is huge
+  int shared_bytes = 0;
+  // How the rows are spread.
+  int splits = 0;        // 0: stream, else pieces per row
+  bool cluster = false;  // the pieces of a row are one thread block cluster, which merges them itself
+  int64_t ctas = 0;
+  int64_t partial_slots = 0;  // partial results that the workspace must hold
+
+  int warps() const { return slices * token_warps; }
+};
+
+// What the choice needs to know of the device and of a kernel's layout on it.
+struct DecodeDevice {
+  int sms = 0;
+  int ctas_per_sm = 0;  // CTAs of the default layout that one SM holds
+  int clusters_of[5] = {};  // clusters of 1, 2, 4, 8, 16 of the largest CTAs that run at once; 0: none
+};
+
+struct DecodeParams {
+  const void* query;
+  const void* key;
+  const void* value;
+  const int32_t* kv_lengths;    // null: every request has kv_capacity rows
+  const float* sinks;           // null: none
+  const float* alibi_slopes;    // null: none
+  void* out;
+  float* lse;
+  float* partials;  // slots of [slot_heads][head_dim] floats, then [slot_heads][2]: max and sum
+
+  int64_t kv_batch_stride;  // in elements
+  int64_t kv_head_stride;
+  int64_t kv_token_stride;
+  int64_t sinks_batch_stride;
+  int64_t alibi_batch_stride;
+
+  int batch, kv_heads, group, head_dim, kv_capacity;
+  int window_left, sink_tokens;
+  float scale, soft_cap;
+
+  Divisor chunk_tokens;
+  int slices, token_warps, block_heads, head_blocks;
+  int splits, cluster, ctas, slot_heads;
+};
+
+}  // namespace jax_baracuda

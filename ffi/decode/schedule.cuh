@@ -1,0 +1,208 @@
+// Which keys a CTA reads: computed on the device from the requests' lengths, so that one captured graph
+// serves every length.
+//
+// A row is one (request, key/value head, block of query heads). Its visible keys are cut in chunks of
+// `chunk_tokens`; rows follow each other in one long line of chunks, and in stream mode every CTA takes
+// an equal, contiguous piece of that line. So uneven lengths leave no SM idle, a CTA meets at most two
+// rows that it does not own alone, and the partial results number at most two a CTA. With a fixed
+// split count every row is cut by itself, and its result depends on nothing else in the batch.
+#pragma once
+
+#include <cstdint>
+
+#include "decode/params.h"
+
+namespace jax_baracuda {
+
+// The visible keys of a request: [0, sink_end) and [window_begin, length), in chunks. A request with no
+// visible key still has one (empty) chunk, so that somebody writes its output.
+struct Request {
+  int length, window_begin, sink_end, sink_chunks, chunks;
+
+  __device__ Request(const DecodeParams& p, int raw_length) {
+    length = min(max(raw_length, 0), p.kv_capacity);
+    window_begin = 0;
+    sink_end = 0;
+    sink_chunks = 0;
+    if (p.window_left >= 0 && p.window_left + 1 < length) {
+      const int begin = length - 1 - p.window_left;
+      if (p.sink_tokens < begin) {
+        window_begin = begin;
+        sink_end = p.sink_tokens;
+        sink_chunks = chunks_of(p, sink_end);
+      }
+    }
+    chunks = max(1, sink_chunks + chunks_of(p, length - window_begin));
+  }
+
+  __device__ static int chunks_of(const DecodeParams& p, int tokens) {
+    const Divisor& d = p.chunk_tokens;
+    return __umulhi(tokens + d.divisor - 1, d.magic) >> d.shift;
+  }
+  // First key of a chunk, and the end of its piece of the visible keys.
+  __device__ int chunk_begin(const DecodeParams& p, int chunk) const {
+    const int tokens = p.chunk_tokens.divisor;
+    return chunk < sink_chunks ? chunk * tokens : window_begin + (chunk - sink_chunks) * tokens;
+  }
+  __device__ int chunk_limit(int chunk) const { return chunk < sink_chunks ? sink_end : length; }
+};
+
+__device__ __forceinline__ bool even_lengths(const DecodeParams& p) {
+  return p.kv_lengths == nullptr || p.batch == 1;
+}
+
+__device__ __forceinline__ Request load_request(const DecodeParams& p, int b) {
+  return Request(p, p.kv_lengths == nullptr ? p.kv_capacity : p.kv_lengths[b]);
+}
+
+__device__ __forceinline__ int rows_per_request(const DecodeParams& p) {
+  return p.kv_heads * p.head_blocks;
+}
+
+// Chunks of the requests before `b`, b = batch for the whole line. Called by full warps.
+__device__ inline int chunks_before(const DecodeParams& p, int b) {
+  if (even_lengths(p)) return load_request(p, 0).chunks * rows_per_request(p) * b;
+  int sum = 0;
+#pragma unroll 1
+  for (int i = threadIdx.x % 32; i < b; i += 32) sum += load_request(p, i).chunks;
+  return __reduce_add_sync(0xffffffffu, sum) * rows_per_request(p);
+}
+
+// A request and where its first chunk stands in the line.
+struct Place {
+  int b;
+  int line_begin;
+};
+
+// The request that holds chunk `position` of the line. Called by full warps.
+__device__ inline Place find_position(const DecodeParams& p, int position) {
+  if (even_lengths(p)) {
+    const int per_request = chunks_before(p, 1);
+    const int b = p.batch == 1 ? 0 : static_cast<unsigned>(position) / per_request;
+    return {b, b * per_request};
+  }
+  const int lane = threadIdx.x % 32;
+  int before = 0;
+#pragma unroll 1
+  for (int b0 = 0; b0 < p.batch; b0 += 32) {
+    const int own =
+        b0 + lane < p.batch ? load_request(p, b0 + lane).chunks * rows_per_request(p) : 0;
+    int inclusive = own;
+#pragma unroll 1
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, inclusive, offset);
+      if (lane >= offset) inclusive += other;
+    }
+    const unsigned past = __ballot_sync(0xffffffffu, before + inclusive > position);
+    if (past != 0) {
+      const int found = __ffs(past) - 1;
+      return {b0 + found, before + __shfl_sync(0xffffffffu, inclusive - own, found)};
+    }
+    before += __shfl_sync(0xffffffffu, inclusive, 31);
+  }
+  return {p.batch, before};  // past the end of the line
+}
+
+// The cut of `chunks` chunks into `pieces` contiguous pieces whose sizes differ by at most one.
+struct EvenCut {
+  unsigned quotient, remainder;
+
+  __device__ EvenCut(int chunks, int pieces)
+      : quotient(static_cast<unsigned>(chunks) / static_cast<unsigned>(pieces)),
+        remainder(chunks - quotient * pieces) {}
+  __device__ int begin(unsigned piece) const { return piece * quotient + min(piece, remainder); }
+  __device__ int size(unsigned piece) const { return quotient + (piece < remainder ? 1 : 0); }
+  // The piece that holds a chunk; never an empty one.
+  __device__ int piece_of(unsigned chunk) const {
+    const unsigned in_long_ones = remainder * (quotient + 1);
+    return chunk < in_long_ones ? chunk / (quotient + 1)
+                                : remainder + (chunk - in_long_ones) / quotient;
+  }
+};
+
+// A walk along the chunks of one CTA.
+struct Cursor {
+  Request request;
+  int b, kv_head, head_block, chunk;
+  int remaining;  // chunks left for this CTA, this one included
+
+  __device__ Cursor(const DecodeParams& p, const Request& request_, int b_, int row, int chunk_,
+                    int remaining_)
+      : request(request_), b(b_), kv_head(row), head_block(0), chunk(chunk_), remaining(remaining_) {
+    if (p.head_blocks > 1) {
+      kv_head = row / p.head_blocks;
+      head_block = row - kv_head * p.head_blocks;
+    }
+  }
+
+  __device__ int begin(const DecodeParams& p) const { return request.chunk_begin(p, chunk); }
+  __device__ int limit() const { return request.chunk_limit(chunk); }
+  // The row's first query head, and how many it has: the last block of a group may be short.
+  __device__ int query_head(const DecodeParams& p) const {
+    return kv_head * p.group + head_block * p.block_heads;
+  }
+  // The same head counted over the batch: its row of the query, the output and the LSE.
+  __device__ int64_t query_row(const DecodeParams& p) const {
+    return int64_t{b} * (p.kv_heads * p.group) + query_head(p);
+  }
+  __device__ int heads(const DecodeParams& p) const {
+    return min(p.block_heads, p.group - head_block * p.block_heads);
+  }
+  __device__ void advance(const DecodeParams& p) {
+    --remaining;
+    if (++chunk < request.chunks) return;
+    chunk = 0;
+    if (++head_block < p.head_blocks) return;
+    head_block = 0;
+    if (++kv_head < p.kv_heads) return;
+    kv_head = 0;
+    ++b;
+    if (remaining > 0 && p.kv_lengths != nullptr) request = load_request(p, b);
+  }
+};
+
+// Where a CTA begins. Called by full warps.
+__device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
+  const unsigned rows = rows_per_request(p);
+  if (p.splits > 0) {
+    const unsigned line_row = cta / static_cast<unsigned>(p.splits);
+    const unsigned b = p.batch == 1 ? 0 : line_row / rows;
+    const Request request = load_request(p, b);
+    const EvenCut cut(request.chunks, p.splits);
+    const unsigned piece = cta - line_row * p.splits;
+    return Cursor(p, request, b, line_row - b * rows, cut.begin(piece), cut.size(piece));
+  }
+  const int total = chunks_before(p, p.batch);
+  if (cta >= total) return Cursor(p, Request(p, 0), 0, 0, 0, 0);
+  const EvenCut cut(total, min(p.ctas, total));
+  const int position = cut.begin(cta);
+  const Place place = find_position(p, position);
+  const Request request = load_request(p, place.b);
+  const unsigned offset = position - place.line_begin;
+  const unsigned row = offset / static_cast<unsigned>(request.chunks);
+  return Cursor(p, request, place.b, row, offset - row * request.chunks, cut.size(cta));
+}
+
+// Where a partial result of one query head goes: to the workspace for the combine kernel, or to shared
+// memory for the cluster. Null: the row has one owner, who writes the output.
+struct Partial {
+  float* out;    // [head_dim]
+  float* stats;  // maximum and sum, base 2
+};
+
+// Slot `slot` of the workspace: [slot_heads][head_dim] floats, then the statistics of each head.
+__device__ __forceinline__ Partial workspace_partial(const DecodeParams& p, int64_t slot,
+                                                     int slot_head) {
+  float* base = p.partials + slot * p.slot_heads * (p.head_dim + 2);
+  return {base + slot_head * p.head_dim, base + p.slot_heads * p.head_dim + 2 * slot_head};
+}
+
+// With a fixed split count, head blocks of a row share the slot of its whole group.
+__device__ __forceinline__ int first_slot_head(const DecodeParams& p, int head_block) {
+  return p.splits > 0 ? head_block * p.block_heads : 0;
+}
+__device__ __forceinline__ int64_t fixed_slot(const DecodeParams& p, int b, int kv_head, int piece) {
+  return (int64_t{b} * p.kv_heads + kv_head) * p.splits + piece;
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,101 @@
+// The Python face of the library: handlers as capsules, facts about the build, the split heuristic.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "decode/config.h"
+#include "decode/handler.h"
+#include "xla/ffi/api/c_api.h"
+
+namespace nb = nanobind;
+
+namespace jax_baracuda {
+namespace {
+
+using Handler = XLA_FFI_Error* (*)(XLA_FFI_CallFrame*);
+
+nb::capsule capsule(Handler handler) { return nb::capsule(reinterpret_cast<void*>(handler)); }
+
+nb::dict target(Handler initialize, Handler execute) {
+  nb::dict stages;
+  stages["initialize"] = capsule(initialize);
+  stages["execute"] = capsule(execute);
+  return stages;
+}
+
+nb::dict registrations() {
+  nb::dict targets;
+  targets["jax_baracuda_flash_decode"] = target(flash_decode_initialize, flash_decode_execute);
+  return targets;
+}
+
+nb::dict build_info() {
+  nb::dict info;
+  info["version"] = JAX_BARACUDA_VERSION;
+  info["cuda_archs"] = JAX_BARACUDA_CUDA_ARCHS_STR;
+  info["cuda_version"] = JAX_BARACUDA_CUDA_VERSION;
+  info["ffi_api"] =
+      std::to_string(XLA_FFI_API_MAJOR) + "." + std::to_string(XLA_FFI_API_MINOR);
+  return info;
+}
+
+DType dtype_of(const std::string& name) {
+  if (name == "float16") return DType::kF16;
+  if (name == "bfloat16") return DType::kBF16;
+  if (name == "float32") return DType::kF32;
+  throw std::invalid_argument("dtype must be float16, bfloat16 or float32, got " + name);
+}
+
+// What the handler would choose on a device with `sms` multiprocessors of which each holds
+// `ctas_per_sm` CTAs of this kernel, and where `clusters` clusters of 16 of the largest CTAs fit (0: no
+// clusters of any size).
+nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int group, int head_dim,
+                     int kv_capacity, bool uneven_lengths, int num_splits, int sms,
+                     int ctas_per_sm, int clusters, int64_t workspace_bytes) {
+  DecodeShape shape;
+  shape.dtype = dtype_of(dtype);
+  shape.batch = batch;
+  shape.kv_heads = kv_heads;
+  shape.group = group;
+  shape.head_dim = head_dim;
+  shape.kv_capacity = kv_capacity;
+  shape.uneven_lengths = uneven_lengths;
+  shape.num_splits = num_splits;
+  DecodeDevice device;
+  device.sms = sms;
+  device.ctas_per_sm = ctas_per_sm;
+  for (int log = 1; log < 5; ++log) device.clusters_of[log] = clusters << (4 - log);
+  DecodeConfig config = choose_layout(shape);
+  choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, config), config);
+  nb::dict plan;
+  plan["dim_tile"] = config.dim_tile;
+  plan["head_tile"] = config.head_tile;
+  plan["vector"] = config.vector;
+  plan["slices"] = config.slices;
+  plan["token_warps"] = config.token_warps;
+  plan["chunk_tokens"] = config.chunk_tokens;
+  plan["block_heads"] = config.block_heads;
+  plan["head_blocks"] = config.head_blocks;
+  plan["shared_bytes"] = config.shared_bytes;
+  plan["splits"] = config.splits;
+  plan["cluster"] = config.cluster;
+  plan["ctas"] = config.ctas;
+  plan["partial_bytes"] = config.partial_slots * partial_bytes(shape, config);
+  return plan;
+}
+
+}  // namespace
+
+NB_MODULE(_ffi, m) {
+  m.doc() = "CUDA kernels of jax_baracuda as XLA FFI handlers";
+  m.def("registrations", &registrations);
+  m.def("build_info", &build_info);
+  m.def("decode_plan", &decode_plan, nb::kw_only(), nb::arg("dtype"), nb::arg("batch"),
+        nb::arg("kv_heads"), nb::arg("group"), nb::arg("head_dim"), nb::arg("kv_capacity"),
+        nb::arg("uneven_lengths"), nb::arg("num_splits"), nb::arg("sms"), nb::arg("ctas_per_sm"),
+        nb::arg("clusters"), nb::arg("workspace_bytes"));
+}
+
+}  // namespace jax_baracuda
