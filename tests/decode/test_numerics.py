@@ -185,7 +185,11 @@ def test_cuda_repeats_bitwise(case):
 @pytest.mark.gpu
 @pytest.mark.parametrize("mapped", ["everything", "query", "cache", "lengths"])
 def test_cuda_vmap(mapped):
-    """vmap over any mix of operands equals the calls one by one, bit for bit with num_splits."""
+    """vmap over any mix of operands is right, and with num_splits equal to the calls one by one.
+
+    Queries that share a cache become more heads of one call, which may be cut up in another way:
+    there the bits may differ.
+    """
     case = DecodeCase("vmap", batch=2, capacity=200, head_dim=128, lengths=(200, 57), num_splits=3)
     many = [make_inputs(case, seed) for seed in range(3)]
     if mapped == "lengths":
@@ -211,9 +215,13 @@ def test_cuda_vmap(mapped):
     out, lse = jax.jit(jax.vmap(lambda o: call(**o), in_axes=(axes,)))(stacked)
     one = jax.jit(lambda o: call(**o))
     for index in range(3):
-        expected_out, expected_lse = one(operands(index))
-        np.testing.assert_array_equal(bits(np.asarray(out[index])), bits(np.asarray(expected_out)))
-        np.testing.assert_array_equal(bits(np.asarray(lse[index])), bits(np.asarray(expected_lse)))
+        got = np.asarray(out[index]), np.asarray(lse[index])
+        picked = {name: np.asarray(array) for name, array in operands(index).items()}
+        judged = dataclasses.replace(case, lengths=tuple(picked["kv_lengths"].tolist()))
+        check(judged, dataclasses.replace(many[0], **picked), *got)
+        if mapped != "query":
+            for result, expected in zip(got, one(operands(index)), strict=True):
+                np.testing.assert_array_equal(bits(result), bits(np.asarray(expected)))
 
 
 @pytest.mark.gpu
