@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jax_baracuda._src import compat
 from jax_baracuda._src.decode import partition, shapes
-from jax_baracuda._src.decode.primitive import flash_decode_p, reference_call
+from jax_baracuda._src.decode.primitive import flash_decode_call, reference_call
 
 
 @overload
@@ -171,7 +171,7 @@ def flash_decode(
     call: Callable[..., Any] = functools.partial(reference_call, **options)
     if implementation != "reference":
         insist = implementation == "cuda"
-        call = functools.partial(flash_decode_p.bind, **options, insist=insist)
+        call = functools.partial(flash_decode_call, **options, insist=insist)
     out, lse = partition.in_auto_mode(call, operands, nhd=options["nhd"])
     return (out, lse) if return_lse else out
 

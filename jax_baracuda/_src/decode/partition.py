@@ -61,8 +61,9 @@ def partitioned(call: Call) -> Call:
         call_here = functools.partial(call, nhd=nhd, **options)
         dims = dimensions([operand.shape for operand in operands], nhd=nhd)
         present = [index for index, letters in enumerate(dims) if letters]
-        if in_shard_map() or present[:3] != [0, 1, 2]:  # nothing to share out, or an empty cache
+        if present[:3] != [0, 1, 2]:  # an empty cache
             return call_here(*operands)
+        _refuse_a_part_of_the_mesh()
         q_heads, kv_heads = operands[0].shape[1], operands[1].shape[dims[1].index("h")]
         missing = [
             None if letters else (operand.shape, operand.dtype)
@@ -179,20 +180,25 @@ def mesh_axes(mesh: Mesh, array: Any, dim: int) -> Axes:
 
 
 def in_shard_map() -> bool:
-    """Whether this is traced in shard_map; raises if only over a part of the mesh."""
+    """Whether the caller is in shard_map over the whole mesh: it has the arrays of one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.manual_axes:
-        return False
-    rest = {
-        name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes and size > 1
-    }
-    if rest:
+    return bool(mesh.manual_axes) and not _axes_left_to_jit(mesh)
+
+
+def _axes_left_to_jit(mesh: AbstractMesh) -> list[str]:
+    names = set(mesh.axis_names) - set(mesh.manual_axes)
+    return [name for name in mesh.axis_names if name in names and mesh.shape[name] > 1]
+
+
+def _refuse_a_part_of_the_mesh() -> None:
+    """Raises in shard_map over some mesh axes: XLA cannot partition a custom call over the rest."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes and _axes_left_to_jit(mesh):
         raise NotImplementedError(
-            f"flash_decode is in shard_map over the mesh axes {mesh.manual_axes} and {rest} is "
-            "left to jit; on CUDA every axis must be manual. Leave axis_names out of shard_map, or "
-            "nest another shard_map over the rest."
+            f"flash_decode is in shard_map over the mesh axes {mesh.manual_axes}, and "
+            f"{_axes_left_to_jit(mesh)} are left to jit; on CUDA every axis must be manual. Leave "
+            "axis_names out of shard_map, or nest another shard_map over the rest."
         )
-    return True
 
 
 def in_auto_mode(call: Call, operands: Sequence[jax.Array], *, nhd: bool) -> Results:

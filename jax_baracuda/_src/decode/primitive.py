@@ -23,19 +23,7 @@ from jax_baracuda._src.decode import partition, shapes
 from jax_baracuda._src.decode.reference import flash_decode_reference
 
 Results = tuple[jax.Array, jax.Array]
-
-flash_decode_p = Primitive("jax_baracuda_flash_decode")
-flash_decode_p.multiple_results = True
-compat.require_devices_during_lowering(flash_decode_p)
-
-
-@functools.partial(jax.jit, static_argnames=(*shapes.DecodeOptions.__annotations__, "insist"))
-def _eager(*operands: jax.Array, **params: Any) -> Sequence[jax.Array]:
-    results: Sequence[jax.Array] = flash_decode_p.bind(*operands, **params)
-    return results
-
-
-flash_decode_p.def_impl(_eager)
+Call = Callable[..., Results]
 
 
 def _abstract_eval(*operands: Any, nhd: bool, **_: Any) -> tuple[Any, Any]:
@@ -46,9 +34,6 @@ def _abstract_eval(*operands: Any, nhd: bool, **_: Any) -> tuple[Any, Any]:
         compat.output_aval(query, query.shape, query.dtype, out, varying),
         compat.output_aval(query, query.shape[:2], np.float32, lse, varying),
     )
-
-
-flash_decode_p.def_abstract_eval(_abstract_eval)
 
 
 def kernel_call(*operands: jax.Array, **options: Any) -> Results:
@@ -83,12 +68,6 @@ def reference_call(*operands: jax.Array, num_splits: int, **options: Any) -> Res
     return flash_decode_reference(*operands, **options)
 
 
-def _cuda_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Results:
-    del insist
-    registry.require(registry.FLASH_DECODE)
-    return partition.partitioned(kernel_call)(*operands, **options)
-
-
 def _default_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Results:
     if insist:
         raise NotImplementedError(
@@ -98,12 +77,6 @@ def _default_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Res
     return reference_call(*operands, **options)
 
 
-mlir.register_lowering(
-    flash_decode_p, mlir.lower_fun(_cuda_lowering, multiple_results=True), platform="cuda"
-)
-mlir.register_lowering(flash_decode_p, mlir.lower_fun(_default_lowering, multiple_results=True))
-
-
 def _refuse_to_differentiate(primals: Any, tangents: Any, **params: Any) -> NoReturn:
     raise NotImplementedError(
         "flash_decode is for inference and has no derivative. Supported are flash_attention, and "
@@ -111,20 +84,16 @@ def _refuse_to_differentiate(primals: Any, tangents: Any, **params: Any) -> NoRe
     )
 
 
-ad.primitive_jvps[flash_decode_p] = _refuse_to_differentiate
-
-
-def _batch(args: Sequence[jax.Array], dims: Sequence[int | None], **params: Any) -> tuple[Any, Any]:
+def _batch(
+    primitive: Primitive, args: Sequence[jax.Array], dims: Sequence[int | None], **params: Any
+) -> tuple[Any, Any]:
     """vmap folds the mapped axis into the head group if the requests share a cache, else into B."""
     size = next(a.shape[dim] for a, dim in zip(args, dims, strict=True) if dim is not None)
-    bind = functools.partial(flash_decode_p.bind, **params)
+    bind = functools.partial(primitive.bind, **params)
     if size and all(dim is None for dim in dims[1:4]):
         kv_heads = args[1].shape[2 if params["nhd"] else 1]
         return _fold_into_group(bind, size, kv_heads, args, dims)
     return _fold_into_batch(bind, size, args, dims)
-
-
-batching.primitive_batchers[flash_decode_p] = _batch
 
 
 def _fold_into_group(
@@ -194,3 +163,38 @@ def _map_at(at: int, array: jax.Array, dim: int | None, size: int) -> jax.Array:
 def _is_missing(array: jax.Array) -> bool:
     """Whether an optional operand was not given: only then is it one empty dimension."""
     return array.shape == (0,)
+
+
+def _define(name: str, on_cuda: Call) -> Primitive:
+    """A primitive that lowers to ``on_cuda`` for CUDA and to the reference elsewhere."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    static = (*shapes.DecodeOptions.__annotations__, "insist")
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    primitive.def_abstract_eval(_abstract_eval)
+
+    def cuda_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Results:
+        del insist
+        registry.require(registry.FLASH_DECODE)
+        return on_cuda(*operands, **options)
+
+    for lowering, platform in ((cuda_lowering, "cuda"), (_default_lowering, None)):
+        rule = mlir.lower_fun(lowering, multiple_results=True)
+        mlir.register_lowering(primitive, rule, platform=platform)
+    ad.primitive_jvps[primitive] = _refuse_to_differentiate
+    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
+    return primitive
+
+
+# Under jit the sharding rule needs to know the devices. In shard_map nothing does, so a program over
+# an AbstractMesh can be lowered.
+flash_decode_p = _define("jax_baracuda_flash_decode", partition.partitioned(kernel_call))
+compat.require_devices_during_lowering(flash_decode_p)
+local_flash_decode_p = _define("jax_baracuda_flash_decode_local", kernel_call)
+
+
+def flash_decode_call(*operands: jax.Array, **params: Any) -> Results:
+    """Binds the primitive that the surrounding context needs."""
+    primitive = local_flash_decode_p if partition.in_shard_map() else flash_decode_p
+    out, lse = primitive.bind(*operands, **params)
+    return out, lse
