@@ -186,8 +186,8 @@ def _define(name: str, on_cuda: Call) -> Primitive:
     return primitive
 
 
-# Under jit the sharding rule needs to know the devices. In shard_map nothing does, so a program over
-# an AbstractMesh can be lowered.
+# Under jit the sharding rule needs to know the devices. In shard_map nothing does, and a program
+# can be lowered for an AbstractMesh.
 flash_decode_p = _define("jax_baracuda_flash_decode", partition.partitioned(kernel_call))
 compat.require_devices_during_lowering(flash_decode_p)
 local_flash_decode_p = _define("jax_baracuda_flash_decode_local", kernel_call)
