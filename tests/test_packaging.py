@@ -148,6 +148,8 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, monkeypatch):
     environ = {"PATH": str(tmp_path)}
     monkeypatch.setattr(toolchain, "_has_module", lambda name: name != "nanobind")
     assert "pip install 'nanobind" in error(environ)
+    monkeypatch.setattr(toolchain, "_has_module", lambda name: name != "cmake")
+    assert "no CMake" in error(environ)
     monkeypatch.setattr(toolchain, "_has_module", lambda name: True)
     monkeypatch.setattr(toolchain, "wheel_nvcc", lambda: None)
     assert "no C++ compiler" in error(environ)

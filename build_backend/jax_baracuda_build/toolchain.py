@@ -89,9 +89,12 @@ def find(environ: Mapping[str, str]) -> Nvcc:
     for module, requirement in (("nanobind", NANOBIND), ("jaxlib", OLDEST_JAXLIB)):
         if not _has_module(module):
             raise BuildError(f"{module} is missing: run pip install '{requirement}', {escape}")
-    compiler = environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler, path=environ.get("PATH", os.defpath)) is None:
-        raise BuildError(f"no C++ compiler {compiler!r}: install g++ or set CXX, {escape}")
+    search = environ.get("PATH", os.defpath)
+    if not _has_module("cmake") and shutil.which("cmake", path=search) is None:
+        raise BuildError(f"no CMake: run pip install cmake ninja, {escape}")
+    compilers = [environ["CXX"].split()[0]] if environ.get("CXX") else ["c++", "g++", "clang++"]
+    if not any(shutil.which(compiler, path=search) for compiler in compilers):
+        raise BuildError(f"no C++ compiler ({', '.join(compilers)}): install g++, {escape}")
     nvcc = installed_nvcc(environ) or wheel_nvcc()
     if nvcc is None:
         wheels = " ".join(f"'{wheel}'" for wheel in CUDA_WHEELS)
