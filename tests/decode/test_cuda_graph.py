@@ -24,8 +24,15 @@ LOOPS = {"while": loops.decode_while, "scan": loops.decode_scan}
 def run_loops(out: str, implementation: str | None) -> None:
     """Runs both loops and saves every step's query. XLA_FLAGS is the caller's."""
     attend = functools.partial(jax_baracuda.flash_decode, implementation=implementation)
-    state = loops.loop_inputs(batch=2, kv_heads=2, query_heads=8, head_dim=64, capacity=200,
-                              layers=LAYERS, lengths=(0, 130))
+    state = loops.loop_inputs(
+        batch=2,
+        kv_heads=2,
+        query_heads=8,
+        head_dim=64,
+        capacity=200,
+        layers=LAYERS,
+        lengths=(0, 130),
+    )
     results = {name: np.asarray(make(attend, STEPS)(state)) for name, make in LOOPS.items()}
     np.savez(out, **{name: array.view(np.uint16) for name, array in results.items()})
 
@@ -36,7 +43,10 @@ def start(folder: pathlib.Path, flags: str, implementation: str) -> subprocess.P
     environment = os.environ | {"XLA_FLAGS": xla_flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.Popen(
         [sys.executable, __file__, str(folder / "queries.npz"), implementation],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -79,8 +89,15 @@ def test_loops_grow_the_lengths(tmp_path):
     process = start(tmp_path, "", "reference")
     results = finish(process, tmp_path)
     attend = functools.partial(jax_baracuda.flash_decode, implementation="reference")
-    state = loops.loop_inputs(batch=2, kv_heads=2, query_heads=8, head_dim=64, capacity=200,
-                              layers=LAYERS, lengths=(0, 130))
+    state = loops.loop_inputs(
+        batch=2,
+        kv_heads=2,
+        query_heads=8,
+        head_dim=64,
+        capacity=200,
+        layers=LAYERS,
+        lengths=(0, 130),
+    )
     step = jax.jit(functools.partial(loops.decode_step, attend=attend))
     queries = []
     for _ in range(STEPS):
@@ -108,9 +125,15 @@ def test_thunk_dump_is_read():
         "    000: kCustomCall\n"
     )
     assert loops.parse_thunks(text) == [
-        ("kCopy", False), ("kWhile", False), ("kKernel", False), ("kCommandBuffer", False),
-        ("kCustomCall", True), ("kCustomCall", False), ("kCommandBuffer", False),
-        ("kWhile", True), ("kCustomCall", True),
+        ("kCopy", False),
+        ("kWhile", False),
+        ("kKernel", False),
+        ("kCommandBuffer", False),
+        ("kCustomCall", True),
+        ("kCustomCall", False),
+        ("kCommandBuffer", False),
+        ("kWhile", True),
+        ("kCustomCall", True),
     ]
 
 

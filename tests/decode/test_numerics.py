@@ -117,15 +117,22 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("dtype", "splits"), [("bfloat16", 1), ("bfloat16", 6), ("float32", 6)]
-)
+@pytest.mark.parametrize(("dtype", "splits"), [("bfloat16", 1), ("bfloat16", 6), ("float32", 6)])
 def test_cuda_batch_invariance(dtype, splits):
     """With num_splits a request gives the same bits alone, in a batch, beside other requests."""
     batch = 12
     lengths = tuple(int(n) for n in np.linspace(0, 900, batch))
-    case = DecodeCase("invariance", batch=batch, capacity=900, head_dim=128, dtype=dtype,
-                      lengths=lengths, num_splits=splits, sinks=True, alibi_slopes="head")
+    case = DecodeCase(
+        "invariance",
+        batch=batch,
+        capacity=900,
+        head_dim=128,
+        dtype=dtype,
+        lengths=lengths,
+        num_splits=splits,
+        sinks=True,
+        alibi_slopes="head",
+    )
     inputs = make_inputs(case)
     out, lse = run_decode(case, inputs, implementation="cuda")
 
@@ -133,7 +140,10 @@ def test_cuda_batch_invariance(dtype, splits):
         row = slice(request, request + 1)
         one = dataclasses.replace(case, batch=1, lengths=lengths[row])
         arrays = dataclasses.replace(
-            inputs, query=inputs.query[row], key=inputs.key[row], value=inputs.value[row],
+            inputs,
+            query=inputs.query[row],
+            key=inputs.key[row],
+            value=inputs.value[row],
             kv_lengths=inputs.kv_lengths[row],
         )
         one_out, one_lse = run_decode(one, arrays, implementation="cuda")
@@ -155,8 +165,15 @@ def test_cuda_batch_invariance(dtype, splits):
     "case",
     [
         DecodeCase("repeat-long", batch=1, capacity=4097, head_dim=128, kv_heads=8),
-        DecodeCase("repeat-ragged", batch=16, capacity=700, head_dim=128, dtype="float16",
-                   lengths=tuple(range(0, 688, 43)), sinks=True),
+        DecodeCase(
+            "repeat-ragged",
+            batch=16,
+            capacity=700,
+            head_dim=128,
+            dtype="float16",
+            lengths=tuple(range(0, 688, 43)),
+            sinks=True,
+        ),
         DecodeCase("repeat-float32", batch=3, capacity=1500, dtype="float32", num_splits=11),
     ],
     ids=lambda case: case.name,
@@ -199,15 +216,20 @@ def test_cuda_vmap(mapped):
             for i in range(3)
         ]
     else:
-        names = {"everything": {"query", "key", "value"}, "query": {"query"},
-                 "cache": {"key", "value"}}[mapped]
+        names = {
+            "everything": {"query", "key", "value"},
+            "query": {"query"},
+            "cache": {"key", "value"},
+        }[mapped]
     call = functools.partial(
         jax_baracuda.flash_decode, **case.options(), return_lse=True, implementation="cuda"
     )
 
     def operands(index):
-        picked = {n: getattr(many[index if n in names else 0], n)
-                  for n in ("query", "key", "value", "kv_lengths")}
+        picked = {
+            n: getattr(many[index if n in names else 0], n)
+            for n in ("query", "key", "value", "kv_lengths")
+        }
         return {n: jnp.asarray(a) for n, a in picked.items()}
 
     stacked = operands(0) | {n: jnp.stack([operands(i)[n] for i in range(3)]) for n in names}
@@ -229,8 +251,9 @@ def test_cuda_vmap(mapped):
 def test_cuda_offsets_past_2_31(kv_layout):
     """Caches of more than 2^31 elements: the window lies at their very end."""
     batch, kv_heads, capacity, head_dim, tail = 2, 8, 1_100_000, 128, 40
-    small = DecodeCase("far", batch=batch, kv_heads=kv_heads, capacity=tail, head_dim=head_dim,
-                       kv_layout=kv_layout)
+    small = DecodeCase(
+        "far", batch=batch, kv_heads=kv_heads, capacity=tail, head_dim=head_dim, kv_layout=kv_layout
+    )
     inputs = make_inputs(small)
     axis = 1 if kv_layout == "NHD" else 2
     shape = list(small.cache_shape)
@@ -242,11 +265,15 @@ def test_cuda_offsets_past_2_31(kv_layout):
         cache = jnp.full(shape, jnp.nan, rows.dtype)
         return jax.lax.dynamic_update_slice_in_dim(cache, rows, capacity - tail, axis)
 
-    out, lse = jax.jit(functools.partial(
-        jax_baracuda.flash_decode, kv_layout=kv_layout, local_window_size=(tail - 1, 0),
-        return_lse=True, implementation="cuda",
-    ))(inputs.query, embed(inputs.key), embed(inputs.value),
-       np.full(batch, capacity, np.int32))
+    out, lse = jax.jit(
+        functools.partial(
+            jax_baracuda.flash_decode,
+            kv_layout=kv_layout,
+            local_window_size=(tail - 1, 0),
+            return_lse=True,
+            implementation="cuda",
+        )
+    )(inputs.query, embed(inputs.key), embed(inputs.value), np.full(batch, capacity, np.int32))
     check(small, inputs, np.asarray(out), np.asarray(lse))
 
 
@@ -270,15 +297,28 @@ def test_cuda_sharded(axis):
     if len(devices) < 2:
         pytest.skip(f"needs 2 GPUs, there is {len(devices)}")
     devices = devices[: 4 if len(devices) >= 4 else 2]
-    case = DecodeCase("sharded", batch=8, kv_heads=8, capacity=500, head_dim=128, num_splits=4,
-                      lengths=(500, 0, 499, 3, 128, 64, 65, 250), sinks=True)
+    case = DecodeCase(
+        "sharded",
+        batch=8,
+        kv_heads=8,
+        capacity=500,
+        head_dim=128,
+        num_splits=4,
+        lengths=(500, 0, 499, 3, 128, 64, 65, 250),
+        sinks=True,
+    )
     inputs = make_inputs(case)
     expected = run_decode(case, inputs, implementation="cuda")
 
     mesh = jax.sharding.Mesh(np.asarray(devices), ("x",))
     on_batch, on_heads = ("x", None) if axis == "batch" else (None, "x")
-    specs = {"query": (on_batch, on_heads), "key": (on_batch, on_heads),
-             "value": (on_batch, on_heads), "kv_lengths": (on_batch,), "sinks": (on_heads,)}
+    specs = {
+        "query": (on_batch, on_heads),
+        "key": (on_batch, on_heads),
+        "value": (on_batch, on_heads),
+        "kv_lengths": (on_batch,),
+        "sinks": (on_heads,),
+    }
     placed = {
         name: jax.device_put(
             getattr(inputs, name),
