@@ -27,13 +27,25 @@ GRID = [
     *(Cell(8, 8, k) for k in (1024, 2048, 8192, 32768, 131072)),
     *(Cell(8, 64, k) for k in (1024, 2048, 8192, 32768, 131072)),
     *(Cell(8, 256, k) for k in (1024, 2048, 8192, 32768)),
-    Cell(32, 1, 8192), Cell(32, 64, 2048), Cell(32, 64, 8192),
+    Cell(32, 1, 8192),
+    Cell(32, 64, 2048),
+    Cell(32, 64, 8192),
 ]
 SMALL = [Cell(8, 1, 2048), Cell(8, 1, 8192), Cell(8, 8, 2048), Cell(8, 64, 2048)]
 # These two are far behind everywhere and slow to compile: they run where there is something to see.
 SLOW_IMPLS = ("pallas", "xla")
-SLOW_CELLS = {"8x1x8192", "8x1x131072", "8x8x8192", "8x64x2048", "8x64x8192", "8x256x1024",
-              "8x256x8192", "32x1x8192", "32x64x2048", "32x64x8192"}
+SLOW_CELLS = {
+    "8x1x8192",
+    "8x1x131072",
+    "8x8x8192",
+    "8x64x2048",
+    "8x64x8192",
+    "8x256x1024",
+    "8x256x8192",
+    "32x1x8192",
+    "32x64x2048",
+    "32x64x8192",
+}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,10 +55,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--impls", default=None, help=f"comma list of {', '.join(IMPLS)}")
     parser.add_argument("--all-peers", action="store_true", help="Pallas and XLA in every cell")
     parser.add_argument("--quick", action="store_true", help="0.1 s a measurement, not 0.35 s")
-    parser.add_argument("--budget", type=float, default=210, metavar="SECONDS",
-                        help="after this long, only ours, torch and the ceiling are measured")
-    parser.add_argument("--out", type=pathlib.Path, help="default: results/<gpu>/decode.json; "
-                        "'-' writes no file")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=210,
+        metavar="SECONDS",
+        help="after this long, only ours, torch and the ceiling are measured",
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="default: results/<gpu>/decode.json; '-' writes no file"
+    )
     parser.add_argument("--commit", help="the commit for the rows, where git is not there")
     return parser.parse_args(arguments)
 
@@ -100,8 +118,9 @@ class Run:
         for engine in dict.fromkeys(IMPLS[impl] for impl in impls):
             worker = self.workers[engine]
             mine = [impl for impl in impls if IMPLS[impl] == engine]
-            wanted = [impl for impl in mine
-                      if not (late and impl in ("pallas", "xla", "jax_cudnn"))]
+            wanted = [
+                impl for impl in mine if not (late and impl in ("pallas", "xla", "jax_cudnn"))
+            ]
             if wanted:
                 attempt(worker, "prepare", wanted, cell)
             for impl in mine:
@@ -124,12 +143,16 @@ class Run:
 
     def add(self, cell: Cell, impl: str, numbers: dict[str, Any]) -> None:
         """Appends a row and writes the file, so that a run that is cut short is not lost."""
-        config = {"B": cell.batch, "Hq": cell.query_heads, "Hkv": cell.kv_heads,
-                  "K": cell.capacity, "D": cell.head_dim, "dtype": "bfloat16",
-                  "mb": cell.bytes / 1e6}
-        self.rows.append(
-            result_rows.row("flash_decode", "fwd", impl, config, numbers, self.shared)
-        )
+        config = {
+            "B": cell.batch,
+            "Hq": cell.query_heads,
+            "Hkv": cell.kv_heads,
+            "K": cell.capacity,
+            "D": cell.head_dim,
+            "dtype": "bfloat16",
+            "mb": cell.bytes / 1e6,
+        }
+        self.rows.append(result_rows.row("flash_decode", "fwd", impl, config, numbers, self.shared))
         path = self.path()
         if path:
             result_rows.write(path, self.rows)
@@ -170,8 +193,10 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(impls, options)
     chosen = options.impls is not None or options.all_peers
     for cell in cells:
-        run.cell(cell, [impl for impl in impls
-                        if chosen or impl not in SLOW_IMPLS or cell.name in SLOW_CELLS])
+        run.cell(
+            cell,
+            [impl for impl in impls if chosen or impl not in SLOW_IMPLS or cell.name in SLOW_CELLS],
+        )
     for worker in run.workers.values():
         worker.kill()
     if run.path():

@@ -77,19 +77,28 @@ class CeilingEngine:
         fill = next(iter(self.modules.values())).get_function("fill")
         fill((blocks,), (512,), (np.uint64(memory.ptr), np.uint64(count * cell.sets)))
         share = seconds / len(self.CONFIGS)
-        results = [self.time(config, memory.ptr, count, cell, sink.ptr, share)
-                   for config in self.CONFIGS]
+        results = [
+            self.time(config, memory.ptr, count, cell, sink.ptr, share) for config in self.CONFIGS
+        ]
         return min(results, key=lambda result: result["ms"])
 
-    def time(self, config: Any, base: int, count: int, cell: Any, sink: int, seconds: float,
-             samples: int = 5) -> dict[str, Any]:
+    def time(
+        self,
+        config: Any,
+        base: int,
+        count: int,
+        cell: Any,
+        sink: int,
+        seconds: float,
+        samples: int = 5,
+    ) -> dict[str, Any]:
         cupy = self.cupy
         threads, loads, blocks = config
         read = self.modules[loads].get_function("read")
         grid = min(blocks * self.multiprocessors, -(-count // (threads * loads)))
 
         def launch(index: int) -> None:
-            address = np.uint64(base + index * cell.bytes)
+            address = np.uint64(base + index % cell.sets * cell.bytes)
             read((grid,), (threads,), (address, np.uint64(count), np.uint64(sink)))
 
         stream = cupy.cuda.Stream(non_blocking=True)
@@ -98,7 +107,7 @@ class CeilingEngine:
             launch(0)  # the module is loaded outside of the capture
             stream.synchronize()
             stream.begin_capture()
-            for index in range(cell.sets):
+            for index in range(cell.calls):
                 launch(index)
             graph = stream.end_capture()
             start, end = cupy.cuda.Event(), cupy.cuda.Event()
@@ -114,7 +123,7 @@ class CeilingEngine:
             run(2)
             once = min(run(1) for _ in range(3))
             replays = max(1, round(seconds * 1e3 / samples / once))
-            times = [run(replays) / (replays * cell.sets) for _ in range(samples)]
+            times = [run(replays) / (replays * cell.calls) for _ in range(samples)]
         return {"ms": statistics.median(times), "fastest": min(times), "slowest": max(times)}
 
     def release(self) -> None:

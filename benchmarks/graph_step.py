@@ -49,8 +49,11 @@ def measure(samples: int) -> dict[str, Any]:
         "ms": statistics.median(times),
         "digest": hashlib.sha256(np.asarray(result).tobytes()).hexdigest(),
         "gpu": jax.devices()[0].device_kind,
-        "versions": {"jax_baracuda": jax_baracuda.__version__, "jax": jax.__version__,
-                     "jaxlib": jaxlib.__version__},
+        "versions": {
+            "jax_baracuda": jax_baracuda.__version__,
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+        },
     }
 
 
@@ -58,8 +61,11 @@ def main() -> int:
     """Runs every setting and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=50)
-    parser.add_argument("--out", type=pathlib.Path, help="default: results/<gpu>/decode_step.json; "
-                        "'-' writes no file")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="default: results/<gpu>/decode_step.json; '-' writes no file",
+    )
     parser.add_argument("--commit", help="the commit for the rows, where git is not there")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -74,7 +80,9 @@ def main() -> int:
         done = subprocess.run(
             [sys.executable, __file__, "--child", "--samples", str(options.samples)],
             env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()},
-            stdout=subprocess.PIPE, text=True, check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         answers[graph] = json.loads(done.stdout.splitlines()[-1])
         print(f"{graph:>8}: {answers[graph]['ms'] * 1e3:8.1f} us a step  {flags}", flush=True)
@@ -83,10 +91,23 @@ def main() -> int:
     run = result_rows.describe_run(first["gpu"], first["versions"], options.commit)
     rows = [
         result_rows.row(
-            "flash_decode", "step", "jax_baracuda",
-            {"B": 1, "Hq": 32, "Hkv": 8, "K": ROWS, "D": 128, "dtype": "bfloat16",
-             "layers": LAYERS, "steps": STEPS, "graph": graph, "xla_flags": GRAPH_FLAGS[graph]},
-            {"ms": answer["ms"]}, run,
+            "flash_decode",
+            "step",
+            "jax_baracuda",
+            {
+                "B": 1,
+                "Hq": 32,
+                "Hkv": 8,
+                "K": ROWS,
+                "D": 128,
+                "dtype": "bfloat16",
+                "layers": LAYERS,
+                "steps": STEPS,
+                "graph": graph,
+                "xla_flags": GRAPH_FLAGS[graph],
+            },
+            {"ms": answer["ms"]},
+            run,
         )
         for graph, answer in answers.items()
     ]

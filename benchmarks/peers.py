@@ -45,6 +45,12 @@ class Cell:
         """How many sets of caches to rotate: a gigabyte, or 48 sets (at least 200 MB)."""
         return max(1, min(48, math.ceil((1 << 30) / self.bytes)))
 
+    @property
+    def calls(self) -> int:
+        """Calls of a graph: whole rounds of the sets, a few milliseconds, at most 96 or one round."""
+        rounds = min(96, 8e9 / self.bytes) / self.sets
+        return self.sets * max(1, round(rounds))
+
     def cache_shape(self, layout: str) -> tuple[int, int, int, int]:
         """[B, Hkv, K, D] or [B, K, Hkv, D]."""
         rows = (self.capacity, self.kv_heads)
@@ -113,7 +119,7 @@ class JaxEngine:
             cache = jax.ShapeDtypeStruct(cell.cache_shape(self.LAYOUTS[impl]), bfloat16)
             query = jax.ShapeDtypeStruct((cell.batch, cell.query_heads, cell.head_dim), bfloat16)
             self.programs[impl, cell] = self.timing.compile_chain(
-                self.op(impl), query, ((cache, cache),) * cell.sets
+                self.op(impl), query, ((cache, cache),) * cell.sets, cell.calls
             )
 
         with concurrent.futures.ThreadPoolExecutor(len(impls)) as pool:
@@ -127,7 +133,12 @@ class JaxEngine:
         if impl == "jax_baracuda":
             result["error_vs_float32"] = self.check(op, query, *caches[0])
         timing = self.timing.time_chained(
-            op, query, caches, seconds=seconds, compiled=self.programs.pop((impl, cell), None)
+            op,
+            query,
+            caches,
+            calls=cell.calls,
+            seconds=seconds,
+            compiled=self.programs.pop((impl, cell), None),
         )
         return result | {"ms": timing.ms, "fastest": timing.fastest, "slowest": timing.slowest}
 
@@ -139,10 +150,10 @@ class JaxEngine:
             make = jax.jit(functools.partial(_random_cache, jax, cell.cache_shape(layout)))
             keys = jax.random.split(jax.random.key(0), (cell.sets, 2))
             # The values' mean of 1 keeps a chain of outputs, each the next query, near size 1.
-            caches = [(make(keys[i, 0], 0.0), make(keys[i, 1], 1.0))
-                      for i in range(cell.sets)]
+            caches = [(make(keys[i, 0], 0.0), make(keys[i, 1], 1.0)) for i in range(cell.sets)]
             query = jax.random.normal(
-                jax.random.key(1), (cell.batch, cell.query_heads, cell.head_dim),
+                jax.random.key(1),
+                (cell.batch, cell.query_heads, cell.head_dim),
                 jax.numpy.bfloat16,
             )
             self.data = jax.block_until_ready((query, caches))
@@ -230,7 +241,7 @@ class TorchEngine:
             calls = self.flashinfer(query, caches, cell)
         else:
             raise ValueError(f"unknown implementation {impl!r}")
-        return self.time(calls, seconds)
+        return self.time(calls * (cell.calls // cell.sets), seconds)
 
     def cudnn(self, query: Any, key: Any, value: Any) -> Any:
         attention = self.torch.nn.attention
@@ -250,18 +261,30 @@ class TorchEngine:
         indptr = int32(0, count + 1, pages)
         last = torch.full((cell.batch,), page, dtype=torch.int32, device="cuda")
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-            torch.empty(256 << 20, dtype=torch.uint8, device="cuda"), "HND", use_cuda_graph=True,
-            use_tensor_cores=cell.query_heads > cell.kv_heads, paged_kv_indptr_buffer=indptr,
-            paged_kv_indices_buffer=int32(count), paged_kv_last_page_len_buffer=last,
+            torch.empty(256 << 20, dtype=torch.uint8, device="cuda"),
+            "HND",
+            use_cuda_graph=True,
+            use_tensor_cores=cell.query_heads > cell.kv_heads,
+            paged_kv_indptr_buffer=indptr,
+            paged_kv_indices_buffer=int32(count),
+            paged_kv_last_page_len_buffer=last,
         )
         wrapper.plan(
-            indptr.cpu(), int32(count), last.cpu(), cell.query_heads, cell.kv_heads,
-            cell.head_dim, page, q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16,
+            indptr.cpu(),
+            int32(count),
+            last.cpu(),
+            cell.query_heads,
+            cell.kv_heads,
+            cell.head_dim,
+            page,
+            q_data_type=torch.bfloat16,
+            kv_data_type=torch.bfloat16,
         )
         # The bytes of a cache in the order of a paged store: which row they are does not matter.
         shape = (count, cell.kv_heads, page, cell.head_dim)
-        return [functools.partial(wrapper.run, query, (k.view(shape), v.view(shape)))
-                for k, v in caches]
+        return [
+            functools.partial(wrapper.run, query, (k.view(shape), v.view(shape))) for k, v in caches
+        ]
 
     def time(self, calls: list[Any], seconds: float, samples: int = 9) -> dict[str, Any]:
         """Captures the calls in one graph and times its replays with events."""
@@ -299,7 +322,9 @@ class TorchEngine:
 
 
 ENGINES: dict[str, type[Engine]] = {
-    "jax": JaxEngine, "torch": TorchEngine, "ceiling": CeilingEngine
+    "jax": JaxEngine,
+    "torch": TorchEngine,
+    "ceiling": CeilingEngine,
 }
 # Which engine an implementation runs in, in the order in which a cell is measured.
 IMPLS = {

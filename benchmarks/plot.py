@@ -1,7 +1,7 @@
 """Turns result files into the README's tables, and plots bench_decode.py's.
 
-    python benchmarks/plot.py benchmarks/results/h200/decode.json
-    python benchmarks/plot.py benchmarks/results/h200/decode_step.json
+python benchmarks/plot.py benchmarks/results/h200/decode.json
+python benchmarks/plot.py benchmarks/results/h200/decode_step.json
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ LABELS = {
     "xla": "XLA",
 }
 COLORS = {
-    CEILING: "0.6", OURS: "#d62728", "torch_cudnn": "#1f77b4", "jax_cudnn": "#2ca02c",
-    "flashinfer": "#9467bd", "pallas": "#ff7f0e", "xla": "#8c564b",
+    CEILING: "0.6",
+    OURS: "#d62728",
+    "torch_cudnn": "#1f77b4",
+    "jax_cudnn": "#2ca02c",
+    "flashinfer": "#9467bd",
+    "pallas": "#ff7f0e",
+    "xla": "#8c564b",
 }
 
 Key = tuple[int, int, int]
@@ -42,15 +47,19 @@ def by_cell(rows: list[dict[str, Any]]) -> Cells:
 
 def best_peer(cell: dict[str, dict[str, Any]]) -> float:
     """GB/s of the fastest peer; 0 if none ran."""
-    return max((row["gbps"] or 0 for impl, row in cell.items() if impl not in (OURS, CEILING)),
-               default=0)
+    return max(
+        (row["gbps"] or 0 for impl, row in cell.items() if impl not in (OURS, CEILING)), default=0
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The README's table: GB/s of K and V, our time, and the ratio to the cell's best peer."""
     cells = by_cell(rows)
-    peers = [impl for impl in LABELS if impl not in (OURS, CEILING)
-             and any(impl in cell for cell in cells.values())]
+    peers = [
+        impl
+        for impl in LABELS
+        if impl not in (OURS, CEILING) and any(impl in cell for cell in cells.values())
+    ]
     names = [LABELS[impl] for impl in peers]
     titles = ["Hkv, B, K", "jax_baracuda", "us", "of read ceiling", *names, "x best peer"]
     lines = [
@@ -80,11 +89,20 @@ def table(rows: list[dict[str, Any]]) -> str:
             if ratio < 1:
                 behind.append(f"{name} ({ratio:.2f}x)")
         failed += [f"{LABELS[impl]} at {name}" for impl, row in cell.items() if not row["gbps"]]
-        lines.append("| " + " | ".join([
-            name, speed(OURS), f"{ours['ms'] * 1e3:.1f}" if ours.get("ms") else "-",
-            f"{share:.0f}%" if share else "-", *(speed(impl) for impl in peers),
-            f"{ratio:.2f}" if ratio else "-",
-        ]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    name,
+                    speed(OURS),
+                    f"{ours['ms'] * 1e3:.1f}" if ours.get("ms") else "-",
+                    f"{share:.0f}%" if share else "-",
+                    *(speed(impl) for impl in peers),
+                    f"{ratio:.2f}" if ratio else "-",
+                ]
+            )
+            + " |"
+        )
     lines.append("")
     verdict = f"Ahead of every peer in {compared - len(behind)} of {compared} cells"
     lines.append(verdict + (f"; behind at {'; '.join(behind)}." if behind else "."))
@@ -144,12 +162,21 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     )
     for axis, ((kv_heads, batch), lengths) in zip(axes[0], panels.items(), strict=True):
         for impl, label in LABELS.items():
-            points = [(k, cells[kv_heads, batch, k][impl]["gbps"]) for k in sorted(lengths)
-                      if cells[kv_heads, batch, k].get(impl, {}).get("gbps")]
+            points = [
+                (k, cells[kv_heads, batch, k][impl]["gbps"])
+                for k in sorted(lengths)
+                if cells[kv_heads, batch, k].get(impl, {}).get("gbps")
+            ]
             if points:
-                axis.plot(*zip(*points, strict=True), label=label, color=COLORS[impl],
-                          marker="o", markersize=3, linewidth=2 if impl == OURS else 1.2,
-                          linestyle="--" if impl == CEILING else "-")
+                axis.plot(
+                    *zip(*points, strict=True),
+                    label=label,
+                    color=COLORS[impl],
+                    marker="o",
+                    markersize=3,
+                    linewidth=2 if impl == OURS else 1.2,
+                    linestyle="--" if impl == CEILING else "-",
+                )
         axis.set_title(f"B = {batch}, Hkv = {kv_heads}", fontsize=10)
         axis.set_xscale("log", base=2)
         axis.set_xlabel("cache length K")
@@ -159,8 +186,14 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     handles = {}  # a peer may be missing in the first panel
     for axis in axes[0]:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles),
-                  frameon=False, fontsize=9)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="lower center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+    )
     figure.suptitle(f"flash_decode, bf16, 32 query heads, D = 128, {rows[0]['gpu']}", fontsize=11)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=140)

@@ -28,7 +28,11 @@ def commit() -> str:
 
 
 def row(
-    op: str, passes: str, impl: str, config: dict[str, Any], numbers: dict[str, Any],
+    op: str,
+    passes: str,
+    impl: str,
+    config: dict[str, Any],
+    numbers: dict[str, Any],
     run: dict[str, Any],
 ) -> dict[str, Any]:
     """A row in the format of the result files; ``run`` is what ``describe_run`` gave."""

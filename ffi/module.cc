@@ -36,8 +36,7 @@ nb::dict build_info() {
   info["version"] = JAX_BARACUDA_VERSION;
   info["cuda_archs"] = JAX_BARACUDA_CUDA_ARCHS_STR;
   info["cuda_version"] = JAX_BARACUDA_CUDA_VERSION;
-  info["ffi_api"] =
-      std::to_string(XLA_FFI_API_MAJOR) + "." + std::to_string(XLA_FFI_API_MINOR);
+  info["ffi_api"] = std::to_string(XLA_FFI_API_MAJOR) + "." + std::to_string(XLA_FFI_API_MINOR);
   return info;
 }
 
@@ -49,11 +48,10 @@ DType dtype_of(const std::string& name) {
 }
 
 // What the handler would choose on a device with `sms` multiprocessors of which each holds
-// `ctas_per_sm` CTAs of this kernel, and where `clusters` clusters of 16 of the largest CTAs fit (0: no
-// clusters of any size).
+// `ctas_per_sm` CTAs of this kernel, and where `pairs` clusters of two fit.
 nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int group, int head_dim,
-                     int kv_capacity, bool uneven_lengths, int num_splits, int sms,
-                     int ctas_per_sm, int clusters, int64_t workspace_bytes) {
+                     int kv_capacity, bool uneven_lengths, int num_splits, int sms, int ctas_per_sm,
+                     int pairs, int64_t workspace_bytes) {
   DecodeShape shape;
   shape.dtype = dtype_of(dtype);
   shape.batch = batch;
@@ -66,7 +64,7 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   DecodeDevice device;
   device.sms = sms;
   device.ctas_per_sm = ctas_per_sm;
-  for (int log = 1; log < 5; ++log) device.clusters_of[log] = clusters << (4 - log);
+  device.pairs = pairs;
   DecodeConfig config = choose_layout(shape);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, config), config);
   nb::dict plan;
@@ -82,7 +80,7 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   plan["splits"] = config.splits;
   plan["cluster"] = config.cluster;
   plan["ctas"] = config.ctas;
-  plan["partial_bytes"] = config.partial_slots * partial_bytes(shape, config);
+  plan["workspace_bytes"] = jax_baracuda::workspace_bytes(shape, config);
   return plan;
 }
 
@@ -95,7 +93,7 @@ NB_MODULE(_ffi, m) {
   m.def("decode_plan", &decode_plan, nb::kw_only(), nb::arg("dtype"), nb::arg("batch"),
         nb::arg("kv_heads"), nb::arg("group"), nb::arg("head_dim"), nb::arg("kv_capacity"),
         nb::arg("uneven_lengths"), nb::arg("num_splits"), nb::arg("sms"), nb::arg("ctas_per_sm"),
-        nb::arg("clusters"), nb::arg("workspace_bytes"));
+        nb::arg("pairs"), nb::arg("workspace_bytes"));
 }
 
 }  // namespace jax_baracuda

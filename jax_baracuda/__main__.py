@@ -50,19 +50,29 @@ def _print_environment(environment: dict[str, Any]) -> None:
         table.add_row(name, version)
     for device in environment["devices"]:
         capability = device["compute_capability"]
-        table.add_row(f"device {device['id']}", f"{device['kind']} ({device['platform']}"
-                      + (f", compute capability {capability})" if capability else ")"))
+        table.add_row(
+            f"device {device['id']}",
+            f"{device['kind']} ({device['platform']}"
+            + (f", compute capability {capability})" if capability else ")"),
+        )
     table.add_row("kernels built for", build.get("cuda_archs") or "no CUDA architecture")
     if build:
-        table.add_row("built with", ", ".join(f"{name} {build[name]}" for name in sorted(build)
-                                              if name != "cuda_archs"))
+        table.add_row(
+            "built with",
+            ", ".join(f"{name} {build[name]}" for name in sorted(build) if name != "cuda_archs"),
+        )
     _console().print(table)
     _console().print()
     style = {"cuda": "green", "reference": "yellow", "broken": "bold red"}[environment["runs"]]
     _console().print(environment["message"], style=style, highlight=False, markup=False)
     if environment["fix"]:
-        _console().print(f"To fix it, {environment['fix']}", style=style, highlight=False,
-                         markup=False, soft_wrap=True)
+        _console().print(
+            f"To fix it, {environment['fix']}",
+            style=style,
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     _console().print()
 
 
@@ -71,9 +81,15 @@ def _print_kernels(kernels: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     table = Table(title="Which kernel serves a typical call", title_justify="left")
-    columns = {"op": "op", "dtype": "dtype", "name": "kernel", "arch": "arch",
-               "accumulator": "sums in", "deterministic": "repeatable",
-               "workspace_bytes": "scratch"}
+    columns = {
+        "op": "op",
+        "dtype": "dtype",
+        "name": "kernel",
+        "arch": "arch",
+        "accumulator": "sums in",
+        "deterministic": "repeatable",
+        "workspace_bytes": "scratch",
+    }
     for title in columns.values():
         table.add_column(title, no_wrap=True)
     for kernel in kernels:
@@ -94,17 +110,27 @@ def _print_checks(checks: list[dict[str, Any]], ok: bool) -> None:
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for check in checks:
         table.add_row(
-            check["op"], check["case"], _number(check["error"]), _number(check["bound"]),
+            check["op"],
+            check["case"],
+            _number(check["error"]),
+            _number(check["bound"]),
             "-" if check["ms"] is None else f"{check['ms'] * 1e3:.1f}",
             Text("ok", "green") if check["ok"] else Text("WRONG", "bold red"),
         )
     _console().print(table)
     for check in checks:
         if not check["ok"]:
-            _console().print(f"{check['op']}, {check['case']}: {check['message']}", style="red",
-                             highlight=False, markup=False)
-    _console().print("Every op is right." if ok else "Some ops are wrong.",
-                     style="green" if ok else "bold red", highlight=False)
+            _console().print(
+                f"{check['op']}, {check['case']}: {check['message']}",
+                style="red",
+                highlight=False,
+                markup=False,
+            )
+    _console().print(
+        "Every op is right." if ok else "Some ops are wrong.",
+        style="green" if ok else "bold red",
+        highlight=False,
+    )
 
 
 def _console() -> Any:

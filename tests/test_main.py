@@ -27,12 +27,20 @@ def two_checks(monkeypatch):
 def test_command():
     """The real thing, in a process of its own: every op is right on this machine."""
     done = subprocess.run(
-        [sys.executable, "-m", "jax_baracuda"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "jax_baracuda"],
+        capture_output=True,
+        text=True,
+        check=False,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in (jax.__version__, jax_baracuda.__version__, "flash_decode", "Every op is right",
-                 *checks.CHECKED):
+    for text in (
+        jax.__version__,
+        jax_baracuda.__version__,
+        "flash_decode",
+        "Every op is right",
+        *checks.CHECKED,
+    ):
         assert text in done.stdout
     runs = "CUDA kernels" if has_cuda_device() else "ops run on the reference"
     assert runs in done.stdout

@@ -68,8 +68,14 @@ def test_compare_is_relative_to_the_reference():
 
 @pytest.mark.parametrize(
     ("wrong", "expected"),
-    [(np.nan, 0.0), (np.inf, 0.0), (0.0, np.nan), (0.0, -np.inf), (np.inf, -np.inf),
-     (np.nan, np.inf)],
+    [
+        (np.nan, 0.0),
+        (np.inf, 0.0),
+        (0.0, np.nan),
+        (0.0, -np.inf),
+        (np.inf, -np.inf),
+        (np.nan, np.inf),
+    ],
 )
 def test_compare_wants_equal_masks(wrong, expected):
     exact = np.array([1.0, expected, 2.0])
@@ -119,8 +125,9 @@ def test_inputs_are_poisoned_where_nothing_is_visible():
 
 def test_oracle_by_hand():
     """Two keys with logits 0 and log 3 give weights 1/4 and 3/4."""
-    case = DecodeCase("hand", batch=1, kv_heads=1, group=1, capacity=2, head_dim=1, scale=1.0,
-                      dtype="float32")
+    case = DecodeCase(
+        "hand", batch=1, kv_heads=1, group=1, capacity=2, head_dim=1, scale=1.0, dtype="float32"
+    )
     inputs = make_inputs(case)
     inputs.query[:], inputs.key[0, 0, :, 0] = 1, (0, np.log(3))
     inputs.value[0, 0, :, 0] = (4, 8)
@@ -164,8 +171,15 @@ def plant_lse_in_base_two(out, lse):
 
 @pytest.mark.parametrize(
     "plant",
-    [plant_value, plant_stale_row, plant_nan, plant_empty_request, plant_lse,
-     plant_lse_of_empty_request, plant_lse_in_base_two],
+    [
+        plant_value,
+        plant_stale_row,
+        plant_nan,
+        plant_empty_request,
+        plant_lse,
+        plant_lse_of_empty_request,
+        plant_lse_in_base_two,
+    ],
 )
 def test_check_decode_catches(plant, right):
     inputs, out, lse = right
@@ -176,8 +190,14 @@ def test_check_decode_catches(plant, right):
 
 @pytest.mark.parametrize(
     "change",
-    [{"scale": 0.126}, {"sinks": False}, {"lengths": (99, 0, 37)}, {"local_window_size": 98},
-     {"logits_soft_cap": 50.0}, {"alibi_slopes": "head"}],
+    [
+        {"scale": 0.126},
+        {"sinks": False},
+        {"lengths": (99, 0, 37)},
+        {"local_window_size": 98},
+        {"logits_soft_cap": 50.0},
+        {"alibi_slopes": "head"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_check_decode_catches_other_options(change, right):
@@ -185,8 +205,9 @@ def test_check_decode_catches_other_options(change, right):
     inputs, _, _ = right
     other = dataclasses.replace(CASE, **change)
     drawn = make_inputs(dataclasses.replace(other, name=CASE.name))
-    changed = dataclasses.replace(inputs, sinks=drawn.sinks, alibi_slopes=drawn.alibi_slopes,
-                                  kv_lengths=drawn.kv_lengths)
+    changed = dataclasses.replace(
+        inputs, sinks=drawn.sinks, alibi_slopes=drawn.alibi_slopes, kv_lengths=drawn.kv_lengths
+    )
     wrong = reference_decode(other, changed)
     assert not all(report.ok for report in check_decode(CASE, inputs, *wrong))
 
@@ -202,6 +223,7 @@ def test_rotation():
 
 def test_time_chained_runs_every_call_in_turn():
     """No call may be merged with another or dropped: the program holds all of them."""
+
     def op(query, weights):
         return jnp.tanh(query @ weights)
 

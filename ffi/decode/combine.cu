@@ -1,14 +1,14 @@
 // Instantiations and launch of the combine kernel.
 #include "decode/combine.cuh"
 
-#include <algorithm>
+#include <cstdint>
 
 #include "decode/launch.h"
 
 namespace jax_baracuda {
 namespace {
 
-using Kernel = void (*)(DecodeParams, bool);
+using Kernel = void (*)(DecodeParams, unsigned, bool, bool);
 
 template <class Element>
 Kernel kernel_for(int dim_tile) {
@@ -36,23 +36,31 @@ cudaError_t prepare_combine(DType dtype, int dim_tile) {
                                reinterpret_cast<const void*>(kernel_for(dtype, dim_tile)));
 }
 
-cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params,
-                           bool programmatic, cudaStream_t stream) {
+cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params, bool programmatic,
+                           cudaStream_t stream) {
   const int64_t rows = int64_t{params.batch} * params.kv_heads * params.head_blocks;
   const bool by_border = params.splits == 0 && params.ctas - 1 < rows;
   const int64_t candidates = by_border ? params.ctas - 1 : rows;
   if (candidates == 0) return cudaSuccess;
+  // Few parts a row: a warp is enough, and more of them fit at once.
+  const int64_t most_parts =
+      params.splits > 0 ? params.splits : (params.ctas + rows - 1) / rows + 1;
+  const bool by_warp = most_parts <= kCombineWarps;
+  const int64_t units = candidates * params.block_heads;
+  const int64_t grid = by_warp ? (units + kCombineWarps - 1) / kCombineWarps : units;
 
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(static_cast<unsigned>(grid));
+  launch.blockDim = dim3(kCombineWarps * 32);
+  launch.stream = stream;
+  // It may start while the decode kernel drains (sm_90 and newer).
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(static_cast<unsigned>(candidates), params.block_heads);
-  launch.blockDim = dim3(kCombineWarps * 32);
-  launch.stream = stream;
   launch.attrs = &attribute;
   launch.numAttrs = programmatic ? 1 : 0;
-  return cudaLaunchKernelEx(&launch, kernel_for(dtype, dim_tile), params, by_border);
+  return cudaLaunchKernelEx(&launch, kernel_for(dtype, dim_tile), params,
+                            static_cast<unsigned>(candidates), by_border, by_warp);
 }
 
 }  // namespace jax_baracuda

@@ -1,4 +1,5 @@
-// Merges the partial results of the rows that several CTAs share, one (row, query head) a CTA.
+// Merges the partial results of the rows that several CTAs share: one (row, query head) to a warp where
+// rows are many and their parts few, else to a CTA.
 //
 // It is launched to start while the decode kernel drains, and its own time counts in full for a short
 // problem: one round of loads in which statistics and partial outputs travel together, one barrier.
@@ -82,34 +83,28 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
   return c;
 }
 
-template <class Element, int kDimTile>
-__global__ void __launch_bounds__(kCombineWarps * 32)
-    combine_kernel(const __grid_constant__ DecodeParams p, bool by_border) {
-  static_assert(kCombineWarps * 32 >= kDimTile);  // the last step is one thread an element
-  constexpr int kPerLane = kDimTile / 32;
-  constexpr int kBatch = 16 / kPerLane * 2;  // parts that a warp asks for at once
-  __shared__ float warp_out[kCombineWarps][kDimTile];
-  __shared__ float warp_maximum[kCombineWarps];
-  __shared__ float warp_sum[kCombineWarps];
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-
-  const Contributions parts = find_contributions(p, blockIdx.x, blockIdx.y, by_border);
-  // Every CTA waits, also those without work: this grid must not end before the one it follows.
-  wait_for_dependency();
-  if (parts.count == 0) return;
-
+// Sums of some of the parts, spread over a warp: lane l holds elements l, l + 32, ...
+template <int kPerLane>
+struct CombineState {
   float maximum = negative_infinity();
   float sum = 0.0f;
   float out[kPerLane] = {};
+};
+
+// Adds the parts first, first + step, ...: statistics and outputs of a batch are asked for together.
+template <int kPerLane>
+__device__ __forceinline__ void add_parts(const DecodeParams& p, const Contributions& parts,
+                                          int first, int step, CombineState<kPerLane>& state) {
+  constexpr int kBatch = 32 / kPerLane;
+  const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int first = warp; first < parts.count; first += kBatch * kCombineWarps) {
+  for (; first < parts.count; first += kBatch * step) {
     float loaded[kBatch][kPerLane];
     float own_maximum[kBatch];
     float own_sum[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int part = first + i * kCombineWarps;
+      const int part = first + i * step;
       const bool valid = part < parts.count;
       const Partial from = parts(p, valid ? part : first);
       own_maximum[i] = valid ? __ldcg(from.stats) : negative_infinity();
@@ -120,52 +115,83 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
         loaded[i][j] = valid && d < p.head_dim ? __ldcg(from.out + d) : 0.0f;
       }
     }
-    float highest = maximum;
+    float highest = state.maximum;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) highest = fmaxf(highest, own_maximum[i]);
     if (highest == negative_infinity()) continue;
-    const float correction = exp2f(maximum - highest);
-    maximum = highest;
-    sum *= correction;
+    const float correction = exp2f(state.maximum - highest);
+    state.maximum = highest;
+    state.sum *= correction;
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) out[j] *= correction;
+    for (int j = 0; j < kPerLane; ++j) state.out[j] *= correction;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const float weight = exp2f(own_maximum[i] - highest);
-      sum += weight * own_sum[i];
+      state.sum += weight * own_sum[i];
 #pragma unroll
-      for (int j = 0; j < kPerLane; ++j) out[j] += weight * loaded[i][j];
+      for (int j = 0; j < kPerLane; ++j) state.out[j] += weight * loaded[i][j];
     }
   }
+}
 
+template <class Element, int kPerLane>
+__device__ __forceinline__ void write_row(const DecodeParams& p, const Contributions& parts,
+                                          const CombineState<kPerLane>& state) {
+  const int lane = threadIdx.x % 32;
+  const Normalised n = normalise(p, state.maximum, state.sum, parts.b, parts.query_head);
+  if (lane == 0) p.lse[parts.query_row] = n.lse;
+  Element* out = static_cast<Element*>(p.out) + parts.query_row * p.head_dim;
 #pragma unroll
-  for (int j = 0; j < kPerLane; ++j) warp_out[warp][j * 32 + lane] = out[j];
-  if (lane == 0) {
-    warp_maximum[warp] = maximum;
-    warp_sum[warp] = sum;
+  for (int j = 0; j < kPerLane; ++j) {
+    const int d = j * 32 + lane;
+    if (d < p.head_dim) out[d] = from_float<Element>(state.out[j] * n.factor);
   }
-  __syncthreads();
+}
 
-  maximum = negative_infinity();
+template <class Element, int kDimTile>
+__global__ void __launch_bounds__(kCombineWarps * 32)
+    combine_kernel(const __grid_constant__ DecodeParams p, unsigned candidates, bool by_border,
+                   bool by_warp) {
+  constexpr int kPerLane = kDimTile / 32;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const unsigned unit = by_warp ? blockIdx.x * kCombineWarps + warp : blockIdx.x;
+  const unsigned candidate = unit / static_cast<unsigned>(p.block_heads);
+  const int head = unit - candidate * p.block_heads;
+  Contributions parts = {};
+  if (candidate < candidates) parts = find_contributions(p, candidate, head, by_border);
+  // Every CTA waits, also those without work: this grid must not end before the one it follows.
+  wait_for_dependency();
+  if (parts.count == 0) return;
+
+  CombineState<kPerLane> state;
+  if (by_warp) {
+    add_parts(p, parts, 0, 1, state);
+    write_row<Element>(p, parts, state);
+    return;
+  }
+
+  // The CTA's warps share the parts; the first warp adds up what they found.
+  __shared__ float warp_out[kCombineWarps][kDimTile];
+  __shared__ float2 warp_stats[kCombineWarps];
+  add_parts(p, parts, warp, kCombineWarps, state);
 #pragma unroll
-  for (int w = 0; w < kCombineWarps; ++w) maximum = fmaxf(maximum, warp_maximum[w]);
-  const float base = maximum == negative_infinity() ? 0.0f : maximum;
-  float weights[kCombineWarps];
-  sum = 0.0f;
+  for (int j = 0; j < kPerLane; ++j) warp_out[warp][j * 32 + lane] = state.out[j];
+  if (lane == 0) warp_stats[warp] = make_float2(state.maximum, state.sum);
+  __syncthreads();
+  if (warp != 0) return;
+  CombineState<kPerLane> total;
+#pragma unroll
+  for (int w = 0; w < kCombineWarps; ++w) total.maximum = fmaxf(total.maximum, warp_stats[w].x);
+  const float base = total.maximum == negative_infinity() ? 0.0f : total.maximum;
 #pragma unroll
   for (int w = 0; w < kCombineWarps; ++w) {
-    weights[w] = exp2f(warp_maximum[w] - base);
-    sum += weights[w] * warp_sum[w];
-  }
-  const Normalised n = normalise(p, maximum, sum, parts.b, parts.query_head);
-  if (threadIdx.x == 0) p.lse[parts.query_row] = n.lse;
-  if (threadIdx.x < p.head_dim) {
-    float total = 0.0f;
+    const float weight = exp2f(warp_stats[w].x - base);
+    total.sum += weight * warp_stats[w].y;
 #pragma unroll
-    for (int w = 0; w < kCombineWarps; ++w) total += weights[w] * warp_out[w][threadIdx.x];
-    static_cast<Element*>(p.out)[parts.query_row * p.head_dim + threadIdx.x] =
-        from_float<Element>(total * n.factor);
+    for (int j = 0; j < kPerLane; ++j) total.out[j] += weight * warp_out[w][j * 32 + lane];
   }
+  write_row<Element>(p, parts, total);
 }
 
 }  // namespace jax_baracuda

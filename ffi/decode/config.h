@@ -18,8 +18,7 @@ constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
   return dtype != DType::kF32 && dim_tile <= 128 && head_tile == 8 && vector ? 12 : 8;
 }
 
-// Parts that the combine kernel can merge in one row: the most splits, and the most CTAs of a stream.
-inline constexpr int kCombineMaxParts = 1024;
+inline constexpr int kMaxSplits = 1024;
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -37,10 +36,11 @@ constexpr int token_warps_for(int slices) { return slices >= 4 ? 1 : ceil_div(4,
 constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
                                   int token_warps) {
   const int heads = slices * head_tile;
-  const int query = heads * dim_tile * element_bytes(dtype);
+  const int query_rows = dtype == DType::kF32 ? head_tile : 16;  // of a slice, padding included
+  const int query = 2 * slices * query_rows * dim_tile * element_bytes(dtype);
   const int warps = heads * token_warps * (dim_tile + kMergePad + 2) * 4;
-  const int cluster = heads * (dim_tile + 2) * 4;
-  const int slopes = heads * 4;
+  const int cluster = heads * 2 * 4;
+  const int slopes = 2 * heads * 4;
   return query + warps + cluster + slopes;
 }
 
@@ -77,53 +77,49 @@ constexpr int64_t partial_bytes(const DecodeShape& s, const DecodeConfig& c) {
   return int64_t{4} * partial_heads(s, c) * (s.head_dim + 2);
 }
 
-// One row's pieces as one cluster: no partial results in memory and no second kernel, which is what the
-// short problems spend their time on. It takes few rows (else the clusters are too small to matter)
-// whose lengths cannot differ (a cluster cannot help another one), and clusters that fill the device.
-// 0: no.
-inline int choose_cluster(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
-                          int64_t row_chunks) {
-  if (s.uneven_lengths || row_chunks < 2) return 0;
-  for (int log = 4; log >= 1; --log) {
-    const int size = 1 << log;
-    if (rows * size > device.sms || rows > device.clusters_of[log]) continue;
-    const bool fills_device = rows * size * 4 >= device.sms * 3;
-    return fills_device || size >= row_chunks ? size : 0;
-  }
-  return 0;
+// Chunks of a row whose request fills the cache.
+constexpr int full_row_chunks(const DecodeShape& s, const DecodeConfig& c) {
+  return std::max(1, ceil_div(s.kv_capacity, c.chunk_tokens));
 }
 
-// `workspace_slots`: partial results that the workspace can hold.
-inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device,
-                            int64_t workspace_slots, DecodeConfig& c) {
+// Whether to give every row to a pair of CTAs: no partial results in memory and no second kernel. It takes
+// rows whose lengths cannot differ (a pair cannot help another one) and pairs that all run at once and
+// fill the device. Larger clusters were tried and lose more at launch than the second kernel costs.
+inline bool pairs_fit(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
+                      int64_t rows) {
+  return !s.uneven_lengths && c.head_blocks == 1 && full_row_chunks(s, c) > 1 &&
+         rows <= device.pairs && rows * 2 * 4 >= int64_t{device.sms} * 3;
+}
+
+inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
+  return c.partial_slots * partial_bytes(s, c);
+}
+
+// `slots`: partial results that the workspace can hold.
+inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, int64_t slots,
+                            DecodeConfig& c) {
   const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
-  int64_t row_chunks = std::max(1, ceil_div(s.kv_capacity, c.chunk_tokens));
+  const int64_t row_chunks = full_row_chunks(s, c);
   c.splits = s.num_splits;
-  if (c.splits >= 2) {
-    const int log = c.splits == 2 ? 1 : c.splits == 4 ? 2 : c.splits == 8 ? 3 : 0;
-    c.cluster = log > 0 && device.clusters_of[log] > 0;
-  } else if (c.splits == 0) {
-    const int cluster = c.head_blocks == 1 ? choose_cluster(s, device, rows, row_chunks) : 0;
-    c.ctas = std::min({int64_t{device.sms} * device.ctas_per_sm, rows * row_chunks,
-                       workspace_slots / 2, int64_t{kCombineMaxParts}});
-    if (cluster > 0) {
-      c.splits = cluster;
-      c.cluster = true;
+  if (c.splits == 0) {
+    c.ctas = std::min({int64_t{device.sms} * device.ctas_per_sm, rows * row_chunks, slots / 2});
+    if (pairs_fit(s, device, c, rows)) {
+      c.splits = 2;
       // One CTA an SM: give it as many warps as its keys can feed.
-      const int tokens = warp_tokens(s.dtype, c.dim_tile);
-      const int64_t wanted = ceil_div(ceil_div(s.kv_capacity, cluster), tokens);
       const int most = max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) / c.slices;
-      int warps = c.token_warps;
-      while (warps + 4 <= most && warps < wanted) warps += 4;
-      set_token_warps(s, warps, c);
+      const int wanted = ceil_div(s.kv_capacity, 2 * warp_tokens(s.dtype, c.dim_tile));
+      int token_warps = c.token_warps;
+      while (token_warps + 4 <= most && token_warps < wanted) token_warps += 4;
+      set_token_warps(s, token_warps, c);
     } else if (row_chunks == 1 || c.ctas < 1) {
       c.splits = 1;  // one chunk a row, or no room for partial results: every row is one CTA's
     }
   }
+  c.cluster = c.splits == 2 && device.pairs > 0;
   if (c.splits != 0) c.ctas = rows * c.splits;
-  c.partial_slots = c.splits == 0                   ? 2 * c.ctas
+  c.partial_slots = c.splits == 0                ? 2 * c.ctas
                     : c.splits == 1 || c.cluster ? 0
-                                                    : int64_t{s.batch} * s.kv_heads * c.splits;
+                                                 : int64_t{s.batch} * s.kv_heads * c.splits;
 }
 
 }  // namespace jax_baracuda

@@ -50,12 +50,12 @@ int find_kernel(DType dtype, const DecodeConfig& c) {
 // What was learnt of a kernel on a device. Threads that race store the same answers.
 struct KernelState {
   std::atomic<bool> prepared{false};
-  std::atomic<int> clusters_of[5];     // see DecodeDevice
+  std::atomic<int> pairs{0};           // see DecodeDevice
   std::atomic<uint64_t> occupancy{0};  // threads << 40 | shared bytes << 8 | CTAs per SM
 };
 KernelState g_states[kMaxDevices][kKernelCount];
 
-// A launch of `config`, as one cluster per row if `cluster_size` > 1. The attribute must outlive it.
+// A launch of `config`, in clusters if `cluster_size` > 1. The attribute must outlive it.
 cudaLaunchConfig_t launch_config(const DecodeConfig& c, int64_t ctas, int cluster_size,
                                  cudaLaunchAttribute* attribute, cudaStream_t stream) {
   attribute->id = cudaLaunchAttributeClusterDimension;
@@ -72,18 +72,14 @@ cudaLaunchConfig_t launch_config(const DecodeConfig& c, int64_t ctas, int cluste
   return launch;
 }
 
-// How many clusters of each size run at once; a size that the device cannot take counts 0.
-void measure_clusters(const DecodeKernel& kernel, const DecodeConfig& largest, KernelState& state) {
-  for (int log = 1; log < 5; ++log) {
-    cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t launch = launch_config(largest, 1 << log, 1 << log, &attribute, nullptr);
-    int clusters = 0;
-    if (kernel.active_clusters(launch, &clusters) != cudaSuccess) {
-      clusters = 0;
-      cudaGetLastError();  // not an error of ours: the size is not to be had
-    }
-    state.clusters_of[log].store(clusters, std::memory_order_relaxed);
-  }
+// How many pairs of CTAs run at once; 0 where the device cannot take them.
+int measure_pairs(const DecodeKernel& kernel, const DecodeConfig& layout) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t launch = launch_config(layout, 2, 2, &attribute, nullptr);
+  int pairs = 0;
+  if (kernel.active_clusters(launch, &pairs) == cudaSuccess) return pairs;
+  cudaGetLastError();  // not an error of ours
+  return 0;
 }
 
 // Raises the kernel's limits on the current device and measures what fits there, once.
@@ -95,14 +91,14 @@ cudaError_t prepare(const DecodeKernel& kernel, bool clusters, KernelState& stat
   largest.token_warps = warps;
   for (int slices = 1; slices <= kMaxSlices; ++slices) {
     const int token_warps = slices == 1 ? warps : token_warps_for(slices);
-    largest.shared_bytes =
-        std::max(largest.shared_bytes, decode_shared_bytes(kernel.dtype, kernel.dim_tile,
-                                                           kernel.head_tile, slices, token_warps));
+    largest.shared_bytes = std::max(
+        largest.shared_bytes,
+        decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices, token_warps));
   }
-  cudaError_t error = kernel.prepare(largest.shared_bytes, clusters);
+  cudaError_t error = kernel.prepare(largest.shared_bytes);
   if (error == cudaSuccess) error = prepare_combine(kernel.dtype, kernel.dim_tile);
   if (error != cudaSuccess) return error;
-  if (clusters) measure_clusters(kernel, largest, state);
+  if (clusters) state.pairs.store(measure_pairs(kernel, largest), std::memory_order_relaxed);
   state.prepared.store(true, std::memory_order_release);
   return cudaSuccess;
 }
@@ -137,11 +133,9 @@ cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, Decod
   if (index < 0) return cudaErrorInvalidValue;
   KernelState& state = g_states[ordinal][index];
   error = prepare(kKernels[index], major >= 9, state);
-  if (error == cudaSuccess)
-    error = occupancy(kKernels[index], *config, state, &device.ctas_per_sm);
+  if (error == cudaSuccess) error = occupancy(kKernels[index], *config, state, &device.ctas_per_sm);
   if (error != cudaSuccess) return error;
-  for (int log = 1; log < 5; ++log)
-    device.clusters_of[log] = state.clusters_of[log].load(std::memory_order_relaxed);
+  device.pairs = state.pairs.load(std::memory_order_relaxed);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, *config), *config);
   return cudaSuccess;
 }
@@ -153,8 +147,8 @@ cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
   if (error == cudaSuccess) error = compute_major(ordinal, &major);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t launch = launch_config(
-      config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
+  const cudaLaunchConfig_t launch =
+      launch_config(config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
   error = kKernels[find_kernel(shape.dtype, config)].launch(launch, params);
   if (error != cudaSuccess || config.splits == 1 || config.cluster) return error;
   return launch_combine(shape.dtype, config.dim_tile, params, major >= 9, stream);

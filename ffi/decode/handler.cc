@@ -29,15 +29,15 @@ struct DecodeCall {
   template <class Binding>
   static auto bind(Binding&& binding) {
     return std::forward<Binding>(binding)
-        .template Arg<ffi::AnyBuffer>()   // query
-        .template Arg<ffi::AnyBuffer>()   // key
-        .template Arg<ffi::AnyBuffer>()   // value
-        .template Arg<ffi::AnyBuffer>()   // kv_lengths
-        .template Arg<ffi::AnyBuffer>()   // sinks
-        .template Arg<ffi::AnyBuffer>()   // alibi_slopes
-        .template Ret<ffi::AnyBuffer>()   // out
-        .template Ret<ffi::AnyBuffer>()   // lse
-        .template Ret<ffi::AnyBuffer>()   // workspace
+        .template Arg<ffi::AnyBuffer>()  // query
+        .template Arg<ffi::AnyBuffer>()  // key
+        .template Arg<ffi::AnyBuffer>()  // value
+        .template Arg<ffi::AnyBuffer>()  // kv_lengths
+        .template Arg<ffi::AnyBuffer>()  // sinks
+        .template Arg<ffi::AnyBuffer>()  // alibi_slopes
+        .template Ret<ffi::AnyBuffer>()  // out
+        .template Ret<ffi::AnyBuffer>()  // lse
+        .template Ret<ffi::AnyBuffer>()  // workspace
         .template Attr<bool>("nhd")
         .template Attr<float>("scale")
         .template Attr<int64_t>("window_left")
@@ -63,7 +63,7 @@ bool is_head_operand(const ffi::AnyBuffer& buffer, int64_t batch, int64_t heads)
          (has_shape(buffer, {1, heads}) || has_shape(buffer, {batch, heads}));
 }
 
-ffi::Error read_shape(const DecodeCall& c, DecodeShape* shape) {
+ffi::Error read_shape(DecodeCall& c, DecodeShape* shape) {
   switch (c.query.element_type()) {
     case ffi::F16:
       shape->dtype = DType::kF16;
@@ -102,8 +102,8 @@ ffi::Error read_shape(const DecodeCall& c, DecodeShape* shape) {
     return invalid("sinks and alibi_slopes must be float32 [1, Hq] or [B, Hq]");
   constexpr int64_t kMaxRows = int64_t{1} << 30;
   if (capacity >= kMaxRows || batch * heads >= kMaxRows) return invalid("cache too large");
-  if (c.num_splits < 0 || c.num_splits > kCombineMaxParts)
-    return invalid("num_splits must be in 0.." + std::to_string(kCombineMaxParts));
+  if (c.num_splits < 0 || c.num_splits > kMaxSplits)
+    return invalid("num_splits must be in 0.." + std::to_string(kMaxSplits));
 
   shape->batch = static_cast<int>(batch);
   shape->kv_heads = static_cast<int>(kv_heads);
@@ -130,8 +130,7 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.query = c.query.untyped_data();
   p.key = c.key.untyped_data();
   p.value = c.value.untyped_data();
-  p.kv_lengths =
-      c.kv_lengths.element_count() == 0 ? nullptr : c.kv_lengths.typed_data<int32_t>();
+  p.kv_lengths = c.kv_lengths.element_count() == 0 ? nullptr : c.kv_lengths.typed_data<int32_t>();
   p.sinks = optional_floats(c.sinks);
   p.alibi_slopes = optional_floats(c.alibi_slopes);
   p.out = c.out->untyped_data();
@@ -160,6 +159,14 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.cluster = config.cluster;
   p.ctas = static_cast<int>(config.ctas);
   p.slot_heads = partial_heads(s, config);
+  if (config.splits == 0) {
+    const int row_chunks = full_row_chunks(s, config);
+    const int64_t total = int64_t{s.batch} * s.kv_heads * config.head_blocks * row_chunks;
+    p.full_row_chunks = Divisor(static_cast<uint32_t>(row_chunks));
+    p.full_request_rows = Divisor(static_cast<uint32_t>(s.kv_heads * config.head_blocks));
+    p.full_piece = static_cast<int>(total / config.ctas);
+    p.full_longer_pieces = static_cast<int>(total % config.ctas);
+  }
   return p;
 }
 
@@ -171,8 +178,7 @@ ffi::Error plan(DecodeCall& c, DecodeShape* shape, DecodeConfig* config) {
   const int64_t workspace = static_cast<int64_t>(c.workspace->size_bytes());
   if (cudaError_t error = plan_decode(*shape, workspace, config); error != cudaSuccess)
     return to_ffi_error(error, "flash_decode");
-  if (config->partial_slots * partial_bytes(*shape, *config) > workspace)
-    return invalid("the workspace is too small");
+  if (workspace_bytes(*shape, *config) > workspace) return invalid("the workspace is too small");
   return ffi::Error::Success();
 }
 

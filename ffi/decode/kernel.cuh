@@ -17,11 +17,8 @@
 namespace jax_baracuda {
 
 // Where the piece of a row that ends at `last` goes.
-template <class Tile>
-__device__ __forceinline__ Destination destination(const DecodeParams& p,
-                                                   const DecodeShared<Tile>& shared,
-                                                   const Cursor& last, int segment_begin,
-                                                   bool first_segment) {
+__device__ __forceinline__ Destination destination(const DecodeParams& p, const Cursor& last,
+                                                   int segment_begin, bool first_segment) {
   if (p.cluster) return {Destination::kShared, -1};
   if (p.splits == 1) return {Destination::kOutput, -1};
   if (p.splits > 0)
@@ -45,12 +42,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int warp = threadIdx.x / 32;
   const int slice = p.slices == 1 ? 0 : warp % p.slices;
   const int token_offset = (p.slices == 1 ? warp : warp / p.slices) * Tile::kTokens;
-  const uint4* query = shared.query + slice * DecodeShared<Tile>::kQueryUnits;
-  const float* slopes =
-      p.alibi_slopes == nullptr ? nullptr : shared.slopes + slice * Tile::kHeadTile;
   const Scorer scorer(p);
 
-  // An empty piece of a cluster's row reads nothing and takes part in the merge.
+  // The query goes first: behind the keys it would wait until memory has served them all. An empty piece
+  // of a cluster's row reads no keys and takes part in the merge.
+  stage_query(p, cursor, shared, 0);
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
@@ -59,10 +55,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     tile.load_keys(p, source, token, limit);
     tile.load_values(p, source, token, limit);
   }
-  stage_query(p, cursor, shared);
   copy_async_wait_all();
   __syncthreads();
 
+  int buffer = 0;
   int segment_begin = cursor.chunk;
   bool first_segment = true;
 #pragma unroll 1
@@ -72,26 +68,30 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     Cursor next = cursor;
     next.advance(p);
     const bool more = next.remaining > 0;
+    const bool row_ends = !more || next.chunk == 0;
+    if (row_ends && more) stage_query(p, next, shared, buffer ^ 1);
     const KvSource next_source(p, next);
     const int next_token = next.begin(p) + token_offset;
     const int next_limit = more ? next.limit() : 0;
 
-    tile.multiply_keys(query);
+    tile.multiply_keys(shared.query_of(p, buffer, slice));
     tile.load_keys(p, next_source, next_token, next_limit);
-    tile.update_softmax(scorer, slopes, token, limit, cursor.request.length - 1);
+    tile.update_softmax(scorer,
+                        p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice),
+                        token, limit, cursor.request.length - 1);
     tile.multiply_values();
     tile.load_values(p, next_source, next_token, next_limit);
 
-    if (!more || next.chunk == 0) {
+    if (row_ends) {
       const int slot = warp * Tile::kHeadTile;
       tile.store(shared.out + slot * DecodeShared<Tile>::kRow, shared.stats + slot);
       __syncthreads();
-      if (more) stage_query(p, next, shared);
-      merge_warps(p, cursor, shared, destination(p, shared, cursor, segment_begin, first_segment));
+      merge_warps(p, cursor, shared, destination(p, cursor, segment_begin, first_segment));
       if (!more) break;
       copy_async_wait_all();
       __syncthreads();
       tile.reset();
+      buffer ^= 1;
       segment_begin = 0;
       first_segment = false;
     }

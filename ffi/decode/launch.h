@@ -23,7 +23,7 @@ struct DecodeKernel {
   int dim_tile;
   int head_tile;
   bool vector;
-  cudaError_t (*prepare)(int max_shared_bytes, bool clusters);
+  cudaError_t (*prepare)(int max_shared_bytes);
   cudaError_t (*occupancy)(int threads, int shared_bytes, int* ctas_per_sm);
   cudaError_t (*active_clusters)(const cudaLaunchConfig_t& launch, int* clusters);
   cudaError_t (*launch)(const cudaLaunchConfig_t& launch, const DecodeParams& params);
@@ -33,8 +33,8 @@ struct DecodeKernel {
 template <DType dtype, int dim_tile, int head_tile, bool vector>
 DecodeKernel decode_kernel_entry();
 
-cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params,
-                           bool programmatic, cudaStream_t stream);
+cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params, bool programmatic,
+                           cudaStream_t stream);
 cudaError_t prepare_combine(DType dtype, int dim_tile);
 
 }  // namespace jax_baracuda

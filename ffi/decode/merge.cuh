@@ -19,7 +19,7 @@ struct Destination {
 };
 
 __device__ __forceinline__ float weight_of(float maximum, float overall) {
-  return overall == negative_infinity() ? 0.0f : exp2f(maximum - overall);
+  return overall == negative_infinity() ? 0.0f : exp2_approx(maximum - overall);
 }
 
 // Each thread adds up four elements of one query head over the warps that took different keys.
@@ -30,18 +30,19 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Cursor&
   constexpr unsigned kQuads = Tile::kDimTile / 4;
   constexpr int kRow = DecodeShared<Tile>::kRow;
   const unsigned units = cursor.heads(p) * kQuads;
-  const int step = p.slices * Tile::kHeadTile;  // warp w * slices + slice holds keys of token warp w
+  const int step =
+      p.slices * Tile::kHeadTile;  // warp w * slices + slice holds keys of token warp w
 #pragma unroll 1
   for (unsigned i = threadIdx.x; i < units; i += blockDim.x) {
     const int head = i / kQuads;
     const int d = i % kQuads * 4;
     float maximum = negative_infinity();
-#pragma unroll 4
+#pragma unroll 1
     for (int w = 0; w < p.token_warps; ++w)
       maximum = fmaxf(maximum, shared.stats[head + w * step].x);
     float sum = 0.0f;
     float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
+#pragma unroll 1
     for (int w = 0; w < p.token_warps; ++w) {
       const float2 stats = shared.stats[head + w * step];
       const float4 out =
@@ -96,12 +97,12 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Curso
     const uint32_t stats = shared_address(shared.cluster_stats + 2 * head);
     const uint32_t out = shared_address(shared.cluster_out + i);
     float maximum = negative_infinity();
-#pragma unroll 4
+#pragma unroll 1
     for (int piece = 0; piece < pieces; ++piece)
       maximum = fmaxf(maximum, load_remote(stats, piece));
     float sum = 0.0f;
     float total = 0.0f;
-#pragma unroll 4
+#pragma unroll 1
     for (int piece = 0; piece < pieces; ++piece) {
       const float weight = weight_of(load_remote(stats, piece), maximum);
       sum += weight * load_remote(stats + 4, piece);
@@ -110,7 +111,8 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Curso
     const int64_t query_row = cursor.query_row(p) + head;
     const Normalised n = normalise(p, maximum, sum, cursor.b, cursor.query_head(p) + head);
     if (d == 0) p.lse[query_row] = n.lse;
-    static_cast<Element*>(p.out)[query_row * p.head_dim + d] = from_float<Element>(total * n.factor);
+    static_cast<Element*>(p.out)[query_row * p.head_dim + d] =
+        from_float<Element>(total * n.factor);
   }
   cluster_sync();  // nobody leaves while others read its shared memory
 }

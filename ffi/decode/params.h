@@ -7,16 +7,16 @@
 
 namespace jax_baracuda {
 
-// Division by a number that the host knows: a multiplication on the device. For n < 2^31 and d >= 2.
+// Division of n < 2^31 by a number that the host knows: a multiplication on the device (see divide()).
 struct Divisor {
-  uint32_t divisor = 2, magic = 0x80000000u, shift = 0;
+  uint32_t divisor = 1, magic = 0x80000000u, shift = 0;
 
   Divisor() = default;
   explicit Divisor(uint32_t d) : divisor(d) {
     uint32_t log = 0;
     while ((uint64_t{1} << log) < d) ++log;
     magic = static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + d - 1) / d);
-    shift = log - 1;
+    shift = log;
   }
 };
 
@@ -27,9 +27,9 @@ struct DecodeShape {
   int kv_heads = 0;
   int group = 0;  // query heads per key/value head
   int head_dim = 0;
-  int kv_capacity = 0;  // rows of the cache per request
+  int kv_capacity = 0;          // rows of the cache per request
   bool uneven_lengths = false;  // requests may differ in length
-  int num_splits = 0;   // 0: the scheduler spreads the rows over the CTAs; n: every row is cut in n
+  int num_splits = 0;  // 0: the scheduler spreads the rows over the CTAs; n: every row is cut in n
 };
 
 // How the work is cut: chosen on the host by choose_config(), from shapes and the device only.
@@ -39,15 +39,16 @@ struct DecodeConfig {
   int head_tile = 0;   // query heads a warp holds
   bool vector = true;  // 16-byte loads; false: element by element, for head dims that rule them out
   // How a CTA is laid out.
-  int slices = 0;          // warps that share the same keys for different query heads
-  int token_warps = 0;     // warps that take different keys
-  int chunk_tokens = 0;    // keys that a CTA takes at once
-  int block_heads = 0;     // query heads of a CTA: min(group, slices * head_tile)
-  int head_blocks = 0;     // CTAs' worth of query heads in a group, 1 unless the group is huge
+  int slices = 0;        // warps that share the same keys for different query heads
+  int token_warps = 0;   // warps that take different keys
+  int chunk_tokens = 0;  // keys that a CTA takes at once
+  int block_heads = 0;   // query heads of a CTA: min(group, slices * head_tile)
+  int head_blocks = 0;   // CTAs' worth of query heads in a group, 1 unless the group is huge
   int shared_bytes = 0;
   // How the rows are spread.
-  int splits = 0;        // 0: stream, else pieces per row
-  bool cluster = false;  // the pieces of a row are one thread block cluster, which merges them itself
+  int splits = 0;  // 0: stream, else pieces per row
+  bool cluster =
+      false;  // the two pieces of a row are a thread block cluster, which merges them itself
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
 
@@ -58,16 +59,16 @@ struct DecodeConfig {
 struct DecodeDevice {
   int sms = 0;
   int ctas_per_sm = 0;  // CTAs of the default layout that one SM holds
-  int clusters_of[5] = {};  // clusters of 1, 2, 4, 8, 16 of the largest CTAs that run at once; 0: none
+  int pairs = 0;        // clusters of two CTAs of the largest size that run at once
 };
 
 struct DecodeParams {
   const void* query;
   const void* key;
   const void* value;
-  const int32_t* kv_lengths;    // null: every request has kv_capacity rows
-  const float* sinks;           // null: none
-  const float* alibi_slopes;    // null: none
+  const int32_t* kv_lengths;  // null: every request has kv_capacity rows
+  const float* sinks;         // null: none
+  const float* alibi_slopes;  // null: none
   void* out;
   float* lse;
   float* partials;  // slots of [slot_heads][head_dim] floats, then [slot_heads][2]: max and sum
@@ -84,7 +85,12 @@ struct DecodeParams {
 
   Divisor chunk_tokens;
   int slices, token_warps, block_heads, head_blocks;
-  int splits, cluster, ctas, slot_heads;
+  int splits, cluster, slot_heads;
+  int ctas;
+  // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,
+  // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.
+  Divisor full_row_chunks, full_request_rows;
+  int full_piece, full_longer_pieces;
 };
 
 }  // namespace jax_baracuda

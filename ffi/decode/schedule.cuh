@@ -14,6 +14,10 @@
 
 namespace jax_baracuda {
 
+__device__ __forceinline__ unsigned divide(unsigned n, const Divisor& d) {
+  return __umulhi(2 * n, d.magic) >> d.shift;
+}
+
 // The visible keys of a request: [0, sink_end) and [window_begin, length), in chunks. A request with no
 // visible key still has one (empty) chunk, so that somebody writes its output.
 struct Request {
@@ -36,8 +40,7 @@ struct Request {
   }
 
   __device__ static int chunks_of(const DecodeParams& p, int tokens) {
-    const Divisor& d = p.chunk_tokens;
-    return __umulhi(tokens + d.divisor - 1, d.magic) >> d.shift;
+    return divide(tokens + p.chunk_tokens.divisor - 1, p.chunk_tokens);
   }
   // First key of a chunk, and the end of its piece of the visible keys.
   __device__ int chunk_begin(const DecodeParams& p, int chunk) const {
@@ -128,7 +131,12 @@ struct Cursor {
 
   __device__ Cursor(const DecodeParams& p, const Request& request_, int b_, int row, int chunk_,
                     int remaining_)
-      : request(request_), b(b_), kv_head(row), head_block(0), chunk(chunk_), remaining(remaining_) {
+      : request(request_),
+        b(b_),
+        kv_head(row),
+        head_block(0),
+        chunk(chunk_),
+        remaining(remaining_) {
     if (p.head_blocks > 1) {
       kv_head = row / p.head_blocks;
       head_block = row - kv_head * p.head_blocks;
@@ -172,6 +180,15 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
     const unsigned piece = cta - line_row * p.splits;
     return Cursor(p, request, b, line_row - b * rows, cut.begin(piece), cut.size(piece));
   }
+  if (p.kv_lengths == nullptr && p.window_left < 0) {
+    const unsigned longer = p.full_longer_pieces;
+    const int position = cta * p.full_piece + min(cta, longer);
+    const unsigned line_row = divide(position, p.full_row_chunks);
+    const unsigned b = divide(line_row, p.full_request_rows);
+    return Cursor(p, Request(p, p.kv_capacity), b, line_row - b * rows,
+                  position - line_row * p.full_row_chunks.divisor,
+                  p.full_piece + (cta < longer ? 1 : 0));
+  }
   const int total = chunks_before(p, p.batch);
   if (cta >= total) return Cursor(p, Request(p, 0), 0, 0, 0, 0);
   const EvenCut cut(total, min(p.ctas, total));
@@ -201,7 +218,8 @@ __device__ __forceinline__ Partial workspace_partial(const DecodeParams& p, int6
 __device__ __forceinline__ int first_slot_head(const DecodeParams& p, int head_block) {
   return p.splits > 0 ? head_block * p.block_heads : 0;
 }
-__device__ __forceinline__ int64_t fixed_slot(const DecodeParams& p, int b, int kv_head, int piece) {
+__device__ __forceinline__ int64_t fixed_slot(const DecodeParams& p, int b, int kv_head,
+                                              int piece) {
   return (int64_t{b} * p.kv_heads + kv_head) * p.splits + piece;
 }
 

@@ -6,19 +6,23 @@
 
 namespace jax_baracuda {
 
-// Soft cap first, then ALiBi: the order of the op's definition.
-struct Scorer {
-  float scale_log2;    // scale * log2 e, or the cap's outer factor where there is a soft cap
-  float inner_scale;   // scale / cap; 0: no soft cap
+// Scale and soft cap; ALiBi is added to what this gives.
+class Scorer {
+ public:
   __device__ explicit Scorer(const DecodeParams& p)
-      : scale_log2((p.soft_cap > 0.0f ? p.soft_cap : p.scale) * kLog2E),
-        inner_scale(p.soft_cap > 0.0f ? p.scale / p.soft_cap : 0.0f) {}
+      : capped_(p.soft_cap > 0.0f),
+        outer_scale_((capped_ ? p.soft_cap : p.scale) * kLog2E),
+        inner_scale_(capped_ ? p.scale / p.soft_cap : 0.0f) {}
 
-  // `slope_log2`: the head's ALiBi slope times log2 e; `distance`: query position minus key position.
-  __device__ float operator()(float product, float slope_log2, int distance) const {
-    if (inner_scale != 0.0f) product = tanhf(product * inner_scale);
-    return product * scale_log2 - slope_log2 * static_cast<float>(distance);
+  __device__ __forceinline__ float operator()(float product) const {
+    if (capped_) product = tanhf(product * inner_scale_);
+    return product * outer_scale_;
   }
+
+ private:
+  bool capped_;
+  float outer_scale_;  // scale * log2 e or, with a soft cap, cap * log2 e
+  float inner_scale_;  // scale / cap
 };
 
 }  // namespace jax_baracuda

@@ -28,10 +28,11 @@ class ContiguousSource {
 // Chunk `chunk` (16 bytes) of a row; zeros past the head dim or where the row is not `valid`. Nothing
 // outside the row is read: rows that are masked may lie past the end of the cache or hold NaN.
 template <bool Vector, class Element>
-__device__ __forceinline__ uint4 load_chunk(const Element* row, int chunk, int head_dim, bool valid) {
+__device__ __forceinline__ uint4 load_chunk(const Element* row, int chunk, int head_dim,
+                                            bool valid) {
   constexpr int kElements = 16 / sizeof(Element);
   if constexpr (Vector) {
-    return load_global_16<false>(row + chunk * kElements, valid && chunk * kElements < head_dim);
+    return load_global_16_if(row + chunk * kElements, valid && chunk * kElements < head_dim);
   } else {
     Element elements[kElements];
 #pragma unroll

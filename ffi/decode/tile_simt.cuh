@@ -25,9 +25,10 @@ class SimtTile {
   static constexpr int kKeysAtOnce = 32 / kLanesPerKey;
   static constexpr int kPasses = 2;
   static constexpr int kTokens = kPasses * kKeysAtOnce;
-  static constexpr int kChunkElements = 4;
+  static constexpr int kQueryRows = kHeadTile;
 
-  __device__ static int query_index(int head, int chunk) { return head * (kDimTile / 4) + chunk; }
+  // See MmaTile.
+  __device__ static int query_index(int head, int word) { return head * kDimTile + word; }
 
   __device__ SimtTile() { reset(); }
 
@@ -57,7 +58,7 @@ class SimtTile {
       for (int pass = 0; pass < kPasses; ++pass) scores_[pass][h] = 0.0f;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float4 q = as_float4(query[query_index(h, lane_in_key() + kLanesPerKey * j)]);
+        const float4 q = as_float4(query[h * (kDimTile / 4) + lane_in_key() + kLanesPerKey * j]);
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass) {
           const float4 k = as_float4(keys_[pass][j]);
@@ -70,8 +71,8 @@ class SimtTile {
     }
   }
 
-  __device__ void update_softmax(const Scorer& scorer, const float* slopes_log2, int token, int limit,
-                                 int query_position) {
+  __device__ void update_softmax(const Scorer& scorer, const float* slopes_log2, int token,
+                                 int limit, int query_position) {
 #pragma unroll
     for (int h = 0; h < kHeadTile; ++h) {
       const float slope = slopes_log2 == nullptr ? 0.0f : slopes_log2[h];
@@ -80,7 +81,8 @@ class SimtTile {
       for (int pass = 0; pass < kPasses; ++pass) {
         const int key = token + pass * kKeysAtOnce + key_in_warp();
         float& s = scores_[pass][h];
-        s = key < limit ? scorer(s, slope, query_position - key) : negative_infinity();
+        s = scorer(s) - slope * static_cast<float>(query_position - key);
+        s = key < limit ? s : negative_infinity();
         maximum = fmaxf(maximum, s);
       }
       const float base = maximum == negative_infinity() ? 0.0f : maximum;
@@ -152,8 +154,8 @@ class SimtTile {
       const int row = token + pass * kKeysAtOnce + key_in_warp();
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        into[pass][j] = load_chunk<kVector>(base + source.row(row), lane_in_key() + kLanesPerKey * j,
-                                            p.head_dim, row < limit);
+        into[pass][j] = load_chunk<kVector>(
+            base + source.row(row), lane_in_key() + kLanesPerKey * j, p.head_dim, row < limit);
     }
   }
 

@@ -1,38 +1,37 @@
-// Global and shared memory access: predicated 16-byte loads, cp.async, programmatic dependent launch.
+// Global and shared memory access: 16-byte loads, cp.async, programmatic dependent launch.
 #pragma once
 
 #include <cstdint>
 
 namespace jax_baracuda {
 
-// 16 bytes through the read-only path, or zeros where `valid` is false: the address is then never
-// touched. K and V stream through once, so they are kept out of L1; `Reused` keeps them there for the
-// warps of the same block that read the same rows for other heads.
-template <bool Reused>
-__device__ __forceinline__ uint4 load_global_16(const void* address, bool valid) {
+// 16 bytes of data that stream through once: through the read-only path, not kept in L1, fetched from
+// memory by whole 128-byte lines.
+__device__ __forceinline__ uint4 load_global_16(const void* address) {
   uint4 v;
-  if constexpr (Reused) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %5, 0;\n"
-        " mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
-        " @p ld.global.nc.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n}\n"
-        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-        : "l"(address), "r"(static_cast<int>(valid)));
-  } else {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %5, 0;\n"
-        " mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
-        " @p ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n}\n"
-        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-        : "l"(address), "r"(static_cast<int>(valid)));
-  }
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
   return v;
 }
 
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
+// The same, or zeros where `valid` is false: the address is then never touched.
+__device__ __forceinline__ uint4 load_global_16_if(const void* address, bool valid) {
+  uint4 v;
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.b32 p, %5, 0;\n"
+      " mov.b32 %0, 0;\n mov.b32 %1, 0;\n mov.b32 %2, 0;\n mov.b32 %3, 0;\n"
+      " @p ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4];\n}\n"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(address), "r"(static_cast<int>(valid)));
+  return v;
+}
+
+// Starts to copy 4 bytes to shared memory, or zeros where `valid` is false.
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
   const auto destination = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(destination), "l"(global),
-               "r"(valid ? 16 : 0)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(destination), "l"(global),
+               "r"(valid ? 4 : 0)
                : "memory");
 }
 

@@ -34,13 +34,6 @@ __device__ __forceinline__ void mma_16816<__nv_bfloat16>(float (&c)[4], uint32_t
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Transposes an 8x8 matrix of 16-bit elements that is spread over the warp as one mma fragment.
-__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
-  uint32_t out;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(out) : "r"(fragment));
-  return out;
-}
-
 // The low (high) 16-bit halves of two registers, side by side.
 __device__ __forceinline__ uint32_t pack_low(uint32_t a, uint32_t b) {
   return __byte_perm(a, b, 0x5410);

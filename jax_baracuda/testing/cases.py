@@ -167,32 +167,61 @@ def _decode_cases() -> tuple[DecodeCase, ...]:
     for dtype in dtypes:
         for layout in layouts:
             add(f"plain-{dtype}-{layout}", dtype=dtype, kv_layout=layout, head_dim=128)
-            add(f"everything-{dtype}-{layout}", dtype=dtype, kv_layout=layout, batch=3,
-                capacity=300, lengths=(300, 1, 171), scale=0.2, local_window_size=(70, 3),
-                sink_tokens=5, sinks=True, alibi_slopes="request", logits_soft_cap=8.0)
+            add(
+                f"everything-{dtype}-{layout}",
+                dtype=dtype,
+                kv_layout=layout,
+                batch=3,
+                capacity=300,
+                lengths=(300, 1, 171),
+                scale=0.2,
+                local_window_size=(70, 3),
+                sink_tokens=5,
+                sinks=True,
+                alibi_slopes="request",
+                logits_soft_cap=8.0,
+            )
 
     # Every kind of head dimension: odd, not a multiple of 8, between the usual sizes.
-    for index, head_dim in enumerate((1, 2, 3, 7, 8, 16, 31, 40, 72, 80, 96, 100, 129, 160, 192,
-                                      200, 255, 256)):
-        add(f"head-dim-{head_dim}", head_dim=head_dim, dtype=dtypes[index % 3],
-            kv_layout=layouts[index % 2], lengths=(130, 77), group=2)
+    for index, head_dim in enumerate(
+        (1, 2, 3, 7, 8, 16, 31, 40, 72, 80, 96, 100, 129, 160, 192, 200, 255, 256)
+    ):
+        add(
+            f"head-dim-{head_dim}",
+            head_dim=head_dim,
+            dtype=dtypes[index % 3],
+            kv_layout=layouts[index % 2],
+            lengths=(130, 77),
+            group=2,
+        )
     add("head-dim-80-bfloat16", head_dim=80, lengths=(130, 77))
     add("head-dim-192-bfloat16", head_dim=192, lengths=(130, 77), kv_layout="NHD")
     add("head-dim-256-bfloat16", head_dim=256, lengths=(130, 77), group=8, capacity=600)
 
     # Query heads a key/value head.
     for index, group in enumerate((1, 2, 3, 7, 8, 16, 32, 64, 71, 128)):
-        add(f"group-{group}", group=group, kv_heads=1 + index % 2, capacity=200,
-            lengths=(200, 65), dtype=("bfloat16", "float16")[index % 2],
-            kv_layout=layouts[index % 2])
+        add(
+            f"group-{group}",
+            group=group,
+            kv_heads=1 + index % 2,
+            capacity=200,
+            lengths=(200, 65),
+            dtype=("bfloat16", "float16")[index % 2],
+            kv_layout=layouts[index % 2],
+        )
     add("group-71-head-dim-256", group=71, kv_heads=1, head_dim=256, lengths=(130, 3))
     add("group-128-float32", group=128, kv_heads=1, dtype="float32", head_dim=100)
     add("one-of-everything", batch=1, kv_heads=1, group=1, capacity=1, head_dim=1)
 
     # Cache sizes around the tile and split sizes.
     for index, capacity in enumerate((0, 1, 15, 63, 64, 65, 127, 1000, 4097)):
-        add(f"capacity-{capacity}", capacity=capacity, head_dim=128,
-            kv_layout=layouts[index % 2], dtype="float16" if index % 4 == 3 else "bfloat16")
+        add(
+            f"capacity-{capacity}",
+            capacity=capacity,
+            head_dim=128,
+            kv_layout=layouts[index % 2],
+            dtype="float16" if index % 4 == 3 else "bfloat16",
+        )
     add("capacity-4097-float32", capacity=4097, dtype="float32", lengths=(4097, 4000))
 
     # Lengths: none, one, past the cache, negative.
@@ -201,11 +230,18 @@ def _decode_cases() -> tuple[DecodeCase, ...]:
     add("length-zero-sinks", batch=3, lengths=(0, 5, 130), sinks=True, alibi_slopes="head")
     add("length-zero-splits", batch=3, lengths=(0, 1, 130), num_splits=7, dtype="float32")
     add("length-clamped", batch=5, lengths=(131, 2**31 - 1, -1, -(2**31), 129))
-    add("length-clamped-window", batch=3, lengths=(1000, -7, 64), local_window_size=9,
-        sink_tokens=2)
+    add(
+        "length-clamped-window", batch=3, lengths=(1000, -7, 64), local_window_size=9, sink_tokens=2
+    )
     add("length-ragged", batch=33, capacity=257, lengths=tuple((37 * i) % 258 for i in range(33)))
-    add("length-ragged-float32", batch=9, capacity=520, dtype="float32", kv_layout="NHD",
-        lengths=(1, 520, 0, 519, 64, 65, 63, 128, 257))
+    add(
+        "length-ragged-float32",
+        batch=9,
+        capacity=520,
+        dtype="float32",
+        kv_layout="NHD",
+        lengths=(1, 520, 0, 519, 64, 65, 63, 128, 257),
+    )
     add("batch-zero", batch=0)
     add("batch-zero-lengths", batch=0, lengths=())
 
@@ -216,10 +252,21 @@ def _decode_cases() -> tuple[DecodeCase, ...]:
     add("window-past-the-cache", local_window_size=1000, lengths=(130, 4))
     add("window-long", batch=1, capacity=4097, local_window_size=1500, kv_layout="NHD")
     for sink_tokens in (1, 4, 64, 65, 1000):
-        add(f"sink-tokens-{sink_tokens}", capacity=300, lengths=(300, 41), sink_tokens=sink_tokens,
-            local_window_size=31)
-    add("sink-tokens-far", capacity=1500, lengths=(1500, 700), sink_tokens=3, num_splits=5,
-        local_window_size=(100, 0))
+        add(
+            f"sink-tokens-{sink_tokens}",
+            capacity=300,
+            lengths=(300, 41),
+            sink_tokens=sink_tokens,
+            local_window_size=31,
+        )
+    add(
+        "sink-tokens-far",
+        capacity=1500,
+        lengths=(1500, 700),
+        sink_tokens=3,
+        num_splits=5,
+        local_window_size=(100, 0),
+    )
     add("sink-tokens-no-window", sink_tokens=4, lengths=(130, 2))
 
     # Logits.
@@ -234,18 +281,38 @@ def _decode_cases() -> tuple[DecodeCase, ...]:
     add("scale-zero", scale=0.0)
     add("scale-negative", scale=-0.3, lengths=(130, 7))
     for dtype in dtypes:
-        add(f"large-logits-{dtype}", dtype=dtype, query_factor=5.0, key_factor=3.0, capacity=1000,
-            head_dim=128, lengths=(1000, 333))
-    add("large-logits-soft-cap", query_factor=5.0, key_factor=3.0, logits_soft_cap=20.0,
-        capacity=600)
+        add(
+            f"large-logits-{dtype}",
+            dtype=dtype,
+            query_factor=5.0,
+            key_factor=3.0,
+            capacity=1000,
+            head_dim=128,
+            lengths=(1000, 333),
+        )
+    add(
+        "large-logits-soft-cap",
+        query_factor=5.0,
+        key_factor=3.0,
+        logits_soft_cap=20.0,
+        capacity=600,
+    )
 
     # A fixed number of splits, also more than there are rows.
     for splits in (1, 2, 3, 7, 16, 64, 128, 133):
-        add(f"splits-{splits}", batch=3, capacity=1000, head_dim=128, lengths=(1000, 0, 130),
-            num_splits=splits, kv_layout=layouts[splits % 2])
+        add(
+            f"splits-{splits}",
+            batch=3,
+            capacity=1000,
+            head_dim=128,
+            lengths=(1000, 0, 130),
+            num_splits=splits,
+            kv_layout=layouts[splits % 2],
+        )
     add("splits-133-short", capacity=65, lengths=(65, 2), num_splits=133, sinks=True)
-    add("splits-9-float32", capacity=700, dtype="float32", lengths=(700, 699), num_splits=9,
-        group=5)
+    add(
+        "splits-9-float32", capacity=700, dtype="float32", lengths=(700, 699), num_splits=9, group=5
+    )
     add("serving", batch=1, kv_heads=8, capacity=8192, head_dim=128)
     add("splits-chosen-long", batch=1, capacity=4097, kv_heads=1, head_dim=128)
     return tuple(cases)

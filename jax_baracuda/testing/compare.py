@@ -82,8 +82,10 @@ def compare(
         return failed((), f"shape {got.shape}, expected {exact.shape}.")
     wrong = _first_mask_difference(got, exact)
     if wrong is not None:
-        return failed(wrong, f"{got[wrong]} at {wrong}, expected {exact[wrong]}: the NaN or "
-                             "infinity masks differ.")
+        return failed(
+            wrong,
+            f"{got[wrong]} at {wrong}, expected {exact[wrong]}: the NaN or infinity masks differ.",
+        )
 
     errors = _errors(got, exact)
     reference_error = float(_errors(ref, exact).max(initial=0.0))

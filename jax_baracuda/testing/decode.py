@@ -89,8 +89,14 @@ def check_decode(
     rounding = float(ml_dtypes.finfo(case.dtype).eps) / 2
     out_size = max(float(np.abs(oracle.out).max(initial=0.0)), oracle.out_noise)
     return (
-        compare(out, oracle.out, ref_out, name=f"{case.name} out", factor=factor,
-                epsilon=(rounding + sums) * out_size),
+        compare(
+            out,
+            oracle.out,
+            ref_out,
+            name=f"{case.name} out",
+            factor=factor,
+            epsilon=(rounding + sums) * out_size,
+        ),
         compare(lse, oracle.lse, ref_lse, name=f"{case.name} lse", factor=factor, epsilon=sums),
     )
 

@@ -14,8 +14,14 @@ from jax_baracuda.testing.timing import time_chained
 
 # A handful that covers dtypes, layouts, every option, empty requests, long caches and splits.
 CHECKED = (
-    "plain-bfloat16-HND", "plain-float16-NHD", "plain-float32-HND", "everything-bfloat16-NHD",
-    "length-zero-sinks", "group-71-head-dim-256", "splits-133", "serving",
+    "plain-bfloat16-HND",
+    "plain-float16-NHD",
+    "plain-float32-HND",
+    "everything-bfloat16-NHD",
+    "length-zero-sinks",
+    "group-71-head-dim-256",
+    "splits-133",
+    "serving",
 )
 
 
@@ -32,8 +38,14 @@ def run_checks() -> list[dict[str, Any]]:
 
 def _check_decode(case: DecodeCase) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "op": "flash_decode", "case": case.name, "ok": False, "error": None, "bound": None,
-        "lse_error": None, "ms": None, "message": "",
+        "op": "flash_decode",
+        "case": case.name,
+        "ok": False,
+        "error": None,
+        "bound": None,
+        "lse_error": None,
+        "ms": None,
+        "message": "",
     }
     try:
         inputs = make_inputs(case)

@@ -33,11 +33,9 @@ DecodeKernel decode_kernel_entry() {
           dim_tile,
           head_tile,
           vector,
-          [](int max_shared_bytes, bool clusters) {
-            cudaError_t error = cudaFuncSetAttribute(
-                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes);
-            if (error != cudaSuccess || !clusters) return error;
-            return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+          [](int max_shared_bytes) {
+            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        max_shared_bytes);
           },
           [](int threads, int shared_bytes, int* ctas_per_sm) {
             return cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas_per_sm, kernel, threads,
