@@ -47,7 +47,7 @@ class Cell:
 
     @property
     def calls(self) -> int:
-        """Calls of a graph: whole rounds of the sets, a few milliseconds, at most 96 or one round."""
+        """Calls of a graph: whole rounds of the sets, a few milliseconds but at most 96."""
         rounds = min(96, 8e9 / self.bytes) / self.sets
         return self.sets * max(1, round(rounds))
 

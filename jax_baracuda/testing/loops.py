@@ -50,8 +50,8 @@ def decode_step(state: State, attend: Callable[..., jax.Array]) -> State:
     for key, value in caches:
         rows = query[:, : key.shape[1]]  # stands in for the projections of a model
         key, value = _append(key, rows, lengths), _append(value, rows, lengths)
-        # Neither grows nor dies out nor settles, and a rounding difference fades: half of what attention
-        # gives, and a wave that moves on with the length.
+        # Neither grows nor dies out nor settles, and a rounding difference fades: half of what
+        # attention gives, and a wave that moves on with the length.
         wave = jnp.cos(lengths[:, None, None] * 0.7 + jnp.arange(query.shape[-1]))
         query = (attend(query, key, value, lengths + 1) / 2 + wave).astype(query.dtype)
         kept.append((key, value))
