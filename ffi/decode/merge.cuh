@@ -37,12 +37,12 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Cursor&
     const int head = i / kQuads;
     const int d = i % kQuads * 4;
     float maximum = negative_infinity();
-#pragma unroll 1
+#pragma unroll 4
     for (int w = 0; w < p.token_warps; ++w)
       maximum = fmaxf(maximum, shared.stats[head + w * step].x);
     float sum = 0.0f;
     float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 1
+#pragma unroll 4
     for (int w = 0; w < p.token_warps; ++w) {
       const float2 stats = shared.stats[head + w * step];
       const float4 out =
@@ -97,12 +97,12 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Curso
     const uint32_t stats = shared_address(shared.cluster_stats + 2 * head);
     const uint32_t out = shared_address(shared.cluster_out + i);
     float maximum = negative_infinity();
-#pragma unroll 1
+#pragma unroll 4
     for (int piece = 0; piece < pieces; ++piece)
       maximum = fmaxf(maximum, load_remote(stats, piece));
     float sum = 0.0f;
     float total = 0.0f;
-#pragma unroll 1
+#pragma unroll 4
     for (int piece = 0; piece < pieces; ++piece) {
       const float weight = weight_of(load_remote(stats, piece), maximum);
       sum += weight * load_remote(stats + 4, piece);

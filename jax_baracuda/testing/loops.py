@@ -65,31 +65,43 @@ def _append(cache: jax.Array, rows: jax.Array, lengths: jax.Array) -> jax.Array:
     return cache
 
 
+Loop = tuple[jax.Array, jax.Array, State]
+
+
+def _start(state: State, steps: int) -> Loop:
+    """The step's number, the queries seen so far [steps, B, Hq, D], the state."""
+    return jnp.int32(0), jnp.zeros((steps, *state[0].shape), state[0].dtype), state
+
+
+def _advance(loop: Loop, attend: Callable[..., jax.Array]) -> Loop:
+    index, seen, state = loop
+    state = decode_step(state, attend)
+    return index + 1, seen.at[index].set(state[0]), state
+
+
 def decode_while(attend: Callable[..., jax.Array], steps: int) -> Callable[[State], jax.Array]:
     """A jitted ``while_loop`` of steps; returns the queries after each, [steps, B, Hq, D]."""
 
     def decode_while(state: State) -> jax.Array:
-        def body(carry: tuple[jax.Array, jax.Array, State]) -> tuple[jax.Array, jax.Array, State]:
-            index, seen, state = carry
-            state = decode_step(state, attend)
-            return index + 1, seen.at[index].set(state[0]), state
-
-        seen = jnp.zeros((steps, *state[0].shape), state[0].dtype)
-        start = (jnp.int32(0), seen, state)
-        return jax.lax.while_loop(lambda carry: carry[0] < steps, body, start)[1]
+        return jax.lax.while_loop(
+            lambda loop: loop[0] < steps, lambda loop: _advance(loop, attend), _start(state, steps)
+        )[1]
 
     return jax.jit(decode_while)
 
 
 def decode_scan(attend: Callable[..., jax.Array], steps: int) -> Callable[[State], jax.Array]:
-    """The same with ``scan``."""
+    """The same with ``scan``.
+
+    The queries are carried, not stacked by the scan: XLA (jax 0.11.2) keeps a loop whose outputs
+    are stacked out of a CUDA graph, though not its body.
+    """
 
     def decode_scan(state: State) -> jax.Array:
-        def body(state: State, _: None) -> tuple[State, jax.Array]:
-            state = decode_step(state, attend)
-            return state, state[0]
+        def body(loop: Loop, _: None) -> tuple[Loop, None]:
+            return _advance(loop, attend), None
 
-        return jax.lax.scan(body, state, None, length=steps)[1]
+        return jax.lax.scan(body, _start(state, steps), None, length=steps)[0][1]
 
     return jax.jit(decode_scan)
 
