@@ -105,7 +105,7 @@ class JaxEngine:
 
             # It takes [B, K, Hkv, D] and transposes inside: from HND caches the two cancel.
             swap = functools.partial(jax.numpy.swapaxes, axis1=1, axis2=2)
-            return lambda q, k, v: decode_attention.gqa(q, swap(k), swap(v))
+            return lambda q, k, v: decode_attention.gqa(q, swap(k), swap(v)).astype(q.dtype)
         raise ValueError(f"unknown implementation {impl!r}")
 
     def prepare(self, impls: list[str], cell: Cell) -> None:
