@@ -36,8 +36,7 @@ constexpr int token_warps_for(int slices) { return slices >= 4 ? 1 : ceil_div(4,
 constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
                                   int token_warps) {
   const int heads = slices * head_tile;
-  const int query_rows = dtype == DType::kF32 ? head_tile : 16;  // of a slice, padding included
-  const int query = 2 * slices * query_rows * dim_tile * element_bytes(dtype);
+  const int query = 2 * heads * dim_tile * element_bytes(dtype);
   const int warps = heads * token_warps * (dim_tile + kMergePad + 2) * 4;
   const int cluster = heads * 2 * 4;
   const int slopes = 2 * heads * 4;

@@ -16,7 +16,7 @@ namespace jax_baracuda {
 template <class Tile>
 struct DecodeShared {
   static constexpr int kQueryUnits =
-      Tile::kQueryRows * Tile::kDimTile * sizeof(typename Tile::Element) / 16;
+      Tile::kHeadTile * Tile::kDimTile * sizeof(typename Tile::Element) / 16;
   static constexpr int kRow = Tile::kDimTile + kMergePad;
 
   uint4* query;   // [2][slices][kQueryUnits]: this row's, and the next one's
@@ -73,8 +73,6 @@ __device__ __forceinline__ void stage_query(const DecodeParams& p, const Cursor&
       Element pair[2] = {valid ? from[0] : Element(0.0f), both ? from[1] : Element(0.0f)};
       memcpy(to, pair, sizeof(pair));
     }
-    // The product's rows past the head tile lie beside the others.
-    if constexpr (Tile::kQueryRows > Tile::kHeadTile) to[1] = 0;
   }
   if (p.alibi_slopes == nullptr) return;
   const float* slopes = p.alibi_slopes + cursor.b * p.alibi_batch_stride + cursor.query_head(p);

@@ -1,14 +1,17 @@
 // One warp's share of a chunk for f16 and bf16: tensor-core products straight from registers.
 //
-//   S = Q K^T        16 query heads x 8 keys a product, K as the B operand
-//   O^T = V^T P^T    16 columns of V x 8 query heads a product, V as the A operand
+//   S = Q K^T        query heads are the rows, K is the B operand
+//   O^T = V^T P^T    16 columns of V x 8 query heads a product, V is the A operand
 // S leaves the first product laid out as P^T enters the second one. A product may visit its inner
 // dimension in any order and its outer ones too, so every lane loads 16 contiguous bytes and calls them
 // whatever its fragment needs: K and V go from global memory to the tensor core without shared memory and
-// without a barrier between warps. With lane = 4 g + q:
-//   K: rows g, g + 8, ... , 16-byte chunks q, q + 4, ... : two k-steps a chunk.
-//   V: rows 2q, 2q + 1, 2q + 8, 2q + 9, chunks g, g + 8, ... ; a byte permute pairs two rows, and the
-//      columns of V come out in the order 8 g + i.
+// without a barrier between warps. A byte permute pairs two rows of V; its columns come out in the order
+// 8 g + i. With lane = 4 g + q and chunks of 16 bytes:
+//   16 heads: a product has 16 heads and 8 keys. The lane holds key g, chunks q, q + 4, ...
+//   8 heads: a product has 4 keys. Its rows are the heads with the first half of every 128 bytes and the
+//     same heads with the second half; its columns are the keys, each with either half. The lane holds
+//     key g / 2, chunks 4 (g % 2) + q, 8 further, ... , so that loads are whole lines, no row is padding,
+//     and the two halves of a score meet in one lane.
 #pragma once
 
 #include <cstdint>
@@ -30,15 +33,15 @@ class MmaTile {
   static constexpr int kHeadTile = kHeadTile_;
   static constexpr bool kVector = kVector_;
   static constexpr int kTokens = kDimTile == 64 ? 32 : 16;
-  static constexpr int kQueryRows = 16;  // rows of the product; the unused ones are zero
 
   // Where 4 bytes of a query head go in shared memory, in 4-byte units: a lane's operand for a k-step is
   // one 16-byte load.
   __device__ static int query_index(int head, int word) {
     const int chunk = word / 4;
-    const int step = chunk / 4 * 2 + word % 4 / 2;
+    const int step = chunk / kChunkStep * 2 + word % 4 / 2;
     const int lane = head % 8 * 4 + chunk % 4;
-    return (step * 32 + lane) * 4 + word % 2 * 2 + head / 8;
+    const int upper_rows = kHalves ? chunk % 8 / 4 : head / 8;
+    return (step * 32 + lane) * 4 + word % 2 * 2 + upper_rows;
   }
 
   __device__ MmaTile() { reset(); }
@@ -60,11 +63,13 @@ class MmaTile {
                                             int limit) {
     load_rows(p, token, limit, [&](auto load) {
 #pragma unroll
-      for (int t = 0; t < kTokens / 8; ++t) {
-        const int row = token + t * 8 + lane() / 4;
+      for (int t = 0; t < kProducts; ++t) {
+        const int g = lane() / 4;
+        const int row = token + t * kProductKeys + (kHalves ? g / 2 : g);
+        const int chunk = lane() % 4 + (kHalves ? g % 2 * 4 : 0);
         const Element* from = static_cast<const Element*>(p.key) + source.row(row);
 #pragma unroll
-        for (int j = 0; j < kChunkGroups; ++j) keys_[t][j] = load(from, row, lane() % 4 + 4 * j);
+        for (int j = 0; j < kChunks; ++j) keys_[t][j] = load(from, row, chunk + kChunkStep * j);
       }
     });
   }
@@ -77,7 +82,7 @@ class MmaTile {
       for (int m = 0; m < kTokens / 16; ++m) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          const int row = token + m * 16 + r / 2 * 8 + lane() % 4 * 2 + r % 2;
+          const int row = token + key_of(m * 4 + r);
           const Element* from = static_cast<const Element*>(p.value) + source.row(row);
 #pragma unroll
           for (int j = 0; j < kDimTile / 64; ++j)
@@ -89,28 +94,37 @@ class MmaTile {
 
   // S = Q K^T; frees the key registers.
   __device__ __forceinline__ void multiply_keys(const uint4* query) {
+    float products[kProducts][4];
 #pragma unroll
-    for (int t = 0; t < kTokens / 8; ++t)
+    for (int t = 0; t < kProducts; ++t)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scores_[t][i] = 0.0f;
+      for (int i = 0; i < 4; ++i) products[t][i] = 0.0f;
 #pragma unroll
-    for (int j = 0; j < kChunkGroups; ++j) {
+    for (int j = 0; j < kChunks; ++j) {
       const uint4 a = query[2 * j * 32 + lane()];
       const uint4 b = query[(2 * j + 1) * 32 + lane()];
 #pragma unroll
-      for (int t = 0; t < kTokens / 8; ++t) {
+      for (int t = 0; t < kProducts; ++t) {
         const uint4& key = keys_[t][j];
-        mma_16816<Element>(scores_[t], a.x, a.y, a.z, a.w, key.x, key.y);
-        mma_16816<Element>(scores_[t], b.x, b.y, b.z, b.w, key.z, key.w);
+        mma_16816<Element>(products[t], a.x, a.y, a.z, a.w, key.x, key.y);
+        mma_16816<Element>(products[t], b.x, b.y, b.z, b.w, key.z, key.w);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kProducts; ++t) {
+      if constexpr (kHalves) {
+        scores_[0][t] = products[t][0] + products[t][3];
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores_[i / 2][t * 2 + i % 2] = products[t][i];
       }
     }
   }
 
   // Online softmax: scores become probabilities relative to the running maximum. Lane 4 g + q holds query
-  // heads g (and g + 8), keys 2q and 2q + 1 of every eight.
+  // heads g (and g + 8), keys key_of(0), key_of(1), ...
   __device__ __forceinline__ void update_softmax(const Scorer& scorer, const float* slopes_log2,
                                                  int token, int limit, int query_position) {
-    const int first = token + lane() % 4 * 2;
     float corrections[kHeadGroups];
     bool moved = false;
 #pragma unroll
@@ -118,16 +132,13 @@ class MmaTile {
       const float slope = slopes_log2 == nullptr ? 0.0f : slopes_log2[h * 8 + lane() / 4];
       float maximum = negative_infinity();
 #pragma unroll
-      for (int t = 0; t < kTokens / 8; ++t) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int key = first + t * 8 + e;
-          float& s = scores_[t][h * 2 + e];
-          s = scorer(s);
-          if (slopes_log2 != nullptr) s -= slope * static_cast<float>(query_position - key);
-          s = key < limit ? s : negative_infinity();
-          maximum = fmaxf(maximum, s);
-        }
+      for (int i = 0; i < kTokens / 4; ++i) {
+        const int key = token + key_of(i);
+        float& s = scores_[h][i];
+        s = scorer(s);
+        if (slopes_log2 != nullptr) s -= slope * static_cast<float>(query_position - key);
+        s = key < limit ? s : negative_infinity();
+        maximum = fmaxf(maximum, s);
       }
       maximum = fmaxf(butterfly_max<1, 2>(maximum), maximum_[h]);
       const float base = maximum == negative_infinity() ? 0.0f : maximum;
@@ -136,13 +147,9 @@ class MmaTile {
       maximum_[h] = maximum;
       float sum = 0.0f;
 #pragma unroll
-      for (int t = 0; t < kTokens / 8; ++t) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& s = scores_[t][h * 2 + e];
-          s = exp2_approx(s - base);
-          sum += s;
-        }
+      for (int i = 0; i < kTokens / 4; ++i) {
+        scores_[h][i] = exp2_approx(scores_[h][i] - base);
+        sum += scores_[h][i];
       }
       sum_[h] = sum_[h] * corrections[h] + sum;  // this lane's keys only; added up at the end
     }
@@ -159,7 +166,7 @@ class MmaTile {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           b[h][half] =
-              pack_floats<Element>(scores_[m * 2 + half][h * 2], scores_[m * 2 + half][h * 2 + 1]);
+              pack_floats<Element>(scores_[h][m * 4 + half * 2], scores_[h][m * 4 + half * 2 + 1]);
 #pragma unroll
       for (int j = 0; j < kDimTile / 64; ++j) {
 #pragma unroll
@@ -201,10 +208,18 @@ class MmaTile {
   }
 
  private:
-  static constexpr int kChunkGroups = kDimTile / 32;  // 16-byte chunks of a row, by fours
   static constexpr int kHeadGroups = kHeadTile / 8;
+  static constexpr bool kHalves = kHeadTile == 8;
+  static constexpr int kProductKeys = kHalves ? 4 : 8;
+  static constexpr int kProducts = kTokens / kProductKeys;
+  static constexpr int kChunkStep = kHalves ? 8 : 4;  // chunks from one of a lane's to the next
+  static constexpr int kChunks = kDimTile / 8 / kChunkStep;
 
   __device__ static int lane() { return threadIdx.x % 32; }
+  // The i-th of the keys whose scores, and whose values, this lane holds.
+  __device__ static int key_of(int i) {
+    return kHalves ? i * 4 + lane() % 4 : i / 2 * 8 + lane() % 4 * 2 + i % 2;
+  }
   __device__ static uint32_t word(const uint4& v, int i) {
     return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
   }
@@ -238,9 +253,9 @@ class MmaTile {
     }
   }
 
-  uint4 keys_[kTokens / 8][kChunkGroups];
+  uint4 keys_[kProducts][kChunks];
   uint4 values_[kTokens / 16][4][kDimTile / 64];
-  float scores_[kTokens / 8][4];  // rows g and g + 8, keys 2q and 2q + 1
+  float scores_[kHeadGroups][kTokens / 4];
   float out_[kHeadGroups][kDimTile / 16][4];
   float maximum_[kHeadGroups];
   float sum_[kHeadGroups];

@@ -25,7 +25,6 @@ class SimtTile {
   static constexpr int kKeysAtOnce = 32 / kLanesPerKey;
   static constexpr int kPasses = 2;
   static constexpr int kTokens = kPasses * kKeysAtOnce;
-  static constexpr int kQueryRows = kHeadTile;
 
   // See MmaTile.
   __device__ static int query_index(int head, int word) { return head * kDimTile + word; }
