@@ -30,8 +30,7 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Cursor&
   constexpr unsigned kQuads = Tile::kDimTile / 4;
   constexpr int kRow = DecodeShared<Tile>::kRow;
   const unsigned units = cursor.heads(p) * kQuads;
-  const int step =
-      p.slices * Tile::kHeadTile;  // warp w * slices + slice holds keys of token warp w
+  const int step = p.slices * Tile::kHeadTile;  // from one token warp to the next
 #pragma unroll 1
   for (unsigned i = threadIdx.x; i < units; i += blockDim.x) {
     const int head = i / kQuads;

@@ -12,18 +12,17 @@
 
 namespace jax_baracuda {
 
-// [query][each warp's result][its statistics][the CTA's result, for its cluster][ALiBi slopes]
+// [query][each warp's result][its statistics][the CTA's statistics, for its cluster][ALiBi slopes]
 template <class Tile>
 struct DecodeShared {
   static constexpr int kQueryUnits =
       Tile::kHeadTile * Tile::kDimTile * sizeof(typename Tile::Element) / 16;
   static constexpr int kRow = Tile::kDimTile + kMergePad;
 
-  uint4* query;   // [2][slices][kQueryUnits]: this row's, and the next one's
-  float* out;     // [warps][kHeadTile][kRow]
-  float2* stats;  // [warps][kHeadTile]
-  float*
-      cluster_out;  // [slices * kHeadTile][kDimTile], in the query's place when that is done with
+  uint4* query;          // [2][slices][kQueryUnits]: this row's, and the next one's
+  float* out;            // [warps][kHeadTile][kRow]
+  float2* stats;         // [warps][kHeadTile]
+  float* cluster_out;    // [slices * kHeadTile][kDimTile], where the query was
   float* cluster_stats;  // [slices * kHeadTile][2]
   float* slopes;         // [2][slices * kHeadTile], times log2 e
 
