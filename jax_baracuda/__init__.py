@@ -1,4 +1,4 @@
-"""Attention and int4 CUDA kernels that are called as if they were ``jax.nn`` functions."""
+"""CUDA attention kernels that are called as if they were ``jax.nn`` functions."""
 
 __version__ = "0.1.0"
 

@@ -114,7 +114,7 @@ def test_traced_options_are_refused_by_name(option):
 @pytest.mark.parametrize("argument", ["query", "value", "sinks"])
 def test_differentiation_names_the_differentiable_function(transform, argument):
     arguments = dict(query=zeros(B, HQ, D), value=zeros(B, HKV, K, D), sinks=zeros(HQ))
-    with pytest.raises(NotImplementedError, match=r"flash_attention.*implementation='reference'"):
+    with pytest.raises(NotImplementedError, match="implementation='reference'"):
         transform(lambda x: call(**{argument: x}).sum())(arguments[argument])
 
 

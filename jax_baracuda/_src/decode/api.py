@@ -117,7 +117,7 @@ def flash_decode(
       ValueError: at trace time, for an argument whose shape, dtype or value does not fit; it names
         the argument, what was given and what is supported.
       NotImplementedError: at trace time, for a dtype or head dimension that no kernel takes; when
-        differentiated (use ``flash_attention``, or ``implementation="reference"``); when compiled
+        differentiated (``implementation="reference"`` has a derivative); when compiled
         for another platform with ``implementation="cuda"``; on a GPU, in ``shard_map`` over a part
         of the mesh.
       RuntimeError: when compiled for CUDA in a process with a CUDA device and without the kernel;

@@ -79,8 +79,8 @@ def _default_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Res
 
 def _refuse_to_differentiate(primals: Any, tangents: Any, **params: Any) -> NoReturn:
     raise NotImplementedError(
-        "flash_decode is for inference and has no derivative. Supported are flash_attention, and "
-        "flash_decode with implementation='reference', which is plain jax.numpy."
+        "flash_decode is for inference and has no derivative. Supported is flash_decode with "
+        "implementation='reference', which is plain jax.numpy."
     )
 
 
