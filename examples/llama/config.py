@@ -66,7 +66,7 @@ PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
             dtype="bfloat16",
         ),
         TrainConfig(
-            steps=2000,
+            steps=600,
             batch_size=64,
             context=1024,
             learning_rate=1e-3,
