@@ -32,7 +32,7 @@ struct DecodeShape {
   int num_splits = 0;  // 0: the scheduler spreads the rows over the CTAs; n: every row is cut in n
 };
 
-// How the work is cut: chosen on the host by choose_config(), from shapes and the device only.
+// How the work is cut: chosen on the host in config.h, from shapes and the device only.
 struct DecodeConfig {
   // Which instantiation.
   int dim_tile = 0;    // head_dim rounded up to an instantiated one
@@ -46,9 +46,8 @@ struct DecodeConfig {
   int head_blocks = 0;   // CTAs' worth of query heads in a group, 1 unless the group is huge
   int shared_bytes = 0;
   // How the rows are spread.
-  int splits = 0;  // 0: stream, else pieces per row
-  bool cluster =
-      false;  // the two pieces of a row are a thread block cluster, which merges them itself
+  int splits = 0;        // 0: stream, else pieces per row
+  bool cluster = false;  // the two pieces of a row are a cluster, which merges them itself
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
 

@@ -201,7 +201,7 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
 }
 
 // Where a partial result of one query head goes: to the workspace for the combine kernel, or to shared
-// memory for the cluster. Null: the row has one owner, who writes the output.
+// memory for the cluster.
 struct Partial {
   float* out;    // [head_dim]
   float* stats;  // maximum and sum, base 2

@@ -21,10 +21,9 @@ STEPS, LAYERS = 64, 3
 LOOPS = {"while": loops.decode_while, "scan": loops.decode_scan}
 
 
-def run_loops(out: str, implementation: str | None) -> None:
-    """Runs both loops and saves every step's query. XLA_FLAGS is the caller's."""
-    attend = functools.partial(jax_baracuda.flash_decode, implementation=implementation)
-    state = loops.loop_inputs(
+def loop_inputs() -> loops.State:
+    """Two requests, one of which begins empty."""
+    return loops.loop_inputs(
         batch=2,
         kv_heads=2,
         query_heads=8,
@@ -33,6 +32,12 @@ def run_loops(out: str, implementation: str | None) -> None:
         layers=LAYERS,
         lengths=(0, 130),
     )
+
+
+def run_loops(out: str, implementation: str | None) -> None:
+    """Runs both loops and saves every step's query. XLA_FLAGS is the caller's."""
+    attend = functools.partial(jax_baracuda.flash_decode, implementation=implementation)
+    state = loop_inputs()
     results = {name: np.asarray(make(attend, STEPS)(state)) for name, make in LOOPS.items()}
     np.savez(out, **{name: array.view(np.uint16) for name, array in results.items()})
 
@@ -89,15 +94,7 @@ def test_loops_grow_the_lengths(tmp_path):
     process = start(tmp_path, "", "reference")
     results = finish(process, tmp_path)
     attend = functools.partial(jax_baracuda.flash_decode, implementation="reference")
-    state = loops.loop_inputs(
-        batch=2,
-        kv_heads=2,
-        query_heads=8,
-        head_dim=64,
-        capacity=200,
-        layers=LAYERS,
-        lengths=(0, 130),
-    )
+    state = loop_inputs()
     step = jax.jit(functools.partial(loops.decode_step, attend=attend))
     queries = []
     for _ in range(STEPS):
