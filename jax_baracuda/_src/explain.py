@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jax_baracuda._src import registry
+from jax_baracuda._src import registry, validation
 from jax_baracuda._src.decode import shapes as decode_shapes
 
 
@@ -92,7 +92,7 @@ def _flash_decode(
     implementation: str | None = None,
 ) -> KernelInfo:
     del return_lse
-    decode_shapes.check_implementation(implementation)
+    validation.check_implementation(implementation)
     operands = map(_aval, (query, key, value, kv_lengths, sinks, alibi_slopes))
     shape = decode_shapes.check_operands(*operands, kv_layout=kv_layout)
     options = decode_shapes.check_options(
