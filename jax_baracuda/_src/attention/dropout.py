@@ -51,10 +51,9 @@ def keep_mask(seed: jax.Array, row: jax.Array, column: jax.Array, rate: float) -
     counter = (_fragment(row), _fragment(column), seed[..., 2], seed[..., 3])
     words = philox(counter, (seed[..., 0], seed[..., 1]))
     lower, right = (row & 8) > 0, (column & 8) > 0
-    word = jnp.where(
-        lower, jnp.where(right, words[3], words[2]), jnp.where(right, words[1], words[0])
-    )
-    return word >= jnp.uint32(threshold(rate))
+    upper_word, lower_word = (jnp.where(right, words[n + 1], words[n]) for n in (0, 2))
+    keep: jax.Array = jnp.where(lower, lower_word, upper_word) >= jnp.uint32(threshold(rate))
+    return keep
 
 
 def _fragment(index: jax.Array) -> jax.Array:

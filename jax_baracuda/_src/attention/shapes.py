@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -32,6 +32,13 @@ DIMENSIONS = {
 OPTIONS = tuple(DIMENSIONS)[3:]
 # Results, and operands of the backward kernels.
 DIMENSIONS |= {"out": "bsqe", "lse": "bqs", "dout": "bsqe", "dlse": "bqs", "delta": "bqs"}
+# The kernels, and the operands of each.
+Pass = Literal["forward", "backward", "bias_grad"]
+OPERANDS: dict[Pass, tuple[str, ...]] = {
+    "forward": ("query", "key", "value", *OPTIONS),
+    "backward": ("query", "key", "value", "out", "lse", "dout", "dlse", *OPTIONS),
+    "bias_grad": ("query", "key", "value", "lse", "dout", "delta", *OPTIONS),
+}
 # These may hold one row for all sequences, heads or query rows.
 BROADCAST = ("bias", "sinks", "alibi_slopes")
 
@@ -91,7 +98,7 @@ def check_options(
     causal = check_flag("is_causal", is_causal)
     left, right = check_window(local_window_size)
     return AttentionOptions(
-        scale=validation.check_scale(scale, head_dim),
+        scale=validation.check_scale(scale, max(head_dim, 1)),
         causal=causal,
         top_left=top_left,
         window_left=left,
@@ -212,16 +219,14 @@ def check_flag(name: str, value: bool) -> bool:
     return bool(value)
 
 
-def forward_workspace_bytes(shape: AttentionShape) -> int:
-    """Scratch memory of the forward kernel and of that of the bias gradient.
+def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
+    """Scratch memory of a kernel: it depends on shapes and static options alone.
 
-    A row of blocks remembers the span of its segment ids, to skip the blocks that share none.
+    Blocks of rows and keys remember the span of their segment ids, to skip pairs that share none.
+    The backward pass keeps dQ in float32, delta, and counters that order the sums of dQ.
     """
-    return 256 + _segment_bytes(shape)
-
-
-def backward_workspace_bytes(shape: AttentionShape) -> int:
-    """Scratch memory of the backward kernels: dQ in float32, delta, and a counter a tile."""
+    if kind != "backward":
+        return 256 + _segment_bytes(shape)
     rows = shape.batch * shape.query_rows * shape.q_heads
     padded = -(-shape.head_dim // 32) * 32
     counters = shape.q_heads * shape.batch * (_tiles(shape.query_rows) + shape.sequences)
@@ -236,6 +241,18 @@ def _segment_bytes(shape: AttentionShape) -> int:
 
 def _tiles(length: int) -> int:
     return -(-length // 64)
+
+
+def result_types(kind: Pass, operands: Mapping[str, HasShape]) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of the results of a kernel that has these operands, by name."""
+    query, key, value = (operands[name] for name in ("query", "key", "value"))
+    batch, rows, q_heads, _ = query.shape
+    statistics = (batch, q_heads, rows), np.dtype(np.float32)
+    if kind == "forward":
+        return [((batch, rows, q_heads, value.shape[3]), query.dtype), statistics]
+    if kind == "backward":
+        return [*((array.shape, array.dtype) for array in (query, key, value)), statistics]
+    return [(operands["bias"].shape, operands["bias"].dtype)]
 
 
 def kernel_shape(operands: Mapping[str, HasShape]) -> AttentionShape:
