@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 
-from jax_baracuda._src import registry, validation
+from jax_baracuda._src import compat, registry, validation
+from jax_baracuda._src.attention import shapes as attention_shapes
+from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.decode import shapes as decode_shapes
 
 
@@ -24,7 +26,7 @@ class KernelInfo:
         "90a"; None on the reference, without a GPU, and where no built architecture fits it.
       dtype: of the operands and of the output.
       accumulator: the dtype of sums and of the softmax.
-      deterministic: whether equal calls give equal bits.
+      deterministic: whether equal calls give equal bits, gradients included.
       batch_invariant: whether the bits of a request do not depend on the rest of the batch.
       workspace_bytes: scratch memory of a call on one device.
       note: why this kernel; and, where the call would raise, why.
@@ -49,7 +51,7 @@ def explain(fn_name: str, *avals: Any, **options: Any) -> KernelInfo:
     tells of the CUDA kernel on any machine.
 
     Args:
-      fn_name: the name of a public function: "flash_decode".
+      fn_name: the name of a public function, such as "flash_attention".
       *avals: its array arguments: arrays, or anything with a shape and a dtype, such as
         ``jax.ShapeDtypeStruct``.
       **options: its keyword arguments, as for the call itself.
@@ -126,7 +128,91 @@ def _flash_decode(
     )
 
 
-_OPS: dict[str, Callable[..., KernelInfo]] = {"flash_decode": _flash_decode}
+def _flash_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> KernelInfo:
+    del return_lse
+    query, key, value = map(_aval, (query, key, value))
+    arrays = _take_arrays(options)
+    shape = attention_shapes.check_operands(query, key, value, **arrays)
+    static = attention_shapes.check_options(shape.head_dim, **options)
+    return _attention("flash_attention", shape, static, implementation)
+
+
+def _flash_attention_varlen(
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> KernelInfo:
+    del return_lse
+    operands = [_aval(array) for array in (query, key, value, cu_seqlens_q, cu_seqlens_k)]
+    arrays = _take_arrays(options)
+    longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+    shape = attention_shapes.check_packed_operands(*operands, **longest, **arrays)
+    static = attention_shapes.check_options(shape.head_dim, **longest, **options)
+    return _attention("flash_attention_varlen", shape, static, implementation)
+
+
+def _take_arrays(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes the optional arrays of flash_attention out of its options."""
+    seed = _aval(options.pop("dropout_seed", None))
+    check_seed_shape(seed, options.get("dropout_rate", 0.0))
+    names = set(options) & set(attention_shapes.ARGUMENTS)
+    return {name: _aval(options.pop(name)) for name in names}
+
+
+def _attention(
+    op: str,
+    shape: attention_shapes.AttentionShape,
+    options: attention_shapes.AttentionOptions,
+    implementation: str | None,
+) -> KernelInfo:
+    validation.check_implementation(implementation)
+    if implementation != "reference":
+        attention_shapes.check_head_dims(shape)
+    if not _runs_on_cuda(implementation):
+        return _reference(op, shape.dtype, implementation)
+    products = f"{shape.dtype} products, on tensor cores"
+    if shape.dtype == "float32":
+        products = "float32 products, each as three of TF32 on tensor cores"
+    deterministic = options["deterministic"] or compat.deterministic_ops()
+    repeats = "too" if deterministic else "with deterministic=True"
+    backward = attention_shapes.workspace_bytes("backward", shape)
+    obstacle = _obstacle(registry.FLASH_ATTENTION) or _obstacle(registry.FLASH_ATTENTION_BACKWARD)
+    return KernelInfo(
+        op=op,
+        name="flash_attention_mma",
+        implementation="cuda",
+        arch=registry.serving_architecture(),
+        dtype=shape.dtype,
+        accumulator="float32",
+        deterministic=deterministic,
+        batch_invariant=True,
+        workspace_bytes=attention_shapes.workspace_bytes("forward", shape),
+        note=f"{products}; the output repeats bit for bit, gradients {repeats}; the backward pass "
+        f"takes {backward} bytes of workspace{obstacle}",
+    )
+
+
+_OPS: dict[str, Callable[..., KernelInfo]] = {
+    "flash_attention": _flash_attention,
+    "flash_attention_varlen": _flash_attention_varlen,
+    "flash_decode": _flash_decode,
+}
 
 
 def _aval(array: Any) -> Any:

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jax_baracuda._src import compat, convert
 from jax_baracuda._src.attention import gradient, partition, primitive, shapes
+from jax_baracuda._src.validation import HasShape
 
 Implementation = Literal["cuda", "reference"] | None
 Arrays = Mapping[str, jax.Array | None]
@@ -71,24 +72,33 @@ def attend(
     return out, lse
 
 
-def check_seed(dropout_seed: Any, dropout_rate: float) -> jax.Array | None:
+def check_seed(given: ArrayLike | None, dropout_rate: float) -> jax.Array | None:
     """The two words of the seed; None where nothing is dropped."""
-    if not dropout_rate:
+    seed = convert.optional("dropout_seed", given)
+    check_seed_shape(seed, dropout_rate)
+    if seed is None or not dropout_rate:
         return None
+    # The words of an "rbg" key after the second repeat what the first two know.
+    return jax.random.key_data(seed)[:2] if _is_key(seed) else seed
+
+
+def check_seed_shape(seed: HasShape | None, dropout_rate: float) -> None:
+    """Raises ValueError unless there is a seed where one is needed."""
     what = "uint32 [2] or one JAX PRNG key"
-    if dropout_seed is None:
+    if seed is None and dropout_rate:
         raise ValueError(
             f"dropout_seed is None and dropout_rate is {dropout_rate:g}; it must be {what} then."
         )
-    seed = convert.array("dropout_seed", dropout_seed)
-    if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) and seed.ndim == 0:
-        # The words of an "rbg" key after the second repeat what the first two know.
-        seed = jax.random.key_data(seed)[:2]
-    if seed.shape != (2,) or seed.dtype != jnp.uint32:
+    if seed is None or (_is_key(seed) and tuple(seed.shape) == ()):
+        return
+    if tuple(seed.shape) != (2,) or seed.dtype != jnp.uint32:
         raise ValueError(
             f"dropout_seed has shape {seed.shape} and dtype {seed.dtype}; it must be {what}."
         )
-    return seed
+
+
+def _is_key(seed: HasShape) -> bool:
+    return bool(jnp.issubdtype(seed.dtype, jax.dtypes.prng_key))
 
 
 def _coordinates(seed: jax.Array | None, sequences: int, heads: int) -> jax.Array:

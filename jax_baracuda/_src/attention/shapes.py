@@ -39,6 +39,16 @@ OPERANDS: dict[Pass, tuple[str, ...]] = {
     "backward": ("query", "key", "value", "out", "lse", "dout", "dlse", *OPTIONS),
     "bias_grad": ("query", "key", "value", "lse", "dout", "delta", *OPTIONS),
 }
+# The arguments of the public functions that are arrays and may be None.
+ARGUMENTS = (
+    "bias",
+    "sinks",
+    "alibi_slopes",
+    "query_seq_lengths",
+    "key_value_seq_lengths",
+    "query_segment_ids",
+    "key_value_segment_ids",
+)
 # These may hold one row for all sequences, heads or query rows.
 BROADCAST = ("bias", "sinks", "alibi_slopes")
 
