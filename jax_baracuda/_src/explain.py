@@ -159,10 +159,11 @@ def _flash_attention_varlen(
     **options: Any,
 ) -> KernelInfo:
     del return_lse
-    operands = [_aval(array) for array in (query, key, value, cu_seqlens_q, cu_seqlens_k)]
+    query, key, value = map(_aval, (query, key, value))
+    bounds = dict(cu_seqlens_q=_aval(cu_seqlens_q), cu_seqlens_k=_aval(cu_seqlens_k))
     arrays = _take_arrays(options)
     longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
-    shape = attention_shapes.check_packed_operands(*operands, **longest, **arrays)
+    shape = attention_shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
     static = attention_shapes.check_options(shape.head_dim, **longest, **options)
     return _attention("flash_attention_varlen", shape, static, implementation)
 

@@ -44,7 +44,8 @@ def attend(
       value: [B, K, Hkv, Dv].
       given: the optional arrays by the names of flash_attention_varlen's arguments; those that have
         a row a token or a bound a sequence with a leading dimension for the packs.
-      seed: uint32 [2], or None without dropout.
+      seed: uint32 [2], or None without dropout; or the words of every sequence and head, as
+        the kernels take them.
       implementation: as in flash_attention.
     """
     options["deterministic"] |= compat.deterministic_ops()
@@ -108,6 +109,8 @@ def _coordinates(seed: jax.Array | None, sequences: int, heads: int) -> jax.Arra
     """
     if seed is None:
         return jnp.zeros((0,), jnp.uint32)
+    if seed.ndim == 3:
+        return seed
     head = jnp.arange(heads, dtype=np.uint32)[None, :]
     sequence = jnp.arange(sequences, dtype=np.uint32)[:, None]
     words = (seed[0], seed[1], head, sequence)
