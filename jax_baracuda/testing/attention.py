@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from jax_baracuda._src.attention import call as attention_call
+from jax_baracuda._src.attention import shapes
 from jax_baracuda._src.attention.reference import flash_attention_reference
 from jax_baracuda.testing.attention_cases import AttentionCase, AttentionInputs
 from jax_baracuda.testing.attention_oracle import AttentionOracle, attention_oracle
@@ -32,6 +34,7 @@ _OPTIONS = (
     "cu_seqlens_k",
     "dropout_seed",
 )
+_DENSE = _OPTIONS[:7]
 _DIFFERENTIABLE = ("query", "key", "value", "bias", "sinks")
 
 
@@ -44,6 +47,8 @@ def attention_function(
     """
     import jax_baracuda
 
+    if case.top_left:
+        return functools.partial(_attend_top_left, case, implementation, return_lse)
     name = "flash_attention_varlen" if case.varlen else "flash_attention"
     return functools.partial(
         getattr(jax_baracuda, name),
@@ -53,11 +58,30 @@ def attention_function(
     )
 
 
+def _attend_top_left(
+    case: AttentionCase,
+    implementation: Implementation,
+    return_lse: bool,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    dropout_seed: jax.Array | None = None,
+    **given: jax.Array,
+) -> Any:
+    optional = dict.fromkeys(_DENSE) | given
+    shape = shapes.check_operands(query, key, value, **optional)
+    options = shapes.check_options(shape.head_dim, **case.options(), top_left=True)
+    out, lse = attention_call.attend(
+        shape, options, query, key, value, optional, dropout_seed, implementation
+    )
+    return (out, lse) if return_lse else out
+
+
 def gradient_function(
     case: AttentionCase, *, implementation: Implementation = None
 ) -> Callable[..., dict[str, jax.Array]]:
     """A function of ``arrays()`` and the cotangents ``dout`` and ``dlse``: value and gradients."""
-    attend = attention_function(case, implementation=implementation, return_lse=case.lse_cotangent)
+    attend = attention_function(case, implementation=implementation)
     return functools.partial(_value_and_gradients, attend)
 
 
@@ -66,12 +90,17 @@ def _value_and_gradients(
 ) -> dict[str, Any]:
     names = [n for n in _DIFFERENTIABLE if n in operands and operands[n].dtype != jnp.bool_]
     rest = {name: array for name, array in operands.items() if name not in names}
-    outputs, pull = jax.vjp(
-        lambda chosen: attend(**chosen, **rest), {name: operands[name] for name in names}
-    )
-    results = {"out": outputs} if dlse is None else dict(zip(("out", "lse"), outputs, strict=True))
+
+    def objective(chosen: dict[str, jax.Array]) -> Any:
+        out, lse = attend(**chosen, **rest)
+        # What is not differentiated through has no cotangent at all, not one of zeros.
+        return (out, lse) if dlse is None else ((out, lse), lse)
+
+    chosen = {name: operands[name] for name in names}
+    differentiated, pull, lse = jax.vjp(objective, chosen, has_aux=True)
     (gradients,) = pull(dout if dlse is None else (dout, dlse))
-    return results | {f"d{name}": gradients[name] for name in names}
+    out = differentiated if dlse is None else differentiated[0]
+    return {"out": out, "lse": lse} | {f"d{name}": gradients[name] for name in names}
 
 
 def run_attention(
@@ -84,8 +113,8 @@ def run_attention(
     """Calls the public function of a case under jit on the default device.
 
     Returns:
-      Host arrays by name: "out" and "lse"; with gradients "out", "lse" if it has a cotangent, and
-      "dquery", "dkey", "dvalue", "dbias", "dsinks" as far as there are such operands.
+      Host arrays by name: "out" and "lse"; with gradients also "dquery", "dkey", "dvalue", and
+      "dbias" and "dsinks" as far as there are such operands.
     """
     platform = jax.default_backend()
     arrays: dict[str, Any] = jax.tree.map(jnp.asarray, inputs.arrays())
@@ -147,7 +176,7 @@ def _reference_options(case: AttentionCase) -> dict[str, Any]:
         "window_right": right,
         "sink_tokens": case.sink_tokens,
         "logits_soft_cap": case.logits_soft_cap or 0.0,
-        "dropout_rate": case.dropout_rate,
+        "dropout_rate": float(np.float32(case.dropout_rate)),  # as the kernels hold it
         "max_seqlen_q": longest_q,
         "max_seqlen_k": longest_k,
     }
