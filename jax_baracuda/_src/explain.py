@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jax_baracuda._src import compat, registry, validation
+from jax_baracuda._src.attention import dot_product, masked
 from jax_baracuda._src.attention import shapes as attention_shapes
 from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.decode import shapes as decode_shapes
@@ -21,7 +22,7 @@ class KernelInfo:
     Attributes:
       op: the public function, such as "flash_decode".
       name: the kernel, or "reference" for plain jax.numpy.
-      implementation: "cuda" or "reference".
+      implementation: "cuda" or "reference"; "xla" or "cudnn" for a call that is left to jax.nn.
       arch: the CUDA architecture of the build that would serve the GPU of this process, such as
         "90a"; None on the reference, without a GPU, and where no built architecture fits it.
       dtype: of the operands and of the output.
@@ -168,6 +169,46 @@ def _flash_attention_varlen(
     return _attention("flash_attention_varlen", shape, static, implementation)
 
 
+def _dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    query_seq_lengths: Any = None,
+    key_value_seq_lengths: Any = None,
+    local_window_size: Any = None,
+    implementation: str | None = None,
+    return_residual: bool = False,
+) -> KernelInfo:
+    del is_causal, return_residual
+    arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
+    avals = (None if array is None else _aval(array) for array in arrays)
+    operands = dot_product.check_operands(
+        *(aval and jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+    )
+    query, key, value, bias, mask, *_ = operands
+    obstacle = dot_product.why_not(
+        operands, scale=scale, local_window_size=local_window_size, implementation=implementation
+    )
+    op = "dot_product_attention"
+    if obstacle:
+        info = _reference(op, str(query.dtype), implementation)
+        return dataclasses.replace(
+            info,
+            name="jax.nn.dot_product_attention",
+            implementation="cudnn" if implementation == "cudnn" else "xla",
+            note=f"left to jax.nn: {obstacle}",
+        )
+    shape = attention_shapes.check_operands(query, key, value)
+    shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
+    static = attention_shapes.check_options(shape.head_dim)
+    return _attention(op, shape, static, implementation)
+
+
 def _take_arrays(options: dict[str, Any]) -> dict[str, Any]:
     """Takes the optional arrays of flash_attention out of its options."""
     seed = _aval(options.pop("dropout_seed", None))
@@ -210,6 +251,7 @@ def _attention(
 
 
 _OPS: dict[str, Callable[..., KernelInfo]] = {
+    "dot_product_attention": _dot_product_attention,
     "flash_attention": _flash_attention,
     "flash_attention_varlen": _flash_attention_varlen,
     "flash_decode": _flash_decode,
