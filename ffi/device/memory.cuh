@@ -28,11 +28,13 @@ __device__ __forceinline__ uint4 load_global_16_if(const void* address, bool val
 }
 
 // Starts to copy 4 bytes to shared memory, or zeros where `valid` is false.
-__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
-  const auto destination = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(destination), "l"(global),
+__device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global),
                "r"(valid ? 4 : 0)
                : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
+  copy_async_4(static_cast<uint32_t>(__cvta_generic_to_shared(shared)), global, valid);
 }
 
 // Starts to copy 16 bytes to a shared address past L1, or zeros where `valid` is false.
