@@ -13,9 +13,9 @@ enum class BiasType { kNone, kF16, kBF16, kF32, kMask };  // kMask: one byte a k
 
 // The additive bias [1|NB, 1|Hq, 1|S, K]; a stride of 0 repeats the only entry.
 struct AttentionBias {
-  const void* data = nullptr;
-  BiasType type = BiasType::kNone;
-  int64_t sequence_stride = 0, head_stride = 0, row_stride = 0;  // in elements
+  const void* data;
+  BiasType type;
+  int64_t sequence_stride, head_stride, row_stride;  // in elements
 };
 
 // Everything but the pass: shapes, strides, options. A sequence is a batch entry of a dense call, or one
@@ -52,9 +52,10 @@ struct AttentionProblem {
 
 inline constexpr int kSegmentBlock = 64;
 
-// Whether the scores go through more than a scale and a mask.
+// Whether a call needs the kernels that can do everything: scores that go through more than a positive scale and
+// a mask, or rows that cannot be read 16 bytes at a time.
 inline bool has_features(const AttentionProblem& p) {
-  return p.bias.type != BiasType::kNone || p.alibi_slopes || p.soft_cap > 0.0f || p.dropout_seed ||
+  return !p.vector_q || !p.vector_v || p.bias.type != BiasType::kNone || p.alibi_slopes || p.soft_cap > 0.0f || p.dropout_seed ||
          !(p.scale > 0.0f);
 }
 

@@ -21,6 +21,7 @@ struct ScoreModifier {
   uint2 seed;
   uint32_t head, batch, threshold;
 
+  ScoreModifier() = default;
   __device__ __forceinline__ ScoreModifier(const AttentionProblem& p, const Sequence& s, int head)
       : scale(p.scale), soft_cap(p.soft_cap), offset(p.top_left ? 0 : s.k_rows - s.q_rows) {
     slope = p.alibi_slopes ? p.alibi_slopes[s.index * p.alibi_stride + head] * kLog2E : 0.0f;
@@ -58,6 +59,32 @@ struct ScoreModifier {
   __device__ __forceinline__ float operator()(float product, int i, int j) const {
     float ignored;
     return (*this)(product, i, j, &ignored);
+  }
+
+  // Calls f(bias_at), bias_at(i, j) being the bias in base 2 of a row and a key that lie within it: the type is
+  // looked at once, not for every element.
+  template <class F>
+  __device__ __forceinline__ void with_bias(F f) const {
+    const int64_t stride = bias.row_stride;
+    const void* data = bias.data;
+    switch (bias.type) {
+      case BiasType::kF16:
+        return f([=](int i, int j) {
+          return __half2float(static_cast<const __half*>(data)[i * stride + j]) * kLog2E;
+        });
+      case BiasType::kBF16:
+        return f([=](int i, int j) {
+          return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i * stride + j]) * kLog2E;
+        });
+      case BiasType::kF32:
+        return f([=](int i, int j) { return static_cast<const float*>(data)[i * stride + j] * kLog2E; });
+      case BiasType::kMask:
+        return f([=](int i, int j) {
+          return static_cast<const uint8_t*>(data)[i * stride + j] ? 0.0f : negative_infinity();
+        });
+      default:
+        return;
+    }
   }
 
   // Row i and key j lie within the bias.

@@ -44,6 +44,7 @@ struct Visibility {
   int window_left, window_right, sink_tokens;
   bool causal;
 
+  Visibility() = default;
   __device__ __forceinline__ Visibility(const AttentionProblem& p, const Sequence& s)
       : q_len(s.q_len),
         kv_len(s.kv_len),
@@ -111,6 +112,7 @@ struct Segments {
   const int32_t *q, *k;        // of the sequence's first row and key; null: no segments
   const int2 *q_range, *k_range;  // of kSegmentBlock rows; null in packed calls
 
+  Segments() = default;
   __device__ __forceinline__ Segments(const AttentionProblem& p, const Sequence& s)
       : q(p.query_segments ? p.query_segments + s.q_first : nullptr),
         k(p.query_segments ? p.kv_segments + s.k_first : nullptr),

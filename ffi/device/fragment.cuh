@@ -42,7 +42,7 @@ struct Mma {
   template <class TileT>
   static __device__ __forceinline__ A load_a(const TileT& tile, int m, int k, int lane) {
     A a;
-    load_matrices(a.r, tile.piece(m + (lane & 15), k / 8 + (lane >> 4)));
+    load_matrices(a.r, tile.piece_of_lane(m, k / 8, lane & 15, lane >> 4));
     return a;
   }
   // A from a tile stored [k][m].
@@ -50,14 +50,15 @@ struct Mma {
   static __device__ __forceinline__ A load_a_transposed(const TileT& tile, int m, int k, int lane) {
     A a;
     load_matrices_transposed(
-        a.r, tile.piece(k + (lane >> 4) * 8 + (lane & 7), m / 8 + ((lane >> 3) & 1)));
+        a.r, tile.piece_of_lane(k, m / 8, (lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1));
     return a;
   }
   // B from a tile stored [n][k].
   template <class TileT>
   static __device__ __forceinline__ B2 load_b(const TileT& tile, int n, int k, int lane) {
     B2 b;
-    load_matrices(b.r, tile.piece(n + (lane >> 4) * 8 + (lane & 7), k / 8 + ((lane >> 3) & 1)));
+    load_matrices(b.r,
+                  tile.piece_of_lane(n, k / 8, (lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1));
     return b;
   }
   // B from a tile stored [k][n].
@@ -65,7 +66,7 @@ struct Mma {
   static __device__ __forceinline__ B2 load_b_transposed(const TileT& tile, int n, int k, int lane) {
     B2 b;
     load_matrices_transposed(
-        b.r, tile.piece(k + ((lane >> 3) & 1) * 8 + (lane & 7), n / 8 + (lane >> 4)));
+        b.r, tile.piece_of_lane(k, n / 8, ((lane >> 3) & 1) * 8 + (lane & 7), lane >> 4));
     return b;
   }
   // A from accumulators side by side, columns [k, k + kK).
@@ -112,35 +113,40 @@ struct Mma<float> {
     SplitTf32 r[4];
   };
 
+  // Element (row + lane_row, column + lane_column), lane_column < 8.
+  template <class TileT>
+  static __device__ __forceinline__ uint32_t at(const TileT& tile, int row, int column, int lane_row,
+                                                int lane_column) {
+    return tile.piece_of_lane(row, column / 4, lane_row, lane_column / 4) + lane_column % 4 * 4;
+  }
+
   template <class TileT>
   static __device__ __forceinline__ A load_a(const TileT& tile, int m, int k, int lane) {
-    const int row = m + lane / 4, col = k + 2 * (lane % 4);
-    const float2 first = load_shared_float2(tile.element(row, col));
-    const float2 second = load_shared_float2(tile.element(row + 8, col));
+    const float2 first = load_shared_float2(at(tile, m, k, lane / 4, 2 * (lane % 4)));
+    const float2 second = load_shared_float2(at(tile, m + 8, k, lane / 4, 2 * (lane % 4)));
     return {{SplitTf32(first.x), SplitTf32(second.x), SplitTf32(first.y), SplitTf32(second.y)}};
   }
   template <class TileT>
   static __device__ __forceinline__ A load_a_transposed(const TileT& tile, int m, int k, int lane) {
-    const int row = k + 2 * (lane % 4), col = m + lane / 4;
-    return {{SplitTf32(load_shared_float(tile.element(row, col))),
-             SplitTf32(load_shared_float(tile.element(row, col + 8))),
-             SplitTf32(load_shared_float(tile.element(row + 1, col))),
-             SplitTf32(load_shared_float(tile.element(row + 1, col + 8)))}};
+    const int row = 2 * (lane % 4), column = lane / 4;
+    return {{SplitTf32(load_shared_float(at(tile, k, m, row, column))),
+             SplitTf32(load_shared_float(at(tile, k, m + 8, row, column))),
+             SplitTf32(load_shared_float(at(tile, k, m, row + 1, column))),
+             SplitTf32(load_shared_float(at(tile, k, m + 8, row + 1, column)))}};
   }
   template <class TileT>
   static __device__ __forceinline__ B2 load_b(const TileT& tile, int n, int k, int lane) {
-    const int row = n + lane / 4, col = k + 2 * (lane % 4);
-    const float2 first = load_shared_float2(tile.element(row, col));
-    const float2 second = load_shared_float2(tile.element(row + 8, col));
+    const float2 first = load_shared_float2(at(tile, n, k, lane / 4, 2 * (lane % 4)));
+    const float2 second = load_shared_float2(at(tile, n + 8, k, lane / 4, 2 * (lane % 4)));
     return {{SplitTf32(first.x), SplitTf32(first.y), SplitTf32(second.x), SplitTf32(second.y)}};
   }
   template <class TileT>
   static __device__ __forceinline__ B2 load_b_transposed(const TileT& tile, int n, int k, int lane) {
-    const int row = k + 2 * (lane % 4), col = n + lane / 4;
-    return {{SplitTf32(load_shared_float(tile.element(row, col))),
-             SplitTf32(load_shared_float(tile.element(row + 1, col))),
-             SplitTf32(load_shared_float(tile.element(row, col + 8))),
-             SplitTf32(load_shared_float(tile.element(row + 1, col + 8)))}};
+    const int row = 2 * (lane % 4), column = lane / 4;
+    return {{SplitTf32(load_shared_float(at(tile, k, n, row, column))),
+             SplitTf32(load_shared_float(at(tile, k, n, row + 1, column))),
+             SplitTf32(load_shared_float(at(tile, k, n + 8, row, column))),
+             SplitTf32(load_shared_float(at(tile, k, n + 8, row + 1, column)))}};
   }
   static __device__ __forceinline__ A from_accumulator(const float (*c)[4], int k) {
     const float* block = c[k / 8];
