@@ -89,8 +89,9 @@ struct BackwardShared {
 template <class Traits>
 struct KeyBlock {
   Sequence sequence;
-  Walk<Traits::kKeys, Traits::kRows> walk;
   int kv_head;
+  Walk<Traits::kKeys, Traits::kRows> walk;
+  ScoreModifier modify;  // kFeatures only
 };
 
 template <class Traits>
@@ -133,18 +134,25 @@ __device__ __forceinline__ void load_rows(const BackwardParams& p, const KeyBloc
   }
 }
 
-// Scores of rows [row, row + kPassRows) of the block against the warp's keys, to weights and gradients.
+// Scores of rows [row, row + kPassRows) of the block from i0 against the warp's keys, to weights and gradients.
 template <class Traits>
 __device__ __forceinline__ void compute_scores(
-    Accumulator<Traits::kKeyTiles, Traits::kRowTiles>& s,
-    Accumulator<Traits::kKeyTiles, Traits::kRowTiles>& d, const BackwardShared<Traits>& shared, int stage,
-    const ScoreContext& context, int key, int row, int i0, int j0, int lane) {
+    ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& s, ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& d,
+    const BackwardParams& p, const KeyBlock<Traits>& block, const BackwardShared<Traits>& shared, int stage,
+    bool by_segment, int key, int row, int i0, int lane) {
   using T = typename Traits::T;
   using M = Mma<T>;
+  constexpr int kKeyTiles = Traits::kKeyTiles, kRowTiles = Traits::kRowTiles;
   const auto keys = shared.key();
   const auto values = shared.value();
   const auto queries = shared.query(stage);
   const auto douts = shared.dout(stage);
+  const Visibility& visible = block.walk.visible;
+  const int i = i0 + row, j = block.walk.block * Traits::kKeys + key;
+  uint32_t bits = ~0u;
+  const bool masked = by_segment || !visible.sees_all(i, i + Traits::kPassRows, j, j + Traits::kWarpKeys);
+  if (masked) bits = visible_bits<kKeyTiles, kRowTiles>(visible, i, j, lane);
+  if (by_segment) bits &= same_segment_bits<kKeyTiles, kRowTiles>(visible, block.walk.segments, i, j, lane);
   clear(s);
   clear(d);
   multiply_add<T, Traits::kDim>(
@@ -153,12 +161,13 @@ __device__ __forceinline__ void compute_scores(
   multiply_add<T, Traits::kDimV>(
       d, [&](int m, int k) { return M::load_a(values, key + m, k, lane); },
       [&](int n, int k) { return M::load_b(douts, row + n, k, lane); });
-  const int i = i0 + row, j = j0 + key;
   const uint32_t stats = shared.stats(stage) + row * 8;
-  if (context.by_segment || !context.visible->sees_all(i, i + Traits::kPassRows, j, j + Traits::kWarpKeys))
-    score_gradients<Traits::kFeatures, true>(s, d, context, stats, i, j, lane);
+  if constexpr (Traits::kFeatures)
+    featured_score_gradients<kKeyTiles, kRowTiles>(s, d, p, block.modify, bits, stats, i, j, lane);
+  else if (masked)
+    score_gradients<true, kKeyTiles, kRowTiles>(s, d, p.scale * kLog2E, bits, stats, lane);
   else
-    score_gradients<Traits::kFeatures, false>(s, d, context, stats, i, j, lane);
+    score_gradients<false, kKeyTiles, kRowTiles>(s, d, p.scale * kLog2E, bits, stats, lane);
 }
 
 // The block's share of dQ, added to the sum in global memory.
@@ -191,8 +200,7 @@ __device__ __forceinline__ void compute_query_gradient(const BackwardParams& p, 
 
 // A block of keys, from loads to dK and dV.
 template <class Traits>
-__device__ __forceinline__ void process_key_block(const BackwardParams& p, const KeyBlock<Traits>& block,
-                                                  ScoreModifier* modify,
+__device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBlock<Traits>& block,
                                                   const BackwardShared<Traits>& shared) {
   using T = typename Traits::T;
   using M = Mma<T>;
@@ -228,28 +236,20 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, const
       copy_async_commit();
     };
     if (Traits::kFeatures && at.head != modified_head) {
-      if (threadIdx.x == 0) *modify = ScoreModifier(p, block.sequence, head);
+      if (threadIdx.x == 0) block.modify = ScoreModifier(p, block.sequence, head);
       modified_head = at.head;
     }
     copy_async_wait<0>();
     __syncthreads();  // the rows are there, and all warps have done with those before
     if (more && p.stages == 2) load_next(stage ^ 1);
 
-    ScoreContext context;
-    context.visible = &block.walk.visible;
-    context.segments = &block.walk.segments;
-    context.modify = modify;
-    context.scale = p.scale * kLog2E;
-    context.by_segment = block.walk.overlap(at.row) == Overlap::kSome;
-    context.dropout = p.dropout_seed != nullptr;
-    context.dropout_scale = p.dropout_scale;
-
+    const bool by_segment = block.walk.overlap(at.row) == Overlap::kSome;
     if (Traits::kScoreKeyWarps * Traits::kScoreRowWarps == Traits::kWarps ||
         score_row < Traits::kRows) {
 #pragma unroll 1
       for (int row = score_row; row < score_row + Traits::kWarpRows; row += Traits::kPassRows) {
         Accumulator<Traits::kKeyTiles, Traits::kRowTiles> s, d;
-        compute_scores<Traits>(s, d, shared, stage, context, score_key, row, at.row, j0, lane);
+        compute_scores<Traits>(s, d, p, block, shared, stage, by_segment, score_key, row, at.row, lane);
         store_tile<T>(shared.gradients(), score_key, row, d, lane);
         if constexpr (Traits::kInRegisters) {
           const auto queries = shared.query(stage);
@@ -326,7 +326,6 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     attention_backward_kernel(const __grid_constant__ BackwardParams p) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   __shared__ KeyBlock<Traits> block;
-  __shared__ ScoreModifier modify;
   __shared__ unsigned ticket;
   const BackwardShared<Traits> shared{static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory))};
 
@@ -339,19 +338,20 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   const unsigned rows = gridDim.x / p.key_slots;  // (sequence, key/value head)
   const int slot = p.deterministic ? index / rows : index % p.key_slots;
   const unsigned row = p.deterministic ? index % rows : index / p.key_slots;
-  const Sequence sequence = find_sequence(p, row / p.kv_heads);
+  if (threadIdx.x == 0) {
+    block.sequence = find_sequence(p, row / p.kv_heads);
+    block.kv_head = row % p.kv_heads;
+  }
+  __syncthreads();
   // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
-  const int blocks = (sequence.k_rows + Traits::kKeys - 1) / Traits::kKeys;
+  const int blocks = (block.sequence.k_rows + Traits::kKeys - 1) / Traits::kKeys;
   const int share = (blocks + p.key_slots - 1) / p.key_slots;
-  for (int i = slot * share; i < min((slot + 1) * share, blocks); ++i) {
+  const int end = min((slot + 1) * share, blocks);
+  for (int i = slot * share; i < end; ++i) {
     __syncthreads();  // the block before may still be read
-    if (threadIdx.x == 0) {
-      block.sequence = sequence;
-      block.walk = Walk<Traits::kKeys, Traits::kRows>(p, sequence, i);
-      block.kv_head = row % p.kv_heads;
-    }
+    if (threadIdx.x == 0) block.walk = Walk<Traits::kKeys, Traits::kRows>(p, block.sequence, i);
     __syncthreads();
-    process_key_block<Traits>(p, block, &modify, shared);
+    process_key_block<Traits>(p, block, shared);
   }
 }
 
