@@ -1,5 +1,6 @@
-// The backward kernel (FlashAttention-2, T. Dao, 2023, arXiv:2307.08691): a CTA takes a block of keys of one
-// key/value head, holds dK and dV in registers, and goes over the query rows of the group's heads that see them.
+// The backward kernel (FlashAttention-2, T. Dao, 2023, arXiv:2307.08691): a CTA takes a block of
+// keys of one key/value head, holds dK and dV in registers, and goes over the query rows of the
+// group's heads that see them.
 #pragma once
 
 #include "attention/backward/config.h"
@@ -16,7 +17,8 @@ struct BackwardTraits {
   using T = T_;
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
   static constexpr bool kInRegisters = kTile.in_registers;
-  static constexpr int kDim = kTile.dim, kDimV = kTile.dim_v, kKeys = kTile.keys, kRows = kTile.rows;
+  static constexpr int kDim = kTile.dim, kDimV = kTile.dim_v, kKeys = kTile.keys,
+                       kRows = kTile.rows;
   static constexpr int kWarps = kTile.warps, kThreads = 32 * kWarps, kCtas = kTile.ctas;
 
   using Key = Tile<T, kKeys, kDim>;
@@ -37,7 +39,8 @@ struct BackwardTraits {
   // dK and dV of a warp.
   static constexpr int kGradKeyWarps = kTile.grad_keys, kGradColumnWarps = kWarps / kGradKeyWarps;
   static constexpr int kGradKeys = kKeys / kGradKeyWarps;
-  static constexpr int kGradColumns = kDim / kGradColumnWarps, kGradColumnsV = kDimV / kGradColumnWarps;
+  static constexpr int kGradColumns = kDim / kGradColumnWarps,
+                       kGradColumnsV = kDimV / kGradColumnWarps;
   static_assert(kGradKeys % 16 == 0 && kGradColumns % 16 == 0 && kGradColumnsV % 16 == 0);
   using KeyGradient = Accumulator<kGradKeys / 16, kGradColumns / 8>;
   using ValueGradient = Accumulator<kGradKeys / 16, kGradColumnsV / 8>;
@@ -48,7 +51,8 @@ struct BackwardTraits {
   static constexpr int kQueryColumns = kDim / (kWarps / kQueryRowWarps);
   static_assert(kQueryRows % 16 == 0 && kQueryColumns % 16 == 0);
 
-  // Shared memory: K, V, weights, gradients of the scores, then per stage Q, dO and (lse, delta) of each row.
+  // Shared memory: K, V, weights, gradients of the scores, then per stage Q, dO and (lse, delta) of
+  // each row.
   static constexpr int kStageBytes = Query::kBytes + DOut::kBytes + kRows * 8;
   static constexpr int kScoresAt = Key::kBytes + Value::kBytes;
   static constexpr int kStagesAt = kScoresAt + (kInRegisters ? 1 : 2) * Scores::kBytes;
@@ -84,8 +88,8 @@ struct BackwardShared {
   }
 };
 
-// What a CTA knows of its block of keys, and the modifier of each query head in turn. In shared memory: registers
-// are for the products.
+// What a CTA knows of its block of keys, and the modifier of each query head in turn. In shared
+// memory: registers are for the products.
 template <class Traits>
 struct KeyBlock {
   Sequence sequence;
@@ -95,17 +99,18 @@ struct KeyBlock {
 };
 
 template <class Traits>
-__device__ __forceinline__ void load_key_block(const BackwardParams& p, const KeyBlock<Traits>& block,
+__device__ __forceinline__ void load_key_block(const BackwardParams& p,
+                                               const KeyBlock<Traits>& block,
                                                const BackwardShared<Traits>& shared) {
   using T = typename Traits::T;
   const int64_t row = block.sequence.k_first * p.kv_heads + block.kv_head;
   const int first = block.walk.block * Traits::kKeys;
   const GlobalRows<T> keys = {static_cast<const T*>(p.key) + row * p.dim,
-                              static_cast<int64_t>(p.kv_heads) * p.dim, block.sequence.kv_len, p.dim,
-                              p.vector_q != 0};
+                              static_cast<int64_t>(p.kv_heads) * p.dim, block.sequence.kv_len,
+                              p.dim, p.vector_q != 0};
   const GlobalRows<T> values = {static_cast<const T*>(p.value) + row * p.dim_v,
-                                static_cast<int64_t>(p.kv_heads) * p.dim_v, block.sequence.kv_len, p.dim_v,
-                                p.vector_v != 0};
+                                static_cast<int64_t>(p.kv_heads) * p.dim_v, block.sequence.kv_len,
+                                p.dim_v, p.vector_v != 0};
   load_tile<Traits::kThreads>(shared.key(), keys, first, threadIdx.x);
   load_tile<Traits::kThreads>(shared.value(), values, first, threadIdx.x);
 }
@@ -119,9 +124,11 @@ __device__ __forceinline__ void load_rows(const BackwardParams& p, const KeyBloc
   const Sequence& s = block.sequence;
   const int64_t row = s.q_first * p.heads + head;
   const GlobalRows<T> queries = {static_cast<const T*>(p.query) + row * p.dim,
-                                 static_cast<int64_t>(p.heads) * p.dim, s.q_len, p.dim, p.vector_q != 0};
+                                 static_cast<int64_t>(p.heads) * p.dim, s.q_len, p.dim,
+                                 p.vector_q != 0};
   const GlobalRows<T> douts = {static_cast<const T*>(p.dout) + row * p.dim_v,
-                               static_cast<int64_t>(p.heads) * p.dim_v, s.q_len, p.dim_v, p.vector_v != 0};
+                               static_cast<int64_t>(p.heads) * p.dim_v, s.q_len, p.dim_v,
+                               p.vector_v != 0};
   load_tile<Traits::kThreads>(shared.query(stage), queries, first, threadIdx.x);
   load_tile<Traits::kThreads>(shared.dout(stage), douts, first, threadIdx.x);
   const int64_t pack_row = s.q_first - static_cast<int64_t>(s.pack) * p.q_rows;
@@ -134,12 +141,16 @@ __device__ __forceinline__ void load_rows(const BackwardParams& p, const KeyBloc
   }
 }
 
-// Scores of rows [row, row + kPassRows) of the block from i0 against the warp's keys, to weights and gradients.
+// Scores of rows [row, row + kPassRows) of the block from i0 against the warp's keys, to weights
+// and gradients.
 template <class Traits>
-__device__ __forceinline__ void compute_scores(
-    ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& s, ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& d,
-    const BackwardParams& p, const KeyBlock<Traits>& block, const BackwardShared<Traits>& shared, int stage,
-    bool by_segment, int key, int row, int i0, int lane) {
+__device__ __forceinline__ void compute_scores(ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& s,
+                                               ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& d,
+                                               const BackwardParams& p,
+                                               const KeyBlock<Traits>& block,
+                                               const BackwardShared<Traits>& shared, int stage,
+                                               bool by_segment, int key, int row, int i0,
+                                               int lane) {
   using T = typename Traits::T;
   using M = Mma<T>;
   constexpr int kKeyTiles = Traits::kKeyTiles, kRowTiles = Traits::kRowTiles;
@@ -150,9 +161,11 @@ __device__ __forceinline__ void compute_scores(
   const Visibility& visible = block.walk.visible;
   const int i = i0 + row, j = block.walk.block * Traits::kKeys + key;
   uint32_t bits = ~0u;
-  const bool masked = by_segment || !visible.sees_all(i, i + Traits::kPassRows, j, j + Traits::kWarpKeys);
+  const bool masked =
+      by_segment || !visible.sees_all(i, i + Traits::kPassRows, j, j + Traits::kWarpKeys);
   if (masked) bits = visible_bits<kKeyTiles, kRowTiles>(visible, i, j, lane);
-  if (by_segment) bits &= same_segment_bits<kKeyTiles, kRowTiles>(visible, block.walk.segments, i, j, lane);
+  if (by_segment)
+    bits &= same_segment_bits<kKeyTiles, kRowTiles>(visible, block.walk.segments, i, j, lane);
   clear(s);
   clear(d);
   multiply_add<T, Traits::kDim>(
@@ -172,10 +185,9 @@ __device__ __forceinline__ void compute_scores(
 
 // The block's share of dQ, added to the sum in global memory.
 template <class Traits>
-__device__ __forceinline__ void compute_query_gradient(const BackwardParams& p, const Sequence& sequence,
-                                                       const BackwardShared<Traits>& shared, int head, int i0,
-                                                       int* turn_counter, int turn, bool begins, bool ends,
-                                                       int warp, int lane) {
+__device__ __forceinline__ void compute_query_gradient(
+    const BackwardParams& p, const Sequence& sequence, const BackwardShared<Traits>& shared,
+    int head, int i0, int* turn_counter, int turn, bool begins, bool ends, int warp, int lane) {
   using T = typename Traits::T;
   using M = Mma<T>;
   const int row = warp % Traits::kQueryRowWarps * Traits::kQueryRows;
@@ -249,7 +261,8 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
 #pragma unroll 1
       for (int row = score_row; row < score_row + Traits::kWarpRows; row += Traits::kPassRows) {
         Accumulator<Traits::kKeyTiles, Traits::kRowTiles> s, d;
-        compute_scores<Traits>(s, d, p, block, shared, stage, by_segment, score_key, row, at.row, lane);
+        compute_scores<Traits>(s, d, p, block, shared, stage, by_segment, score_key, row, at.row,
+                               lane);
         store_tile<T>(shared.gradients(), score_key, row, d, lane);
         if constexpr (Traits::kInRegisters) {
           const auto queries = shared.query(stage);
@@ -292,8 +305,8 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
       if (!Traits::kInRegisters) __syncthreads();  // all warps have done with the rows
       load_next(0);
     }
-    compute_query_gradient<Traits>(p, block.sequence, shared, head, at.row, counter, turn, begins, ends,
-                                   warp, lane);
+    compute_query_gradient<Traits>(p, block.sequence, shared, head, at.row, counter, turn, begins,
+                                   ends, warp, lane);
     if (p.stages == 2) stage ^= 1;
     at = next;
   }
@@ -311,23 +324,25 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
   const Sequence& s = block.sequence;
   const int64_t row = s.k_first * p.kv_heads + block.kv_head;
   store_rows<Traits::kThreads>(shared.key(), static_cast<T*>(p.dk) + row * p.dim,
-                               static_cast<int64_t>(p.kv_heads) * p.dim, j0, s.k_rows, s.kv_len, p.dim,
-                               p.vector_q != 0);
+                               static_cast<int64_t>(p.kv_heads) * p.dim, j0, s.k_rows, s.kv_len,
+                               p.dim, p.vector_q != 0);
   store_rows<Traits::kThreads>(shared.value(), static_cast<T*>(p.dv) + row * p.dim_v,
-                               static_cast<int64_t>(p.kv_heads) * p.dim_v, j0, s.k_rows, s.kv_len, p.dim_v,
-                               p.vector_v != 0);
+                               static_cast<int64_t>(p.kv_heads) * p.dim_v, j0, s.k_rows, s.kv_len,
+                               p.dim_v, p.vector_v != 0);
 }
 
-// CTAs: the blocks of keys of a head one after the other, the first, which most rows see under a causal mask, first.
-// Where dQ is added in order, heads come before blocks, so that few CTAs of a head run at once, and a CTA's number is
-// drawn when it begins: whom it waits for has begun before it.
+// CTAs: the blocks of keys of a head one after the other, the first, which most rows see under a
+// causal mask, first. Where dQ is added in order, heads come before blocks, so that few CTAs of a
+// head run at once, and a CTA's number is drawn when it begins: whom it waits for has begun before
+// it.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     attention_backward_kernel(const __grid_constant__ BackwardParams p) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   __shared__ KeyBlock<Traits> block;
   __shared__ unsigned ticket;
-  const BackwardShared<Traits> shared{static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory))};
+  const BackwardShared<Traits> shared{
+      static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory))};
 
   unsigned index = blockIdx.x;
   if (p.deterministic) {

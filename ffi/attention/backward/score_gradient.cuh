@@ -1,4 +1,5 @@
-// From products to weights and gradients, where they lie: a block of scores with keys along the rows.
+// From products to weights and gradients, where they lie: a block of scores with keys along the
+// rows.
 #pragma once
 
 #include "attention/score.cuh"
@@ -7,14 +8,18 @@
 
 namespace jax_baracuda {
 
-// A block of scores: kKeyTiles times 16 keys by kRowTiles times 8 rows. Of a lane's entry [k][r][e]: its key and its
-// row, from the first ones, and its bit in a word of flags. Flags fit in a register, so that they can be found before
-// the products need all the others.
+// A block of scores: kKeyTiles times 16 keys by kRowTiles times 8 rows. Of a lane's entry
+// [k][r][e]: its key and its row, from the first ones, and its bit in a word of flags. Flags fit in
+// a register, so that they can be found before the products need all the others.
 template <int kKeyTiles, int kRowTiles>
 using ScoreBlock = float[kKeyTiles][kRowTiles][4];
 
-__device__ __forceinline__ int score_key(int k, int e, int lane) { return 16 * k + 8 * (e >> 1) + lane / 4; }
-__device__ __forceinline__ int score_row(int r, int e, int lane) { return 8 * r + 2 * (lane % 4) + (e & 1); }
+__device__ __forceinline__ int score_key(int k, int e, int lane) {
+  return 16 * k + 8 * (e >> 1) + lane / 4;
+}
+__device__ __forceinline__ int score_row(int r, int e, int lane) {
+  return 8 * r + 2 * (lane % 4) + (e & 1);
+}
 template <int kRowTiles>
 __device__ constexpr int score_bit(int k, int r, int e) {
   return (k * kRowTiles + r) * 4 + e;
@@ -38,7 +43,8 @@ __device__ __forceinline__ void for_scores(F f) {
 
 // Flags of the scores that positions let through, from row i0 and key j0.
 template <int kKeyTiles, int kRowTiles>
-__device__ __forceinline__ uint32_t visible_bits(const Visibility& visible, int i0, int j0, int lane) {
+__device__ __forceinline__ uint32_t visible_bits(const Visibility& visible, int i0, int j0,
+                                                 int lane) {
   uint32_t bits = 0;
 #pragma unroll
   for (int k = 0; k < kKeyTiles; ++k)
@@ -59,8 +65,9 @@ __device__ __forceinline__ uint32_t visible_bits(const Visibility& visible, int 
 
 // Flags of the scores whose row and key have the same segment id.
 template <int kKeyTiles, int kRowTiles>
-__device__ __forceinline__ uint32_t same_segment_bits(const Visibility& visible, const Segments& segments, int i0,
-                                                      int j0, int lane) {
+__device__ __forceinline__ uint32_t same_segment_bits(const Visibility& visible,
+                                                      const Segments& segments, int i0, int j0,
+                                                      int lane) {
   uint32_t bits = 0;
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
@@ -79,7 +86,8 @@ __device__ __forceinline__ uint32_t same_segment_bits(const Visibility& visible,
 
 // Flags of the scores that dropout keeps.
 template <int kKeyTiles, int kRowTiles>
-__device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i0, int j0, int lane) {
+__device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i0, int j0,
+                                              int lane) {
   uint32_t bits = 0;
 #pragma unroll
   for (int r = 0; r < kRowTiles; r += 2)
@@ -87,7 +95,8 @@ __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i
     for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const uint4 words = modify.dropout_words(i0 + score_row(r, e, lane), j0 + score_key(k, e, lane));
+        const uint4 words =
+            modify.dropout_words(i0 + score_row(r, e, lane), j0 + score_key(k, e, lane));
         if (words.x >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e);
         if (words.y >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e + 2);
         if (words.z >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r + 1, e);
@@ -96,7 +105,8 @@ __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i
   return bits;
 }
 
-// LSE in base 2 and delta of the rows of column block r; `stats` is the shared address of those of the first row.
+// LSE in base 2 and delta of the rows of column block r; `stats` is the shared address of those of
+// the first row.
 struct RowStats {
   float lse[2], delta[2];
   __device__ __forceinline__ RowStats(uint32_t stats, int r, int lane) {
@@ -126,14 +136,15 @@ __device__ __forceinline__ void score_gradients(ScoreBlock<kKeyTiles, kRowTiles>
   }
 }
 
-// The same through soft cap, ALiBi, bias and dropout, one pass over the block for each option of the call. s becomes
-// p * keep / (1 - rate).
+// The same through soft cap, ALiBi, bias and dropout, one pass over the block for each option of
+// the call. s becomes p * keep / (1 - rate).
 template <int kKeyTiles, int kRowTiles>
 __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, kRowTiles>& s,
                                                          ScoreBlock<kKeyTiles, kRowTiles>& d,
                                                          const AttentionProblem& problem,
-                                                         const ScoreModifier& modify, uint32_t visible,
-                                                         uint32_t stats, int i0, int j0, int lane) {
+                                                         const ScoreModifier& modify,
+                                                         uint32_t visible, uint32_t stats, int i0,
+                                                         int j0, int lane) {
   const auto for_all = [](auto f) { for_scores<kKeyTiles, kRowTiles>(f); };
   const float scale = problem.soft_cap > 0.0f ? problem.scale : problem.scale * kLog2E;
   for_all([&](int k, int r, int e) { s[k][r][e] *= scale; });
@@ -141,7 +152,9 @@ __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, k
   if (problem.dropout_seed) {
     kept = kept_bits<kKeyTiles, kRowTiles>(modify, i0, j0, lane);
     const float up = problem.dropout_scale;
-    for_all([&](int k, int r, int e) { d[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? d[k][r][e] * up : 0.0f; });
+    for_all([&](int k, int r, int e) {
+      d[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? d[k][r][e] * up : 0.0f;
+    });
   }
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
