@@ -34,7 +34,8 @@ struct AttentionProblem {
   const int32_t* kv_lengths;
   const int32_t* query_segments;  // null: none; [packs, q_rows]
   const int32_t* kv_segments;     // [packs, k_rows]
-  const int2* query_segment_range;  // least and greatest id of each kSegmentBlock rows; dense calls only
+  const int2*
+      query_segment_range;  // least and greatest id of each kSegmentBlock rows; dense calls only
   const int2* kv_segment_range;
   const int32_t* cu_seqlens_q;  // null: dense; [packs, sequences + 1]
   const int32_t* cu_seqlens_k;
@@ -55,8 +56,8 @@ inline constexpr int kSegmentBlock = 64;
 // Whether a call needs the kernels that can do everything: scores that go through more than a positive scale and
 // a mask, or rows that cannot be read 16 bytes at a time.
 inline bool has_features(const AttentionProblem& p) {
-  return !p.vector_q || !p.vector_v || p.bias.type != BiasType::kNone || p.alibi_slopes || p.soft_cap > 0.0f || p.dropout_seed ||
-         !(p.scale > 0.0f);
+  return !p.vector_q || !p.vector_v || p.bias.type != BiasType::kNone || p.alibi_slopes ||
+         p.soft_cap > 0.0f || p.dropout_seed || !(p.scale > 0.0f);
 }
 
 struct ForwardParams : AttentionProblem {

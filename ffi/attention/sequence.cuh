@@ -54,7 +54,9 @@ struct Visibility {
         sink_tokens(p.sink_tokens),
         causal(p.causal) {}
 
-  __device__ __forceinline__ bool has_window() const { return window_left >= 0 || window_right >= 0; }
+  __device__ __forceinline__ bool has_window() const {
+    return window_left >= 0 || window_right >= 0;
+  }
 
   __device__ __forceinline__ bool operator()(int i, int j) const {
     const int from_diagonal = j - i - offset;
@@ -109,7 +111,7 @@ struct Visibility {
 enum class Overlap { kNone, kSome, kAll };
 
 struct Segments {
-  const int32_t *q, *k;        // of the sequence's first row and key; null: no segments
+  const int32_t *q, *k;           // of the sequence's first row and key; null: no segments
   const int2 *q_range, *k_range;  // of kSegmentBlock rows; null in packed calls
 
   Segments() = default;
