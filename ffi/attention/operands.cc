@@ -49,6 +49,8 @@ bool read_bias(const ffi::AnyBuffer& buffer, int64_t sequences, int64_t heads, i
   bias->data = buffer.untyped_data();
   bias->row_stride = dims[2] == 1 ? 0 : dims[3];
   bias->head_stride = dims[1] == 1 ? 0 : dims[2] * dims[3];
+  bias->rows = static_cast<int>(std::min(rows, kMaxRows));
+  bias->keys = static_cast<int>(keys);
   bias->sequence_stride = dims[0] == 1 ? 0 : dims[1] * dims[2] * dims[3];
   return true;
 }

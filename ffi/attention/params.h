@@ -16,6 +16,7 @@ struct AttentionBias {
   const void* data;
   BiasType type;
   int64_t sequence_stride, head_stride, row_stride;  // in elements
+  int rows, keys;  // of packed calls: no sequence may reach past them
 };
 
 // Everything but the pass: shapes, strides, options. A sequence is a batch entry of a dense call, or one

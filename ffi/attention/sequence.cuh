@@ -35,6 +35,10 @@ __device__ __forceinline__ Sequence find_sequence(const AttentionProblem& p, int
   }
   s.q_len = p.query_lengths ? clamped(p.query_lengths[index], 0, s.q_rows) : s.q_rows;
   s.kv_len = p.kv_lengths ? clamped(p.kv_lengths[index], 0, s.k_rows) : s.k_rows;
+  if (p.cu_seqlens_q && p.bias.type != BiasType::kNone) {  // a sequence longer than was said
+    s.q_len = min(s.q_len, p.bias.rows);
+    s.kv_len = min(s.kv_len, p.bias.keys);
+  }
   return s;
 }
 
