@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jax_baracuda import dot_product_attention, explain
+from jax_baracuda._src.attention import dot_product
 
 B, T, S, N, K, H = 2, 6, 8, 4, 2, 16
 PRIMITIVE = "jax_baracuda_flash_attention"
@@ -323,7 +324,7 @@ def test_cudnn_is_passed_on(monkeypatch):
     def fake(*args, implementation, **options):
         return implementation
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", fake)
+    monkeypatch.setattr(dot_product, "_jax_nn", fake)
     assert dot_product_attention(*qkv(), implementation="cudnn") == "cudnn"
 
 
@@ -363,3 +364,12 @@ def test_errors(change, match):
         dot_product_attention(**arguments)
     with pytest.raises((ValueError, TypeError, AssertionError)):  # jax.nn refuses them too
         jax.nn.dot_product_attention(**arguments)
+
+
+def test_in_the_place_of_jax_nn(monkeypatch):
+    """A call that falls back reaches jax.nn's own function even where ours has taken its name."""
+    query = key = value = jnp.ones((1, 4, 2, 300), jnp.float32)
+    expected = jax.nn.dot_product_attention(query, key, value)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", dot_product_attention)
+    assert explain("dot_product_attention", query, key, value).name.startswith("jax.nn")
+    np.testing.assert_allclose(jax.nn.dot_product_attention(query, key, value), expected, rtol=1e-6)

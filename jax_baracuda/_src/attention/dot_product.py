@@ -16,6 +16,10 @@ from jax_baracuda._src.attention import masked
 Implementation = Literal["cuda", "reference", "xla", "cudnn"] | None
 Window = int | tuple[int, int] | None
 
+# Untyped: its overloads do not know a union of implementations. Looked up once, so that who puts
+# the function below in its place does not send the calls that fall back around in a circle.
+_jax_nn: Any = jax.nn.dot_product_attention
+
 
 @overload
 def dot_product_attention(
@@ -138,9 +142,7 @@ def dot_product_attention(
         operands, scale=scale, local_window_size=local_window_size, implementation=implementation
     )
     if obstacle:
-        # Looked up now, and untyped: its overloads do not know a union of implementations.
-        jax_nn: Any = jax.nn.dot_product_attention
-        result: jax.Array | tuple[jax.Array, jax.Array] = jax_nn(
+        result: jax.Array | tuple[jax.Array, jax.Array] = _jax_nn(
             query,
             key,
             value,
