@@ -5,7 +5,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "attention/backward/config.h"
 #include "attention/backward/handler.h"
+#include "attention/forward/config.h"
 #include "attention/forward/handler.h"
 #include "decode/config.h"
 #include "decode/handler.h"
@@ -92,6 +94,36 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   return plan;
 }
 
+// The tiles that the handlers of flash_attention would choose where an SM has `sm_shared` bytes of shared
+// memory and a CTA may have `cta_shared`. Empty: no kernel.
+nb::dict attention_tiles(const std::string& dtype, bool features, int head_dim, int value_dim,
+                         int sm_shared, int cta_shared) {
+  const DType type = dtype_of(dtype);
+  const int element = type == DType::kF32 ? 4 : 2;
+  nb::dict tiles;
+  if (const ForwardTile* tile = choose_forward_tile(element, features || element == 4, head_dim,
+                                                    value_dim, sm_shared, cta_shared)) {
+    nb::dict forward;
+    forward["dim"] = tile->dim;
+    forward["dim_v"] = tile->dim_v;
+    forward["rows"] = tile->m;
+    forward["keys"] = tile->n;
+    forward["shared_bytes"] = tile->shared_bytes();
+    tiles["forward"] = forward;
+  }
+  const BackwardChoice choice = choose_backward_tile(type, head_dim, value_dim, cta_shared);
+  if (choice.tile) {
+    nb::dict backward;
+    backward["dim"] = choice.tile->dim;
+    backward["dim_v"] = choice.tile->dim_v;
+    backward["rows"] = choice.tile->rows;
+    backward["keys"] = choice.tile->keys;
+    backward["shared_bytes"] = choice.tile->shared_bytes(element, choice.stages);
+    tiles["backward"] = backward;
+  }
+  return tiles;
+}
+
 }  // namespace
 
 NB_MODULE(_ffi, m) {
@@ -102,6 +134,8 @@ NB_MODULE(_ffi, m) {
         nb::arg("kv_heads"), nb::arg("group"), nb::arg("head_dim"), nb::arg("kv_capacity"),
         nb::arg("uneven_lengths"), nb::arg("num_splits"), nb::arg("sms"), nb::arg("ctas_per_sm"),
         nb::arg("pairs"), nb::arg("workspace_bytes"));
+  m.def("attention_tiles", &attention_tiles, nb::kw_only(), nb::arg("dtype"), nb::arg("features"),
+        nb::arg("head_dim"), nb::arg("value_dim"), nb::arg("sm_shared"), nb::arg("cta_shared"));
 }
 
 }  // namespace jax_baracuda
