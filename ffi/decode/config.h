@@ -19,6 +19,11 @@ constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
 }
 
 inline constexpr int kMaxSplits = 1024;
+inline constexpr int kMaxParts = 2048;  // of a row, with room to spare
+
+// A CTA finishes a row alone in the kernel up to this many bytes of parts; for more a second kernel spreads
+// the work.
+inline constexpr int64_t kMostBytesToCombine = 256 * 1024;
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -33,20 +38,33 @@ constexpr int warp_tokens(DType dtype, int dim_tile) {
 // Warps that take different keys, where `slices` warps already share the same ones: at least four in all.
 constexpr int token_warps_for(int slices) { return slices >= 4 ? 1 : ceil_div(4, slices); }
 
+// One merge buffer, in floats: the results of all warps and their statistics.
+constexpr int merge_floats(int block_heads, int token_warps, int dim_tile) {
+  return (block_heads * token_warps * (dim_tile + kMergePad + 2) + 3) / 4 * 4;
+}
+
 constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
-                                  int token_warps) {
+                                  int token_warps, int block_heads, int merge_buffers) {
   const int heads = slices * head_tile;
   const int query = 2 * heads * dim_tile * element_bytes(dtype);
-  const int warps = heads * token_warps * (dim_tile + kMergePad + 2) * 4;
-  const int cluster = heads * 2 * 4;
+  const int merge = merge_buffers * merge_floats(block_heads, token_warps, dim_tile) * 4;
+  const int cluster = block_heads * 2 * 4;
   const int slopes = 2 * heads * 4;
-  return query + warps + cluster + slopes;
+  return query + merge + cluster + slopes;
 }
+
+// Two merge buffers where that does not cost occupancy.
+inline constexpr int kMostSharedForTwoBuffers = 48 * 1024;
 
 inline void set_token_warps(const DecodeShape& s, int token_warps, DecodeConfig& c) {
   c.token_warps = token_warps;
   c.chunk_tokens = token_warps * warp_tokens(s.dtype, c.dim_tile);
-  c.shared_bytes = decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps);
+  const auto bytes = [&](int buffers) {
+    return decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps,
+                               c.block_heads, buffers);
+  };
+  c.merge_buffers = bytes(2) <= kMostSharedForTwoBuffers ? 2 : 1;
+  c.shared_bytes = bytes(c.merge_buffers);
 }
 
 // The layout of a CTA; nothing here depends on the batch, so that a fixed split count gives a request
@@ -73,7 +91,7 @@ constexpr int partial_heads(const DecodeShape& s, const DecodeConfig& c) {
   return s.num_splits > 0 ? s.group : c.block_heads;
 }
 constexpr int64_t partial_bytes(const DecodeShape& s, const DecodeConfig& c) {
-  return int64_t{4} * partial_heads(s, c) * (s.head_dim + 2);
+  return int64_t{4} * partial_heads(s, c) * (s.head_dim + 2) + 16;  // and a ticket, aligned
 }
 
 // Chunks of a row whose request fills the cache.
@@ -119,6 +137,11 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
   c.partial_slots = c.splits == 0                ? 2 * c.ctas
                     : c.splits == 1 || c.cluster ? 0
                                                  : int64_t{s.batch} * s.kv_heads * c.splits;
+  // Where lengths differ, one request may be all there is.
+  const int64_t sharing_rows = s.uneven_lengths ? s.kv_heads * c.head_blocks : rows;
+  const int64_t most_parts = c.splits == 0 ? ceil_div(c.ctas, sharing_rows) + 1 : c.splits;
+  c.tickets = c.partial_slots > 0 && (c.splits == 0 || c.head_blocks == 1) &&
+              most_parts * partial_bytes(s, c) <= kMostBytesToCombine;
 }
 
 }  // namespace jax_baracuda

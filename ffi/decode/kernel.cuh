@@ -1,6 +1,7 @@
 // The split-K decode kernel: every warp streams its share of the chunks through registers; the warps of
 // a CTA are merged at the end of each row; rows that several CTAs share are merged through distributed
-// shared memory if those CTAs are one cluster, else they leave partial results for the combine kernel.
+// shared memory if those CTAs are one cluster, else through the workspace, by the last of them or by the
+// combine kernel.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,6 @@
 #include "decode/merge.cuh"
 #include "decode/params.h"
 #include "decode/schedule.cuh"
-#include "decode/score.cuh"
 #include "decode/shared.cuh"
 #include "decode/source.cuh"
 #include "device/memory.cuh"
@@ -18,14 +18,48 @@ namespace jax_baracuda {
 
 // Where the piece of a row that ends at `last` goes.
 __device__ __forceinline__ Destination destination(const DecodeParams& p, const Cursor& last,
-                                                   int segment_begin, bool first_segment) {
+                                                   int segment_begin) {
   if (p.cluster) return {Destination::kShared, -1};
   if (p.splits == 1) return {Destination::kOutput, -1};
-  if (p.splits > 0)
-    return {Destination::kWorkspace, fixed_slot(p, last.b, last.kv_head, blockIdx.x % p.splits)};
+  if (p.splits > 0) {
+    const int64_t line_row = int64_t{last.row.b} * p.kv_heads + last.row.kv_head;
+    return {Destination::kWorkspace, line_row * p.splits + blockIdx.x % p.splits};
+  }
   if (segment_begin == 0 && last.chunk + 1 == last.request.chunks)
     return {Destination::kOutput, -1};
-  return {Destination::kWorkspace, 2 * int64_t{blockIdx.x} + (first_segment ? 0 : 1)};
+  return {Destination::kWorkspace, 2 * int64_t{blockIdx.x} + (segment_begin == 0 ? 1 : 0)};
+}
+
+// Threads 0 and 1 look at the tickets that the CTA may take: of the row that it begins in the middle of, and
+// of the one that it may leave unfinished.
+__device__ __forceinline__ void look_at_tickets(const DecodeParams& p, const Start& start,
+                                                SharedRow (&rows)[2]) {
+  if (p.tickets == nullptr || threadIdx.x > 1) return;
+  const Cursor& c = start.cursor;
+  int ticket = blockIdx.x;
+  if (p.splits > 0) {
+    ticket = fixed_parts(p, c.row, c.request.chunks).ticket;
+  } else if (threadIdx.x == 0 && c.chunk > 0) {
+    ticket = start.cut.piece_of(start.cut.begin(blockIdx.x) - c.chunk);
+  }
+  rows[threadIdx.x].parts.count = 0;
+  copy_async_8(&rows[threadIdx.x].seen, p.tickets + ticket);
+}
+
+// Notes a row of which this CTA has left a part, for finish_shared_rows.
+__device__ __forceinline__ void note_shared_row(const DecodeParams& p, const EvenCut& cut,
+                                                const Cursor& last, int segment_begin,
+                                                SharedRow (&rows)[2]) {
+  SharedRow& noted = rows[segment_begin == 0 ? 1 : 0];
+  noted.row = last.row;
+  const int chunks = last.request.chunks;
+  if (p.splits > 0) {
+    noted.parts = fixed_parts(p, last.row, chunks);
+  } else {
+    const int row_begin = segment_begin > 0 ? cut.begin(blockIdx.x) - segment_begin
+                                            : cut.begin(blockIdx.x + 1) - (last.chunk + 1);
+    noted.parts = stream_parts(cut, row_begin, chunks);
+  }
 }
 
 template <class Tile, template <class> class Source, int kMaxThreads>
@@ -33,34 +67,43 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_kernel(const __grid_constant__ DecodeParams p) {
   using KvSource = Source<typename Tile::Element>;
   extern __shared__ uint4 shared_memory[];
+  __shared__ SharedRow shared_rows[2];
+  __shared__ EvenCut cut;
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
 
-  Cursor cursor = first_chunk(p, blockIdx.x);
+  const Start start = first_chunk(p, blockIdx.x);
+  Cursor cursor = start.cursor;
   if (cursor.remaining == 0 && !p.cluster) return;
 
   const int warp = threadIdx.x / 32;
-  const int slice = p.slices == 1 ? 0 : warp % p.slices;
-  const int token_offset = (p.slices == 1 ? warp : warp / p.slices) * Tile::kTokens;
-  const Scorer scorer(p);
+  const int token_warp = p.slices == 1 ? warp : warp / p.slices;
+  const int slice = p.slices == 1 ? 0 : warp - token_warp * p.slices;
+  const int token_offset = token_warp * Tile::kTokens;
+  const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
 
   // The query goes first: behind the keys it would wait until memory has served them all. An empty piece
   // of a cluster's row reads no keys and takes part in the merge.
-  stage_query(p, cursor, shared, 0);
+  stage_query(p, cursor.row, shared, 0);
+  copy_async_commit();
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
   {
-    const KvSource source(p, cursor);
+    const KvSource source(p, cursor.row);
     tile.load_keys(p, source, token, limit);
     tile.load_values(p, source, token, limit);
   }
-  copy_async_wait_all();
+  if (threadIdx.x == 0) cut = start.cut;
+  look_at_tickets(p, start, shared_rows);
+  copy_async_commit();
+  copy_async_wait<1>();
   __syncthreads();
 
   int buffer = 0;
+  int merge_buffer = 0;
   int segment_begin = cursor.chunk;
-  bool first_segment = true;
+  bool row_begins = true;
 #pragma unroll 1
   while (true) {
     // Keys of the next chunk are asked for as soon as this chunk's registers are free, across the ends
@@ -69,37 +112,47 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     next.advance(p);
     const bool more = next.remaining > 0;
     const bool row_ends = !more || next.chunk == 0;
-    if (row_ends && more) stage_query(p, next, shared, buffer ^ 1);
-    const KvSource next_source(p, next);
+    if (row_begins && cursor.remaining > cursor.request.chunks - cursor.chunk) {
+      Row after = cursor.row;
+      after.advance(p);
+      stage_query(p, after, shared, buffer ^ 1);
+    }
+    row_begins = row_ends;
+    const KvSource next_source(p, next.row);
     const int next_token = next.begin(p) + token_offset;
     const int next_limit = more ? next.limit() : 0;
 
     tile.multiply_keys(shared.query_of(p, buffer, slice));
     tile.load_keys(p, next_source, next_token, next_limit);
-    tile.update_softmax(scorer,
-                        p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice),
-                        token, limit, cursor.request.length - 1);
+    tile.update_softmax(
+        p, p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice), token, limit,
+        cursor.request.length - 1);
     tile.multiply_values();
     tile.load_values(p, next_source, next_token, next_limit);
 
     if (row_ends) {
-      const int slot = warp * Tile::kHeadTile;
-      tile.store(shared.out + slot * DecodeShared<Tile>::kRow, shared.stats + slot);
-      __syncthreads();
-      merge_warps(p, cursor, shared, destination(p, cursor, segment_begin, first_segment));
-      if (!more) break;
+      tile.store(shared.out + merge_buffer + result * DecodeShared<Tile>::kRow,
+                 shared.stats + merge_buffer + 2 * result,
+                 cursor.row.heads(p) - slice * Tile::kHeadTile);
       copy_async_wait_all();
       __syncthreads();
+      const Destination to = destination(p, cursor, segment_begin);
+      if (to.kind == Destination::kWorkspace && p.tickets != nullptr && threadIdx.x == 0)
+        note_shared_row(p, cut, cursor, segment_begin, shared_rows);
+      merge_warps(p, cursor.row, shared, merge_buffer, to);
+      if (!more) break;
+      if (p.merge_stride == 0) __syncthreads();
+      merge_buffer = p.merge_stride - merge_buffer;
       tile.reset();
       buffer ^= 1;
       segment_begin = 0;
-      first_segment = false;
     }
     cursor = next;
     token = next_token;
     limit = next_limit;
   }
-  if (p.cluster) merge_cluster(p, cursor, shared);
+  if (p.cluster) merge_cluster(p, cursor.row, shared);
+  if (p.tickets != nullptr) finish_shared_rows<Tile>(p, shared_rows);
 }
 
 }  // namespace jax_baracuda

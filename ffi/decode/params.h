@@ -44,12 +44,14 @@ struct DecodeConfig {
   int chunk_tokens = 0;  // keys that a CTA takes at once
   int block_heads = 0;   // query heads of a CTA: min(group, slices * head_tile)
   int head_blocks = 0;   // CTAs' worth of query heads in a group, 1 unless the group is huge
+  int merge_buffers = 1;  // 2: rows end with one barrier less
   int shared_bytes = 0;
   // How the rows are spread.
   int splits = 0;        // 0: stream, else pieces per row
   bool cluster = false;  // the two pieces of a row are a cluster, which merges them itself
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
+  bool tickets = false;       // the last CTA of a row adds its parts up, else a second kernel does
 
   int warps() const { return slices * token_warps; }
 };
@@ -70,7 +72,11 @@ struct DecodeParams {
   const float* alibi_slopes;  // null: none
   void* out;
   float* lse;
-  float* partials;  // slots of [slot_heads][head_dim] floats, then [slot_heads][2]: max and sum
+  // The workspace, by slots: [slot_heads][head_dim] sums, [slot_heads][2] maximum and denominator, and a
+  // ticket. Null tickets: a second kernel adds the parts up.
+  float* partial_out;
+  float* partial_stats;
+  unsigned long long* tickets;
 
   int64_t kv_batch_stride;  // in elements
   int64_t kv_head_stride;
@@ -80,10 +86,14 @@ struct DecodeParams {
 
   int batch, kv_heads, group, head_dim, kv_capacity;
   int window_left, sink_tokens;
-  float scale, soft_cap;
+  // A base-2 logit is product * outer_scale; with a soft cap tanh(product * inner_scale) * outer_scale.
+  float outer_scale, inner_scale;
+  int capped;
 
   Divisor chunk_tokens;
   int slices, token_warps, block_heads, head_blocks;
+  int merge_buffers;
+  int merge_stride;  // floats from one merge buffer to the other; 0: there is one
   int splits, cluster, slot_heads;
   int ctas;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,

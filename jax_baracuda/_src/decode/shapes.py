@@ -229,13 +229,14 @@ def check_implementation(implementation: str | None) -> None:
 
 
 def workspace_bytes(shape: DecodeShape, num_splits: int) -> int:
-    """Scratch memory of the kernel: one float32 (m, l, o[D]) a query head and partial result.
+    """Scratch memory of the kernel: one float32 (m, l, o[D]) a query head and partial result,
+    and 16 bytes a partial result to count those who have finished.
 
     It depends on shapes and static options alone: the kernel fits its number of splits to the bytes
     that it is given. ``num_splits`` is 0 when the kernel chooses.
     """
     rows = shape.batch * shape.kv_heads
-    slot = 4 * shape.group * (shape.head_dim + 2)
+    slot = 4 * shape.group * (shape.head_dim + 2) + 16
     if num_splits:
         slots = rows * num_splits if num_splits > 1 else 0
     else:
