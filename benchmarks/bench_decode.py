@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import pathlib
-import sys
 import time
 from typing import Any
 
 import rows as result_rows
 from peers import ENGINES, IMPLS, Cell
-from workers import Worker
+from workers import attempt, start_workers
 
 GRID = [
     *(Cell(8, 1, k) for k in (1024, 2048, 8192, 32768, 131072)),
@@ -94,18 +93,9 @@ class Run:
     def __init__(self, impls: list[str], options: argparse.Namespace) -> None:
         self.options = options
         self.begin = time.monotonic()
-        self.workers = {name: Worker(ENGINES[name]) for name in {IMPLS[impl] for impl in impls}}
-        versions: dict[str, str] = {}
-        gpu = "unknown"
-        for worker in self.workers.values():  # the frameworks are imported side by side
-            worker.send("about")
-        for name, worker in self.workers.items():
-            try:
-                about = worker.receive(120)
-                gpu = about["gpu"]
-                versions |= about["versions"]
-            except RuntimeError as error:
-                print(f"{name}: {error}", file=sys.stderr)
+        self.workers, gpu, versions = start_workers(
+            {name: ENGINES[name] for name in {IMPLS[impl] for impl in impls}}
+        )
         self.shared = result_rows.describe_run(gpu, versions, options.commit)
         self.rows: list[dict[str, Any]] = []
 
@@ -163,14 +153,6 @@ class Run:
             return None if str(self.options.out) == "-" else self.options.out
         gpu = self.shared["gpu"].lower().split()[-1]
         return pathlib.Path(result_rows.RESULTS / gpu / "decode.json")
-
-
-def attempt(worker: Worker, name: str, *args: Any) -> Any:
-    """The answer of a worker, or the text of its error."""
-    try:
-        return worker.call(name, *args)
-    except RuntimeError as error:
-        return str(error) or "unknown error"
 
 
 def line(cell: Cell, rows: list[dict[str, Any]], seconds: float) -> str:

@@ -1,6 +1,7 @@
-"""Turns result files into the README's tables, and plots bench_decode.py's.
+"""Turns result files into the README's tables, and plots the ops'.
 
 python benchmarks/plot.py benchmarks/results/h200/decode.json
+python benchmarks/plot.py benchmarks/results/h200/attention.json
 python benchmarks/plot.py benchmarks/results/h200/decode_step.json
 """
 
@@ -10,6 +11,7 @@ import argparse
 import pathlib
 from typing import Any
 
+import attention_plot
 import rows as result_rows
 
 OURS, CEILING = "jax_baracuda", "read_ceiling"
@@ -108,7 +110,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(verdict + (f"; behind at {'; '.join(behind)}." if behind else "."))
     if failed:
         lines.append(f"Did not run: {'; '.join(failed)}.")
-    lines.append(origin(rows))
+    lines.append(result_rows.origin(rows))
     return "\n".join(lines)
 
 
@@ -133,16 +135,9 @@ def step_table(rows: list[dict[str, Any]]) -> str:
         "",
         f"{config['steps']} steps in one `while_loop`, {config['layers']} layers that append a row "
         f"and call flash_decode: B = {config['B']}, Hq = {config['Hq']}, Hkv = {config['Hkv']}, "
-        f"D = {config['D']}, {config['K']} rows and growing. {origin(rows)}",
+        f"D = {config['D']}, {config['K']} rows and growing. {result_rows.origin(rows)}",
     ]
     return "\n".join(lines)
-
-
-def origin(rows: list[dict[str, Any]]) -> str:
-    """Where and with what the rows were measured."""
-    first = rows[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    return f"{first['gpu']}, {first['date']}, commit {first['commit']}; {versions}."
 
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -199,6 +194,13 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=140)
 
 
+def linked(image: pathlib.Path, title: str, text: str) -> str:
+    """The text below the image, if a page of the repository can show that."""
+    if not image.resolve().is_relative_to(result_rows.ROOT):
+        return text
+    return f"![{title}]({image.resolve().relative_to(result_rows.ROOT)})\n\n{text}"
+
+
 def insert(readme: pathlib.Path, name: str, text: str) -> None:
     """Puts a text between the markers `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`."""
     start, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
@@ -219,15 +221,16 @@ def main() -> None:
     options = parser.parse_args()
     for path in options.results:
         rows = result_rows.read(path)
+        image = path.with_suffix(".png")
         if rows[0]["pass"] == "step":
             name, text = "graphs", step_table(rows)
+        elif rows[0]["op"] == "flash_attention":
+            attention_plot.plot(rows, image)
+            name, text = "attention", attention_plot.table(rows)
+            text = linked(image, "TFLOP/s over the sequence length", text)
         else:
-            image = path.with_suffix(".png")
             plot(rows, image)
-            name, text = "decode", table(rows)
-            if image.resolve().is_relative_to(result_rows.ROOT):
-                link = image.resolve().relative_to(result_rows.ROOT)
-                text = f"![GB/s over the cache length]({link})\n\n{text}"
+            name, text = "decode", linked(image, "GB/s over the cache length", table(rows))
         print(text)
         if not options.no_readme:
             insert(options.readme, name, text)

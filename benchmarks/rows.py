@@ -56,3 +56,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a result file."""
     rows: list[dict[str, Any]] = json.loads(path.read_text())
     return rows
+
+
+def origin(rows: list[dict[str, Any]]) -> str:
+    """Where and with what the rows were measured."""
+    first = rows[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    return f"{first['gpu']}, {first['date']}, commit {first['commit']}; {versions}."

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 
@@ -100,3 +101,30 @@ class Worker:
             self._process.kill()
             self._process.join()
         self._process = None
+
+
+def start_workers(
+    makers: Mapping[str, Callable[[], Engine]], timeout: float = 120
+) -> tuple[dict[str, Worker], str, dict[str, str]]:
+    """A worker for each maker, the GPU's name, and the versions of what they run on."""
+    workers = {name: Worker(make) for name, make in makers.items()}
+    versions: dict[str, str] = {}
+    gpu = "unknown"
+    for worker in workers.values():  # the frameworks are imported side by side
+        worker.send("about")
+    for name, worker in workers.items():
+        try:
+            about = worker.receive(timeout)
+            gpu = about["gpu"]
+            versions |= about["versions"]
+        except RuntimeError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+    return workers, gpu, versions
+
+
+def attempt(worker: Worker, name: str, *args: Any) -> Any:
+    """The answer of a worker, or the text of its error."""
+    try:
+        return worker.call(name, *args)
+    except RuntimeError as error:
+        return str(error) or "unknown error"

@@ -2,7 +2,7 @@
 
 python examples/generate.py
 python examples/generate.py --prompt "def main(" --prompt "class Queue:" --temperature 0
-python examples/generate.py --attention jax_nn          # the same loop on jax.nn's attention
+python examples/generate.py --attention jax_nn          # the same program on jax.nn's attention
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def decode_in_pieces(
 ) -> Iterator[np.ndarray]:
     """The decode loop cut into calls of ``args.stream`` steps; the state stays on the device."""
     model, *rest = inputs
-    state = start_jit(model, *rest, sampling=sampling)
+    state = start_jit(model, *rest, sampling=sampling, attention=args.attention)
     for made in range(0, args.max_new_tokens, args.stream):
         steps = min(args.stream, args.max_new_tokens - made)
         tokens, state = advance_jit(
@@ -133,7 +133,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--attention", choices=get_args(DecodeAttention), default="flash_decode")
+    parser.add_argument(
+        "--attention",
+        choices=get_args(DecodeAttention),
+        default="flash_decode",
+        help="of the decode loop; the prompts take flash_attention or, with jax_nn, jax.nn too",
+    )
     parser.add_argument("--stream", type=int, metavar="N", help="one prompt, N tokens at a time")
     args = parser.parse_args(argv)
     if args.stream and len(args.prompt or PROMPTS) != 1:

@@ -2,6 +2,7 @@
 
 python examples/train.py                      # tiny: about a minute on two CPU cores
 python examples/train.py --preset small       # a few minutes on one H200
+python examples/train.py --preset long        # windows of 65536 bytes, on one GPU
 python examples/train.py --resume             # goes on where an interrupted run stopped
 """
 
@@ -12,13 +13,21 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from llama.checkpoint import load_training, save_training
-from llama.config import PRESETS, TrainConfig
+from llama.config import (
+    PRESETS,
+    Remat,
+    SequenceAttention,
+    TrainConfig,
+    context_bytes,
+    logits_bytes,
+)
 from llama.data import load_corpus, train_batch, validation_batches
 from llama.model import create_model
 from llama.training import TrainState, create_train_state, evaluate, train_step
@@ -40,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
         f"{parameters / 1e6:.2f} M parameters, {len(corpus.train) / 1e6:.1f} MB to train on, "
         f"{len(corpus.validation) / 1e6:.2f} MB held out, on {jax.devices()[0].device_kind}"
     )
-    before = float(evaluate(state.model, held_out))
+    before = float(evaluate(state.model, held_out, config))
     print(f"validation {before:.3f} bits per byte at step {int(state.step)}")
     began = time.perf_counter()
     state = train(state, config, corpus.train, folder)
     seconds = time.perf_counter() - began
-    after = float(evaluate(state.model, held_out))
+    after = float(evaluate(state.model, held_out, config))
     print(f"validation {after:.3f} bits per byte at step {int(state.step)}, {seconds:.0f} s")
     print(f"saved in {folder}; next: python examples/generate.py --checkpoint {folder}")
     return before, after
@@ -53,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
 
 def begin(args: argparse.Namespace, folder: Path) -> tuple[TrainState, TrainConfig]:
     """A fresh run of the preset, or the one in ``folder``, with the command line's changes."""
-    changes = {
-        name: value for name in ("steps", "seed") if (value := getattr(args, name)) is not None
-    }
+    names = ("steps", "seed", "attention", "remat")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.resume:
         state, config = load_training(folder)
         return state, dataclasses.replace(config, **changes)
@@ -86,8 +94,29 @@ def train(state: TrainState, config: TrainConfig, data: np.ndarray, folder: Path
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    logits, context = logits_bytes(*PRESETS["long"]), context_bytes(*PRESETS["long"])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
+    parser.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="tiny",
+        help="tiny: two CPU cores; small: a GPU, bfloat16; long: small on windows of "
+        f"{PRESETS['long'][1].context} bytes. There jax_nn makes {logits / 1e9:.0f} GB of float32 "
+        f"logits a layer (4 * heads * context^2), and in training their gradients: no GPU holds "
+        f"them. flash_attention keeps {context / 1e6:.0f} MB a layer, its output and log-sum-exp",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=get_args(SequenceAttention),
+        help="jax_baracuda.flash_attention, the default, or jax.nn.dot_product_attention",
+    )
+    parser.add_argument(
+        "--remat",
+        choices=get_args(Remat),
+        help="what a layer keeps for the backward pass: all (none), its input and the attention's "
+        "output and log-sum-exp (save_attention; they have names only in flash_attention), or its "
+        "input alone (full). The rest is computed again. Default: the preset's",
+    )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/PRESET here)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     parser.add_argument("--steps", type=int, help="instead of the preset's")

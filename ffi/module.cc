@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "attention/backward/handler.h"
+#include "attention/forward/handler.h"
 #include "decode/config.h"
 #include "decode/handler.h"
 #include "xla/ffi/api/c_api.h"
@@ -28,6 +30,12 @@ nb::dict target(Handler initialize, Handler execute) {
 nb::dict registrations() {
   nb::dict targets;
   targets["jax_baracuda_flash_decode"] = target(flash_decode_initialize, flash_decode_execute);
+  targets["jax_baracuda_flash_attention"] =
+      target(flash_attention_initialize, flash_attention_execute);
+  targets["jax_baracuda_flash_attention_backward"] =
+      target(flash_attention_backward_initialize, flash_attention_backward_execute);
+  targets["jax_baracuda_flash_attention_bias_grad"] =
+      target(flash_attention_bias_grad_initialize, flash_attention_bias_grad_execute);
   return targets;
 }
 

@@ -3,10 +3,21 @@
 __version__ = "0.1.0"
 
 from jax_baracuda._src import registry as _registry
+from jax_baracuda._src.attention.api import flash_attention
+from jax_baracuda._src.attention.dot_product import dot_product_attention
+from jax_baracuda._src.attention.varlen import flash_attention_varlen
 from jax_baracuda._src.decode.api import flash_decode
 from jax_baracuda._src.explain import KernelInfo, explain
 
 # An exported program knows its kernels only by name: importing the package makes them known to XLA.
 _registry.register()
 
-__all__ = ["KernelInfo", "__version__", "explain", "flash_decode"]
+__all__ = [
+    "KernelInfo",
+    "__version__",
+    "dot_product_attention",
+    "explain",
+    "flash_attention",
+    "flash_attention_varlen",
+    "flash_decode",
+]

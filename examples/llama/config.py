@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
+
+SequenceAttention = Literal["flash_attention", "jax_nn"]
+
+# What the backward pass keeps of a layer: all that it needs, the attention's results, or nothing.
+Remat = Literal["none", "save_attention", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,24 +53,28 @@ class TrainConfig:
     validation_windows: int = 64
     save_every: int = 500
     seed: int = 0
+    attention: SequenceAttention = "flash_attention"
+    remat: Remat = "none"
 
+
+_SMALL = ModelConfig(
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=1024,
+    initializer_range=0.02,
+    dtype="bfloat16",
+)
 
 PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
     # Two CPU cores, about a minute.
     "tiny": (ModelConfig(), TrainConfig()),
     # One H200, a few minutes.
     "small": (
-        ModelConfig(
-            hidden_size=512,
-            intermediate_size=1408,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=2,
-            head_dim=64,
-            max_position_embeddings=1024,
-            initializer_range=0.02,
-            dtype="bfloat16",
-        ),
+        _SMALL,
         TrainConfig(
             steps=600,
             batch_size=64,
@@ -74,4 +84,32 @@ PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
             validation_windows=512,
         ),
     ),
+    # The same network on one window of 64 KB a step: see `logits_bytes`.
+    "long": (
+        dataclasses.replace(_SMALL, max_position_embeddings=65536, rope_theta=1e6),
+        TrainConfig(
+            steps=300,
+            batch_size=1,
+            context=65536,
+            learning_rate=1e-3,
+            warmup_steps=100,
+            validation_windows=4,
+            remat="save_attention",
+        ),
+    ),
 }
+
+
+def logits_bytes(model: ModelConfig, run: TrainConfig) -> int:
+    """Bytes of one layer's attention logits, float32 [B, Hq, S, S]: what jax.nn's XLA path makes.
+
+    Its probabilities in the dtype of the model, and in training the gradients of both, come on top.
+    """
+    return 4 * run.batch_size * model.num_attention_heads * run.context**2
+
+
+def context_bytes(model: ModelConfig, run: TrainConfig) -> int:
+    """Bytes that one layer keeps with remat "save_attention": context [B, S, Hq, D] and LSE."""
+    item = 4 if model.dtype == "float32" else 2
+    rows = run.batch_size * run.context * model.num_attention_heads
+    return rows * (model.head_dim * item + 4)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from .cache import KVCache, append_token, read_layer, write_prompt
+from .config import SequenceAttention
 from .data import END_OF_TEXT
 from .model import Llama
 from .ops import DecodeAttention, causal_attention, decode_attention
@@ -52,17 +53,21 @@ def pad_prompts(prompts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, lengths
 
 
-def prefill(model: Llama, cache: KVCache, tokens: Array, lengths: Array) -> tuple[Array, KVCache]:
+def prefill(
+    model: Llama, cache: KVCache, tokens: Array, lengths: Array, attention: DecodeAttention
+) -> tuple[Array, KVCache]:
     """Runs the prompts (tokens [B, S]) and fills the cache. Returns each one's next-token logits.
 
     Padding is on the right, where causal attention keeps it out of the prompt's own rows. It leaves
     rows in the cache that are past their request's length: never read, overwritten as it grows.
     """
+    whole: SequenceAttention = "jax_nn" if attention == "jax_nn" else "flash_attention"
 
     def attend(
         query: Array, key: Array, value: Array, cache: KVCache, layer: Array
     ) -> tuple[Array, KVCache]:
-        return causal_attention(query, key, value), write_prompt(cache, layer, key, value)
+        context = causal_attention(query, key, value, whole)
+        return context, write_prompt(cache, layer, key, value)
 
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x, cache = model.hidden(tokens, positions, attend, cache)
@@ -103,10 +108,16 @@ def sample(logits: Array, key: Array, sampling: Sampling) -> Array:
 
 
 def start(
-    model: Llama, cache: KVCache, tokens: Array, lengths: Array, key: Array, sampling: Sampling
+    model: Llama,
+    cache: KVCache,
+    tokens: Array,
+    lengths: Array,
+    key: Array,
+    sampling: Sampling,
+    attention: DecodeAttention,
 ) -> DecodeState:
     """Prefill, and the first token drawn."""
-    logits, cache = prefill(model, cache, tokens, lengths)
+    logits, cache = prefill(model, cache, tokens, lengths, attention)
     key, draw = jax.random.split(key)
     return DecodeState(cache, lengths, sample(logits, draw, sampling), key)
 
@@ -143,13 +154,13 @@ def generate(
     tokens int32 [B, S] and lengths int32 [B] are ``pad_prompts``'s; the cache must hold the longest
     prompt and ``steps`` more. Returns int32 [B, steps], and the cache, whose memory is reused.
     """
-    state = start(model, cache, tokens, lengths, key, sampling)
+    state = start(model, cache, tokens, lengths, key, sampling, attention)
     generated, state = advance(model, state, steps, sampling, attention)
     return generated, state.cache
 
 
 # The same two halves as calls of their own, for output that appears as it is made.
-start_jit = jax.jit(start, static_argnames="sampling", donate_argnames="cache")
+start_jit = jax.jit(start, static_argnames=("sampling", "attention"), donate_argnames="cache")
 advance_jit = jax.jit(
     advance, static_argnames=("steps", "sampling", "attention"), donate_argnames="state"
 )

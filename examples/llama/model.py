@@ -8,6 +8,7 @@ forward pass scans over it, so that compile time does not grow with depth.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from .config import ModelConfig
+from .config import ModelConfig, Remat, SequenceAttention
 from .ops import apply_rope, causal_attention
 
 Cache = Any  # a pytree that only the attention function looks into; None in training
@@ -30,13 +31,6 @@ class Attend(Protocol):
     def __call__(
         self, query: Array, key: Array, value: Array, cache: Cache, layer: Array
     ) -> tuple[Array, Cache]: ...
-
-
-def attend_causally(
-    query: Array, key: Array, value: Array, cache: Cache, layer: Array
-) -> tuple[Array, Cache]:
-    """Attention without a cache, for training."""
-    return causal_attention(query, key, value), cache
 
 
 class Attention(nnx.Module):
@@ -122,13 +116,29 @@ class Llama(nnx.Module):
             shape = (config.vocab_size, config.hidden_size)
             self.lm_head = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        attention: SequenceAttention = "flash_attention",
+        remat: Remat = "none",
+    ) -> Array:
+        def attend(
+            query: Array, key: Array, value: Array, cache: Cache, layer: Array
+        ) -> tuple[Array, Cache]:
+            return causal_attention(query, key, value, attention), cache
+
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x, _ = self.hidden(tokens, positions, attend_causally, None)
+        x, _ = self.hidden(tokens, positions, attend, None, remat)
         return self.logits(x)
 
     def hidden(
-        self, tokens: Array, positions: Array, attend: Attend, cache: Cache
+        self,
+        tokens: Array,
+        positions: Array,
+        attend: Attend,
+        cache: Cache,
+        remat: Remat = "none",
     ) -> tuple[Array, Cache]:
         """Runs the layers: tokens and positions [B, S] -> final hidden states [B, S, E], cache."""
 
@@ -142,7 +152,7 @@ class Llama(nnx.Module):
             return (x, cache, index + 1), None
 
         carry = (self.embed_tokens(tokens), cache, jnp.int32(0))
-        (x, cache, _), _ = jax.lax.scan(body, carry, self.layers)
+        (x, cache, _), _ = jax.lax.scan(_rematerialised(body, remat), carry, self.layers)
         return self.norm(x), cache
 
     def logits(self, x: Array) -> Array:
@@ -162,6 +172,18 @@ def create_model(config: ModelConfig, seed: int) -> Llama:
 def cast_model(model: Llama, dtype: str | None = None) -> Llama:
     """The model for inference: parameters in ``dtype``, by default that of the arithmetic."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype or model.config.dtype), model)
+
+
+def _rematerialised(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """``body``, of which the backward pass keeps less and computes the rest a second time."""
+    if remat == "none":
+        return body
+    # flash_attention names its two results so. With both kept, its kernel is not run again: the
+    # backward kernel needs them, the queries, keys and values, and nothing else.
+    names = ["context", "lse"] if remat == "save_attention" else []
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    # In a scan the two runs are in two loops, which XLA cannot merge: no barriers are needed.
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 def _linear(

@@ -10,6 +10,8 @@ from jax import Array
 
 import jax_baracuda
 
+from .config import SequenceAttention
+
 DecodeAttention = Literal["flash_decode", "jax_nn"]
 
 
@@ -26,8 +28,12 @@ def apply_rope(x: Array, positions: Array, *, theta: float) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def causal_attention(query: Array, key: Array, value: Array) -> Array:
+def causal_attention(
+    query: Array, key: Array, value: Array, implementation: SequenceAttention
+) -> Array:
     """Attention of whole sequences: query [B, S, Hq, D], key and value [B, S, Hkv, D]."""
+    if implementation == "flash_attention":
+        return jax_baracuda.flash_attention(query, key, value, is_causal=True)
     return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
 

@@ -43,26 +43,27 @@ def create_train_state(model: Llama, config: TrainConfig) -> TrainState:
     return TrainState(model, make_optimizer(config).init(model), jnp.int32(0))
 
 
-def loss_fn(model: Llama, windows: Array) -> Array:
+def loss_fn(model: Llama, windows: Array, config: TrainConfig) -> Array:
     """Mean cross-entropy in nats a byte; windows uint8 or int32 [B, S + 1]."""
     tokens = windows.astype(jnp.int32)
-    logits = model(tokens[:, :-1])
+    logits = model(tokens[:, :-1], attention=config.attention, remat=config.remat)
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
 def train_step(state: TrainState, windows: Array, config: TrainConfig) -> tuple[TrainState, Array]:
     """One update. Returns the new state and the loss before it, in bits a byte."""
-    loss, gradients = jax.value_and_grad(loss_fn)(state.model, windows)
+    loss, gradients = jax.value_and_grad(loss_fn)(state.model, windows, config)
     updates, optimizer = make_optimizer(config).update(gradients, state.optimizer, state.model)
     model = optax.apply_updates(state.model, updates)
     return TrainState(model, optimizer, state.step + 1), loss / math.log(2)
 
 
-@jax.jit
-def evaluate(model: Llama, batches: Array) -> Array:
+@partial(jax.jit, static_argnames="config")
+def evaluate(model: Llama, batches: Array, config: TrainConfig) -> Array:
     """Mean loss over ``batches`` [N, B, S + 1], in bits a byte."""
-    return jax.lax.map(partial(loss_fn, model), batches).mean() / math.log(2)
+    losses = jax.lax.map(partial(loss_fn, model, config=config), batches)
+    return losses.mean() / math.log(2)
 
 
 def _decays(model: Llama) -> Llama:

@@ -29,6 +29,11 @@ inline cudaError_t multiprocessor_count(int device, int* count) {
   return device_attribute<cudaDevAttrMultiProcessorCount>(device, count);
 }
 
+// Shared memory that one CTA may have, once its kernel has asked for it.
+inline cudaError_t max_shared_per_block(int device, int* bytes) {
+  return device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(device, bytes);
+}
+
 // Programmatic dependent launch and clusters exist from compute capability 9.0 on.
 inline cudaError_t compute_major(int device, int* major) {
   return device_attribute<cudaDevAttrComputeCapabilityMajor>(device, major);

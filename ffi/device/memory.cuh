@@ -50,11 +50,62 @@ __device__ __forceinline__ void copy_async_8(void* shared, const void* global) {
 }
 
 // Starts to copy 4 bytes to shared memory, or zeros where `valid` is false.
-__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
-  const auto destination = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(destination), "l"(global),
+__device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global),
                "r"(valid ? 4 : 0)
                : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
+  copy_async_4(static_cast<uint32_t>(__cvta_generic_to_shared(shared)), global, valid);
+}
+
+// Starts to copy 16 bytes to a shared address past L1, or zeros where `valid` is false.
+__device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+
+// Waits until at most `kPending` of this thread's groups are under way.
+template <int kPending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+__device__ __forceinline__ void store_shared_16(uint32_t shared, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(shared), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared_4(uint32_t shared, uint32_t v) {
+  asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(shared), "r"(v) : "memory");
+}
+__device__ __forceinline__ void store_shared_float2(uint32_t shared, float2 v) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};\n" ::"r"(shared), "f"(v.x), "f"(v.y) : "memory");
+}
+__device__ __forceinline__ float2 load_shared_float2(uint32_t shared) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n" : "=f"(v.x), "=f"(v.y) : "r"(shared) : "memory");
+  return v;
+}
+__device__ __forceinline__ float load_shared_float(uint32_t shared) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(v) : "r"(shared) : "memory");
+  return v;
 }
 
 // What was started so far is a group; waits until at most `kGroups` of the last ones are under way.

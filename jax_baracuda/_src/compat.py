@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 
 import jax
@@ -18,6 +20,12 @@ except (ImportError, AttributeError):  # a later jax may have moved it: only sha
 def require_devices_during_lowering(primitive: Primitive) -> None:
     """Tells the lowering of ``primitive`` the device assignment: custom_partitioning needs it."""
     _needs_devices.add(primitive)
+
+
+def deterministic_ops() -> bool:
+    """Whether XLA was asked, by its flags, for results that repeat bit for bit."""
+    flags = re.findall(r"--xla_gpu_deterministic_ops(=\S*)?", os.environ.get("XLA_FLAGS", ""))
+    return bool(flags) and flags[-1].lower() in ("", "=true", "=1")
 
 
 def varying_axes(aval: jax.core.ShapedArray) -> frozenset[str]:

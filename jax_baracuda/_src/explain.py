@@ -8,7 +8,10 @@ from typing import Any
 
 import jax
 
-from jax_baracuda._src import registry
+from jax_baracuda._src import compat, registry, validation
+from jax_baracuda._src.attention import dot_product, masked
+from jax_baracuda._src.attention import shapes as attention_shapes
+from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.decode import shapes as decode_shapes
 
 
@@ -19,12 +22,12 @@ class KernelInfo:
     Attributes:
       op: the public function, such as "flash_decode".
       name: the kernel, or "reference" for plain jax.numpy.
-      implementation: "cuda" or "reference".
+      implementation: "cuda" or "reference"; "xla" or "cudnn" for a call that is left to jax.nn.
       arch: the CUDA architecture of the build that would serve the GPU of this process, such as
         "90a"; None on the reference, without a GPU, and where no built architecture fits it.
       dtype: of the operands and of the output.
       accumulator: the dtype of sums and of the softmax.
-      deterministic: whether equal calls give equal bits.
+      deterministic: whether equal calls give equal bits, gradients included.
       batch_invariant: whether the bits of a request do not depend on the rest of the batch.
       workspace_bytes: scratch memory of a call on one device.
       note: why this kernel; and, where the call would raise, why.
@@ -49,7 +52,7 @@ def explain(fn_name: str, *avals: Any, **options: Any) -> KernelInfo:
     tells of the CUDA kernel on any machine.
 
     Args:
-      fn_name: the name of a public function: "flash_decode".
+      fn_name: the name of a public function, such as "flash_attention".
       *avals: its array arguments: arrays, or anything with a shape and a dtype, such as
         ``jax.ShapeDtypeStruct``.
       **options: its keyword arguments, as for the call itself.
@@ -92,7 +95,7 @@ def _flash_decode(
     implementation: str | None = None,
 ) -> KernelInfo:
     del return_lse
-    decode_shapes.check_implementation(implementation)
+    validation.check_implementation(implementation)
     operands = map(_aval, (query, key, value, kv_lengths, sinks, alibi_slopes))
     shape = decode_shapes.check_operands(*operands, kv_layout=kv_layout)
     options = decode_shapes.check_options(
@@ -126,7 +129,133 @@ def _flash_decode(
     )
 
 
-_OPS: dict[str, Callable[..., KernelInfo]] = {"flash_decode": _flash_decode}
+def _flash_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> KernelInfo:
+    del return_lse
+    query, key, value = map(_aval, (query, key, value))
+    arrays = _take_arrays(options)
+    shape = attention_shapes.check_operands(query, key, value, **arrays)
+    static = attention_shapes.check_options(shape.head_dim, **options)
+    return _attention("flash_attention", shape, static, implementation)
+
+
+def _flash_attention_varlen(
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> KernelInfo:
+    del return_lse
+    query, key, value = map(_aval, (query, key, value))
+    bounds = dict(cu_seqlens_q=_aval(cu_seqlens_q), cu_seqlens_k=_aval(cu_seqlens_k))
+    arrays = _take_arrays(options)
+    longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+    shape = attention_shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
+    static = attention_shapes.check_options(shape.head_dim, **longest, **options)
+    return _attention("flash_attention_varlen", shape, static, implementation)
+
+
+def _dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    query_seq_lengths: Any = None,
+    key_value_seq_lengths: Any = None,
+    local_window_size: Any = None,
+    implementation: str | None = None,
+    return_residual: bool = False,
+) -> KernelInfo:
+    del is_causal, return_residual
+    arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
+    avals = (None if array is None else _aval(array) for array in arrays)
+    operands = dot_product.check_operands(
+        *(aval and jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+    )
+    query, key, value, bias, mask, *_ = operands
+    obstacle = dot_product.why_not(
+        operands, scale=scale, local_window_size=local_window_size, implementation=implementation
+    )
+    op = "dot_product_attention"
+    if obstacle:
+        info = _reference(op, str(query.dtype), implementation)
+        return dataclasses.replace(
+            info,
+            name="jax.nn.dot_product_attention",
+            implementation="cudnn" if implementation == "cudnn" else "xla",
+            note=f"left to jax.nn: {obstacle}",
+        )
+    shape = attention_shapes.check_operands(query, key, value)
+    shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
+    static = attention_shapes.check_options(shape.head_dim)
+    return _attention(op, shape, static, implementation)
+
+
+def _take_arrays(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes the optional arrays of flash_attention out of its options."""
+    seed = _aval(options.pop("dropout_seed", None))
+    check_seed_shape(seed, options.get("dropout_rate", 0.0))
+    names = set(options) & set(attention_shapes.ARGUMENTS)
+    return {name: _aval(options.pop(name)) for name in names}
+
+
+def _attention(
+    op: str,
+    shape: attention_shapes.AttentionShape,
+    options: attention_shapes.AttentionOptions,
+    implementation: str | None,
+) -> KernelInfo:
+    validation.check_implementation(implementation)
+    if implementation != "reference":
+        attention_shapes.check_head_dims(shape)
+    if not _runs_on_cuda(implementation):
+        return _reference(op, shape.dtype, implementation)
+    products = f"{shape.dtype} products, on tensor cores"
+    if shape.dtype == "float32":
+        products = "float32 products, each as three of TF32 on tensor cores"
+    deterministic = options["deterministic"] or compat.deterministic_ops()
+    repeats = "too" if deterministic else "with deterministic=True"
+    backward = attention_shapes.workspace_bytes("backward", shape)
+    obstacle = _obstacle(registry.FLASH_ATTENTION) or _obstacle(registry.FLASH_ATTENTION_BACKWARD)
+    return KernelInfo(
+        op=op,
+        name="flash_attention_mma",
+        implementation="cuda",
+        arch=registry.serving_architecture(),
+        dtype=shape.dtype,
+        accumulator="float32",
+        deterministic=deterministic,
+        batch_invariant=True,
+        workspace_bytes=attention_shapes.workspace_bytes("forward", shape),
+        note=f"{products}; the output repeats bit for bit, gradients {repeats}; the backward pass "
+        f"takes {backward} bytes of workspace{obstacle}",
+    )
+
+
+_OPS: dict[str, Callable[..., KernelInfo]] = {
+    "dot_product_attention": _dot_product_attention,
+    "flash_attention": _flash_attention,
+    "flash_attention_varlen": _flash_attention_varlen,
+    "flash_decode": _flash_decode,
+}
 
 
 def _aval(array: Any) -> Any:

@@ -15,7 +15,10 @@ from collections.abc import Mapping, Sequence
 import jax
 
 FLASH_DECODE = "jax_baracuda_flash_decode"
-TARGETS = (FLASH_DECODE,)
+FLASH_ATTENTION = "jax_baracuda_flash_attention"
+FLASH_ATTENTION_BACKWARD = "jax_baracuda_flash_attention_backward"
+FLASH_ATTENTION_BIAS_GRAD = "jax_baracuda_flash_attention_bias_grad"
+TARGETS = (FLASH_DECODE, FLASH_ATTENTION, FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_BIAS_GRAD)
 
 _ARCHITECTURE = re.compile(r"(\d+)([af]?)(-real|-virtual)?")
 

@@ -3,6 +3,20 @@
 Nothing in ``jax_baracuda._src`` imports this package.
 """
 
+from jax_baracuda.testing.attention import (
+    attention_function,
+    check_attention,
+    gradient_function,
+    reference_attention,
+    run_attention,
+)
+from jax_baracuda.testing.attention_cases import (
+    AttentionCase,
+    AttentionInputs,
+    make_attention_inputs,
+)
+from jax_baracuda.testing.attention_oracle import AttentionOracle, attention_oracle
+from jax_baracuda.testing.attention_table import ATTENTION_CASES
 from jax_baracuda.testing.cases import DECODE_CASES, DecodeCase, DecodeInputs, make_inputs
 from jax_baracuda.testing.compare import Report, compare
 from jax_baracuda.testing.decode import check_decode, reference_decode, run_decode
@@ -10,19 +24,30 @@ from jax_baracuda.testing.oracle import DecodeOracle, decode_oracle
 from jax_baracuda.testing.timing import Timing, kernel_times, rotation, time_chained
 
 __all__ = [
+    "ATTENTION_CASES",
     "DECODE_CASES",
+    "AttentionCase",
+    "AttentionInputs",
+    "AttentionOracle",
     "DecodeCase",
     "DecodeInputs",
     "DecodeOracle",
     "Report",
     "Timing",
+    "attention_function",
+    "attention_oracle",
+    "check_attention",
     "check_decode",
     "compare",
     "decode_oracle",
+    "gradient_function",
     "kernel_times",
+    "make_attention_inputs",
     "make_inputs",
+    "reference_attention",
     "reference_decode",
     "rotation",
+    "run_attention",
     "run_decode",
     "time_chained",
 ]

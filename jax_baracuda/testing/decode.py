@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 
 from jax_baracuda._src.decode.reference import flash_decode_reference
 from jax_baracuda._src.decode.shapes import check_window
+from jax_baracuda.testing.calls import host, jit_once
 from jax_baracuda.testing.cases import DecodeCase, DecodeInputs
 from jax_baracuda.testing.compare import Report, compare
 from jax_baracuda.testing.oracle import DecodeOracle, decode_oracle
@@ -30,7 +30,7 @@ def run_decode(
         jax_baracuda.flash_decode, **case.options(), return_lse=True, implementation=implementation
     )
     arrays = jax.tree.map(jnp.asarray, inputs.arrays())
-    out, lse = _jit(call, jax.default_backend())(arrays)
+    out, lse = jit_once(call, jax.default_backend())(arrays)
     return np.asarray(out), np.asarray(lse)
 
 
@@ -51,9 +51,9 @@ def reference_decode(case: DecodeCase, inputs: DecodeInputs) -> tuple[np.ndarray
         logits_soft_cap=case.logits_soft_cap or 0.0,
         dtype=case.dtype,
     )
-    host = _host()
-    with jax.default_device(host):
-        out, lse = _jit(call, host.platform)(arrays)
+    device = host()
+    with jax.default_device(device):
+        out, lse = jit_once(call, device.platform)(arrays)
     return np.asarray(out), np.asarray(lse)
 
 
@@ -99,17 +99,3 @@ def check_decode(
         ),
         compare(lse, oracle.lse, ref_lse, name=f"{case.name} lse", factor=factor, epsilon=sums),
     )
-
-
-def _jit(call: Callable[..., Any], platform: str) -> Callable[[dict[str, Any]], Any]:
-    """Jits a call with keyword operands; on a CPU a case runs once, so it compiles fast."""
-    options = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
-    return jax.jit(lambda operands: call(**operands), compiler_options=options)
-
-
-def _host() -> jax.Device:
-    """The CPU device; the default one where the CPU platform is switched off."""
-    try:
-        return jax.devices("cpu")[0]
-    except RuntimeError:
-        return jax.devices()[0]

@@ -124,8 +124,38 @@ def time_chained(
         jax.block_until_ready(result)
         return time.perf_counter() - start
 
+    return sample(run, calls, seconds=seconds, samples=samples)
+
+
+def time_program(
+    program: Callable[..., Any],
+    operands: Sequence[Any],
+    *,
+    calls: int = 1,
+    seconds: float = 0.3,
+    samples: int = 9,
+) -> Timing:
+    """Times a compiled program that makes ``calls`` calls of an op; the time is that of one.
+
+    The calls must not depend on each other nor be equal, or XLA makes one of them: give each an
+    operand of its own. Programs are queued back to back, as in ``time_chained``.
+    """
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            result = program(*operands)
+        jax.block_until_ready(result)
+        return time.perf_counter() - start
+
+    jax.block_until_ready(operands)
+    return sample(run, calls, seconds=seconds, samples=samples)
+
+
+def sample(run: Callable[[int], float], calls: int, *, seconds: float, samples: int) -> Timing:
+    """Times ``run(programs)``, which returns the seconds that so many programs took."""
     run(2)  # modules are loaded and graphs are built in the first runs
-    once = min(run(1) for _ in range(3))
+    once = min(run(1) for _ in range(2))
     programs = max(1, round(seconds / samples / once))
     times = [run(programs) / (programs * calls) * 1e3 for _ in range(samples)]
     return Timing(statistics.median(times), min(times), max(times), calls, programs)

@@ -205,11 +205,11 @@ def test_the_registry_registers_a_good_extension(monkeypatch):
     import jax_baracuda
 
     calls = []
-    extension = Module(jax_baracuda.__version__, [registry.FLASH_DECODE])
+    extension = Module(jax_baracuda.__version__, registry.TARGETS)
     monkeypatch.setattr(registry.importlib, "import_module", lambda name: extension)
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *a, **kw: calls.append((a, kw)))
     found = registry.register.__wrapped__()
-    assert found == registry.Extension(
-        frozenset({registry.FLASH_DECODE}), extension.build_info(), None
-    )
-    assert calls == [((registry.FLASH_DECODE, {}), {"platform": "CUDA", "api_version": 1})]
+    assert found == registry.Extension(frozenset(registry.TARGETS), extension.build_info(), None)
+    assert calls == [
+        ((target, {}), {"platform": "CUDA", "api_version": 1}) for target in registry.TARGETS
+    ]

@@ -290,7 +290,8 @@ def test_cached_decoding_gives_the_full_forward_logits(model: Llama, attention: 
     # Whatever a cache held before must not show.
     cache = jax.tree.map(lambda rows: rows.at[:].set(jnp.nan), empty_cache(TOY, 3, 20))
     prompts = jnp.where(jnp.arange(10) < lengths[:, None], text[:, :10], 0)
-    logits, cache = jax.jit(prefill)(model, cache, prompts, jnp.asarray(lengths))
+    fill = jax.jit(prefill, static_argnames="attention")
+    logits, cache = fill(model, cache, prompts, jnp.asarray(lengths), attention=attention)
     step = jax.jit(decode_step, static_argnames="attention")
     rows = np.arange(3)
     np.testing.assert_allclose(logits, want[rows, lengths - 1], atol=2e-4, rtol=1e-4)
@@ -331,18 +332,18 @@ def test_generation_copies_no_cache(model: Llama) -> None:
 
 
 def test_generation_calls_the_kernel_on_a_gpu(model: Llama) -> None:
-    """Lowered for CUDA, wherever we are: one kernel in the loop, none with ``jax_nn``."""
+    """Lowered for CUDA, wherever we are: one for the prompts, one in the loop; none of jax.nn's."""
     tokens, lengths = pad_prompts(PROMPTS)
     cache = empty_cache(TOY, len(PROMPTS), 51)
 
-    def calls(attention: str) -> int:
+    def calls(attention: str) -> list[int]:
         args = (model, cache, tokens, lengths, jax.random.key(0))
         traced = generate.trace(*args, steps=8, attention=attention)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-        return text.count("@jax_baracuda_flash_decode(")
+        return [text.count(f"@jax_baracuda_{op}(") for op in ("flash_attention", "flash_decode")]
 
-    assert calls("flash_decode") == 1
-    assert calls("jax_nn") == 0
+    assert calls("flash_decode") == [1, 1]
+    assert calls("jax_nn") == [0, 0]
 
 
 def test_sampling_stays_in_the_nucleus() -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jax_baracuda._src import compat
+from jax_baracuda._src import compat, convert, validation
 from jax_baracuda._src.decode import partition, shapes
 from jax_baracuda._src.decode.primitive import flash_decode_call, reference_call
 
@@ -143,11 +142,12 @@ def flash_decode(
     "Efficient Streaming Language Models with Attention Sinks", 2023, arXiv:2309.17453; ALiBi,
     O. Press et al., "Train Short, Test Long", 2021, arXiv:2108.12409.
     """
-    shapes.check_implementation(implementation)
-    query, key, value = _array("query", query), _array("key", key), _array("value", value)
-    lengths = None if kv_lengths is None else _array("kv_lengths", kv_lengths)
-    extra_logits = None if sinks is None else _array("sinks", sinks)
-    slopes = None if alibi_slopes is None else _array("alibi_slopes", alibi_slopes)
+    validation.check_implementation(implementation)
+    query = convert.array("query", query)
+    key, value = convert.array("key", key), convert.array("value", value)
+    lengths = convert.optional("kv_lengths", kv_lengths)
+    extra_logits = convert.optional("sinks", sinks)
+    slopes = convert.optional("alibi_slopes", alibi_slopes)
     shape = shapes.check_operands(
         query, key, value, lengths, extra_logits, slopes, kv_layout=kv_layout
     )
@@ -164,9 +164,9 @@ def flash_decode(
         query,
         key,
         value,
-        _lengths(lengths, shape.capacity),
-        _per_head(extra_logits),
-        _per_head(slopes),
+        convert.lengths(lengths, shape.capacity),
+        convert.per_head(extra_logits),
+        convert.per_head(slopes),
     )
     call: Callable[..., Any] = functools.partial(reference_call, **options)
     if implementation != "reference":
@@ -174,28 +174,3 @@ def flash_decode(
         call = functools.partial(flash_decode_call, **options, insist=insist)
     out, lse = partition.in_auto_mode(call, operands, nhd=options["nhd"])
     return (out, lse) if return_lse else out
-
-
-def _array(name: str, value: ArrayLike) -> jax.Array:
-    try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is a {type(value).__name__}; it must be an array.") from error
-
-
-def _lengths(lengths: jax.Array | None, capacity: int) -> jax.Array:
-    """int32 [B], or empty."""
-    if lengths is None:
-        return jnp.zeros((0,), jnp.int32)
-    if lengths.dtype == jnp.int32:
-        return lengths
-    # A wider or unsigned integer is clamped before it is narrowed, so that it cannot wrap.
-    return jnp.clip(lengths, 0, capacity).astype(jnp.int32)
-
-
-def _per_head(operand: jax.Array | None) -> jax.Array:
-    """float32 [1 or B, Hq], or empty."""
-    if operand is None:
-        return jnp.zeros((0,), jnp.float32)
-    operand = operand.astype(jnp.float32)
-    return operand[None] if operand.ndim == 1 else operand

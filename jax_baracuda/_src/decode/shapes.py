@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
 from collections.abc import Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
-import numpy as np
+from jax_baracuda._src import validation
+from jax_baracuda._src.validation import MAX_HEAD_DIM, MAX_INT32, HasShape
 
-DTYPES = ("float16", "bfloat16", "float32")
-MAX_HEAD_DIM = 256
 MAX_SPLITS = 1024
-IMPLEMENTATIONS = (None, "cuda", "reference")
-_MAX_INT32 = 2**31 - 1
-
-
-class HasShape(Protocol):
-    """Anything with a shape and a dtype: an array, a tracer, a jax.ShapeDtypeStruct."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +33,7 @@ def decode_shape(query: HasShape, key: HasShape, *, nhd: bool) -> DecodeShape:
     """The sizes of operands that are known to be right."""
     batch, q_heads, head_dim = query.shape
     capacity, kv_heads = key.shape[1:3] if nhd else (key.shape[2], key.shape[1])
-    return DecodeShape(batch, q_heads, kv_heads, capacity, head_dim, _dtype_name(query))
+    return DecodeShape(batch, q_heads, kv_heads, capacity, head_dim, validation.dtype_name(query))
 
 
 class DecodeOptions(TypedDict):
@@ -75,10 +60,10 @@ def check_options(
     """Checks the options of flash_decode; raises ValueError by name."""
     return DecodeOptions(
         nhd=check_layout(kv_layout),
-        scale=check_scale(scale, head_dim),
+        scale=validation.check_scale(scale, head_dim),
         window_left=check_window(local_window_size),
-        sink_tokens=check_sink_tokens(sink_tokens),
-        logits_soft_cap=check_soft_cap(logits_soft_cap),
+        sink_tokens=validation.check_sink_tokens(sink_tokens),
+        logits_soft_cap=validation.check_soft_cap(logits_soft_cap),
         num_splits=check_num_splits(num_splits),
     )
 
@@ -96,18 +81,11 @@ def check_operands(
     """Checks the arrays against each other; raises ValueError or NotImplementedError by name."""
     nhd = check_layout(kv_layout)
     cache = "[B, K, Hkv, D]" if nhd else "[B, Hkv, K, D]"
-    _check_rank("query", query, "[B, Hq, D]")
-    _check_rank("key", key, f"{cache} (kv_layout={kv_layout!r})")
-    _check_rank("value", value, f"{cache} (kv_layout={kv_layout!r})")
+    validation.check_rank("query", query, "[B, Hq, D]")
+    validation.check_rank("key", key, f"{cache} (kv_layout={kv_layout!r})")
+    validation.check_rank("value", value, f"{cache} (kv_layout={kv_layout!r})")
 
-    dtype = _dtype_name(query)
-    if dtype not in DTYPES:
-        raise NotImplementedError(f"query has dtype {dtype}; supported are {', '.join(DTYPES)}.")
-    for name, array in (("key", key), ("value", value)):
-        if _dtype_name(array) != dtype:
-            raise ValueError(
-                f"{name} has dtype {_dtype_name(array)} and query has {dtype}; they must be equal."
-            )
+    dtype = validation.check_dtypes(query, key=key, value=value)
 
     batch, q_heads, head_dim = query.shape
     capacity, kv_heads = (key.shape[1:3]) if nhd else (key.shape[2], key.shape[1])
@@ -128,22 +106,15 @@ def check_operands(
             f"query has {q_heads} heads and key has {kv_heads} (shape {key.shape} is {cache}); the "
             "query heads must be a multiple of the key/value heads."
         )
-    if isinstance(capacity, int) and capacity > _MAX_INT32:
+    if isinstance(capacity, int) and capacity > MAX_INT32:
         raise NotImplementedError(f"key holds {capacity} rows a request; supported are < 2**31.")
 
     if kv_lengths is not None:
-        if tuple(kv_lengths.shape) != (batch,):
-            raise ValueError(
-                f"kv_lengths has shape {kv_lengths.shape}; it must be [B] = ({batch},)."
-            )
-        if not np.issubdtype(kv_lengths.dtype, np.integer):
-            raise ValueError(
-                f"kv_lengths has dtype {_dtype_name(kv_lengths)}; it must be an integer dtype."
-            )
+        validation.check_integers("kv_lengths", kv_lengths, (batch,), "[B]")
     if sinks is not None:
-        _check_per_head("sinks", sinks, [(q_heads,)], "[Hq]")
+        validation.check_per_head("sinks", sinks, [(q_heads,)], "[Hq]")
     if alibi_slopes is not None:
-        _check_per_head(
+        validation.check_per_head(
             "alibi_slopes", alibi_slopes, [(q_heads,), (batch, q_heads)], "[Hq] or [B, Hq]"
         )
     return DecodeShape(batch, q_heads, kv_heads, capacity, head_dim, dtype)
@@ -159,17 +130,6 @@ def check_layout(kv_layout: str) -> bool:
     return kv_layout == "NHD"
 
 
-def check_scale(scale: float | None, head_dim: int) -> float:
-    """The factor on the logits; 1/sqrt(D) when it is not given."""
-    if scale is None:
-        return 1.0 / math.sqrt(head_dim)
-    return _number(
-        "scale",
-        scale,
-        "a finite Python number, or None for 1/sqrt(D); for a traced scale multiply the query",
-    )
-
-
 def check_window(local_window_size: int | Sequence[int] | None) -> int:
     """How many keys before the query's own row are visible; -1 for all of them."""
     if local_window_size is None:
@@ -177,7 +137,7 @@ def check_window(local_window_size: int | Sequence[int] | None) -> int:
     given: Sequence[Any] = (local_window_size, local_window_size)
     if isinstance(local_window_size, (tuple, list)):
         given = local_window_size
-    sizes = [size for size in map(_index, given) if size is not None and size >= 0]
+    sizes = [size for size in map(validation.index, given) if size is not None and size >= 0]
     if len(sizes) != 2 or len(given) != 2:
         raise ValueError(
             f"local_window_size is {local_window_size!r}; supported are None (no window), an int "
@@ -185,47 +145,19 @@ def check_window(local_window_size: int | Sequence[int] | None) -> int:
         )
     # The query is the last row of its history: nothing lies to its right. A window past int32 is
     # a window over everything that a cache can hold.
-    return min(sizes[0], _MAX_INT32)
-
-
-def check_sink_tokens(sink_tokens: int) -> int:
-    """How many of the first keys stay visible whatever the window."""
-    count = _index(sink_tokens)
-    if count is None or count < 0:
-        raise ValueError(f"sink_tokens is {sink_tokens!r}; it must be an int >= 0.")
-    return min(count, _MAX_INT32)
-
-
-def check_soft_cap(logits_soft_cap: float | None) -> float:
-    """The cap of cap * tanh(logits / cap); 0 for none."""
-    if logits_soft_cap is None:
-        return 0.0
-    what = "a finite Python number > 0, or None for no cap"
-    cap = _number("logits_soft_cap", logits_soft_cap, what)
-    # The kernel holds the cap in float32, where 0 means none: a cap that underflows must not.
-    if np.float32(cap) <= 0 or not np.isfinite(np.float32(cap)):
-        raise ValueError(f"logits_soft_cap is {logits_soft_cap!r}; it must be {what}.")
-    return cap
+    return min(sizes[0], MAX_INT32)
 
 
 def check_num_splits(num_splits: int | None) -> int:
     """How many parts a request's cache is cut into; 0 to let the kernel choose."""
     if num_splits is None:
         return 0
-    count = _index(num_splits)
+    count = validation.index(num_splits)
     if count is None or not 1 <= count <= MAX_SPLITS:
         raise ValueError(
             f"num_splits is {num_splits!r}; supported are None and ints from 1 to {MAX_SPLITS}."
         )
     return count
-
-
-def check_implementation(implementation: str | None) -> None:
-    """Raises unless the name is a known one."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation is {implementation!r}; supported are None, 'cuda' and 'reference'."
-        )
 
 
 def workspace_bytes(shape: DecodeShape, num_splits: int) -> int:
@@ -252,44 +184,3 @@ def workspace_bytes(shape: DecodeShape, num_splits: int) -> int:
     needed = slots * slot
     # Under jax.export a size may be symbolic, and then has no order.
     return max(16, needed) if isinstance(needed, int) else needed
-
-
-def _check_rank(name: str, array: HasShape, layout: str) -> None:
-    rank = layout.split("]")[0].count(",") + 1
-    if len(array.shape) != rank:
-        raise ValueError(
-            f"{name} has shape {tuple(array.shape)}, rank {len(array.shape)}; it must be {layout}."
-        )
-
-
-def _check_per_head(name: str, array: HasShape, shapes: list[tuple[int, ...]], layout: str) -> None:
-    if tuple(array.shape) not in shapes:
-        given = " or ".join(str(shape) for shape in shapes)
-        raise ValueError(f"{name} has shape {tuple(array.shape)}; it must be {layout} = {given}.")
-    dtype = _dtype_name(array)
-    if dtype not in (*DTYPES, "float64"):
-        raise ValueError(f"{name} has dtype {dtype}; it must be a floating-point dtype.")
-
-
-def _dtype_name(array: HasShape) -> str:
-    return str(array.dtype)
-
-
-def _index(value: Any) -> int | None:
-    """The value as an int, None if it is not one (a bool is not one)."""
-    if isinstance(value, (bool, np.bool_)):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
-
-
-def _number(name: str, value: Any, what: str) -> float:
-    """The value as a finite float; a tracer, an array or a string is refused."""
-    number = math.nan
-    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
-        number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {value!r}; it must be {what}.")
-    return number

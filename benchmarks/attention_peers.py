@@ -1,0 +1,391 @@
+"""The engines of the attention benchmark: ours and its peers, on jax and on torch.
+
+Every engine times the same thing on the same layout, [B, S, H, D] in bf16: calls one after another,
+queued ahead of the GPU. The backward pass alone starts from what the forward pass saved. No
+framework is imported before its engine is made.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import math
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from workers import Engine
+
+PASSES = ("fwd", "bwd", "fwdbwd")
+SAMPLES = 5
+# Numbers in the largest query, and of how many queries and cotangents a program may take one each.
+_NUMBERS, _VARIANTS = 16384 * 4096, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCell:
+    """One point of the grid: bf16, as many queries as keys."""
+
+    length: int
+    head_dim: int
+    causal: bool
+    query_heads: int
+    kv_heads: int
+    batch: int
+    window: int = 0  # how many keys a query sees, its own included; 0: no window
+
+    @property
+    def name(self) -> str:
+        """As in --cells."""
+        mask = f"window{self.window}" if self.window else "causal" if self.causal else "full"
+        heads = f"-{self.query_heads}x{self.kv_heads}" if self.query_heads > self.kv_heads else ""
+        return f"{self.length}-{self.head_dim}-{mask}{heads}"
+
+    def flops(self, passes: str) -> float:
+        """4 S S D H B, half of it under a causal mask; the backward pass takes 2.5 times that."""
+        pairs = self.length**2 / (2 if self.causal else 1)
+        if self.window:
+            pairs = self.window * self.length - self.window * (self.window - 1) / 2
+        forward = 4 * pairs * self.head_dim * self.query_heads * self.batch
+        return forward * {"fwd": 1, "bwd": 2.5, "fwdbwd": 3.5}[passes]
+
+    def calls(self, passes: str) -> int:
+        """Calls a program: about two milliseconds of them, at most the variants there are."""
+        return int(min(_VARIANTS, max(1, 2e-3 * 400e12 / self.flops(passes))))
+
+    @property
+    def q_shape(self) -> tuple[int, int, int, int]:
+        """[B, S, Hq, D]."""
+        return self.batch, self.length, self.query_heads, self.head_dim
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int, int]:
+        """[B, S, Hkv, D]."""
+        return self.batch, self.length, self.kv_heads, self.head_dim
+
+
+def grid_cell(length: int, head_dim: int, causal: bool, **fields: Any) -> AttentionCell:
+    """A cell with B * S = 16384 and H * D = 2048."""
+    heads = 2048 // head_dim
+    return AttentionCell(length, head_dim, causal, heads, heads, 16384 // length, **fields)
+
+
+class JaxEngine:
+    """Ours, jax.nn through cuDNN, FlashAttention-2's code in JAX, and tokamax."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.70")
+        import jax
+
+        from jax_baracuda.testing import timing
+
+        self.jax, self.timing = jax, timing
+        self.programs: dict[tuple[str, str, AttentionCell], Any] = {}
+        self.drawn: dict[int, Any] = {}
+
+    def about(self) -> dict[str, Any]:
+        import jaxlib
+
+        import jax_baracuda
+
+        versions = {
+            "jax_baracuda": jax_baracuda.__version__,
+            "jax": self.jax.__version__,
+            "jaxlib": jaxlib.__version__,
+        }
+        for name in ("flash_attn_jax", "tokamax"):
+            if importlib.util.find_spec(name):
+                versions[name] = importlib.metadata.version(name.replace("_", "-"))
+        return {"gpu": self.jax.devices()[0].device_kind, "versions": versions}
+
+    def op(self, impl: str, cell: AttentionCell) -> Callable[[Any, Any, Any], Any]:
+        """A function (query, key, value) -> out."""
+        if impl == "jax_baracuda":
+            import jax_baracuda
+
+            return functools.partial(
+                jax_baracuda.flash_attention,
+                is_causal=cell.causal,
+                local_window_size=(cell.window - 1, 0) if cell.window else None,
+            )
+        if cell.window:
+            raise ValueError("windows are measured on ours alone")
+        if impl == "jax_cudnn":
+            return functools.partial(
+                self.jax.nn.dot_product_attention, is_causal=cell.causal, implementation="cudnn"
+            )
+        if impl == "flash_attn_jax":
+            import flash_attn_jax
+
+            return functools.partial(flash_attn_jax.flash_mha, is_causal=cell.causal)
+        if impl == "tokamax":
+            import tokamax
+
+            return functools.partial(tokamax.dot_product_attention, is_causal=cell.causal)
+        raise ValueError(f"unknown implementation {impl!r}")
+
+    def prepare(self, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
+        """Compiles the programs of (implementation, pass) side by side; errors show in measure."""
+        self.release()
+
+        def build(job: tuple[str, str]) -> None:
+            try:
+                self.programs[*job, cell] = self.compile(*job, cell)
+            except Exception as error:
+                self.programs[*job, cell] = error
+
+        with concurrent.futures.ThreadPoolExecutor(max(1, len(jobs))) as pool:
+            list(pool.map(build, jobs))
+
+    def compile(self, impl: str, passes: str, cell: AttentionCell) -> Any:
+        """A program of ``cell.calls`` calls, and for the backward pass one of the residuals."""
+        jax = self.jax
+        op = self.op(impl, cell)
+        bfloat16 = jax.numpy.bfloat16
+        query = jax.ShapeDtypeStruct(cell.q_shape, bfloat16)
+        key = jax.ShapeDtypeStruct(cell.kv_shape, bfloat16)
+        many = (query,) * cell.calls(passes)
+        if passes == "fwd":
+            return (compiled(jax, op, many, key, key),)
+        if passes == "fwdbwd":
+
+            def both(q: Any, k: Any, v: Any, dout: Any) -> Any:
+                out, pull = jax.vjp(op, q, k, v)
+                return out, *pull(dout)
+
+            program = compiled(jax, both, many, key, key, query)
+            return (program, self.oracle(cell)) if impl == "jax_baracuda" else (program,)
+        tree: Any = None
+
+        def residuals(q: Any, k: Any, v: Any) -> Any:
+            nonlocal tree
+            _, pull = jax.vjp(op, q, k, v)
+            leaves, tree = jax.tree.flatten(pull)
+            return leaves
+
+        save = jax.jit(residuals).lower(query, key, key)
+        leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in save.out_info]
+
+        def backward(dout: Any, *leaves: Any) -> Any:
+            return jax.tree.unflatten(tree, leaves)(dout)
+
+        return compiled(jax, backward, many, *leaves), save.compile()
+
+    def measure(
+        self, impl: str, passes: str, cell: AttentionCell, seconds: float
+    ) -> dict[str, Any]:
+        programs = self.programs.pop((impl, passes, cell), None)
+        if isinstance(programs, Exception):
+            raise programs
+        if programs is None:  # the worker that had prepared it is no more
+            programs = self.compile(impl, passes, cell)
+        queries, key, value, douts = self.inputs(cell, cell.calls(passes))
+        result: dict[str, Any] = {}
+        if passes == "fwd":
+            operands: tuple[Any, ...] = (queries, key, value)
+        elif passes == "bwd":
+            operands = (douts, *programs[1](queries[0], key, value))
+        else:
+            operands = (queries, key, value, douts[0])
+            if impl == "jax_baracuda":
+                result["error_vs_float32"] = self.check(cell, programs, operands)
+        timing = self.timing.time_program(
+            programs[0], operands, calls=cell.calls(passes), seconds=seconds, samples=SAMPLES
+        )
+        return result | {"ms": timing.ms, "fastest": timing.fastest, "slowest": timing.slowest}
+
+    def inputs(self, cell: AttentionCell, calls: int) -> tuple[Any, ...]:
+        """Queries, a key, a value and cotangents: all cells cut theirs from the same numbers."""
+        jax = self.jax
+
+        def cut(index: int, shape: tuple[int, ...]) -> Any:
+            if index not in self.drawn:
+                key = jax.random.key(index)
+                self.drawn[index] = jax.random.normal(key, (_NUMBERS,), jax.numpy.bfloat16)
+            return self.drawn[index][: math.prod(shape)].reshape(shape)
+
+        key, value = cut(0, cell.kv_shape), cut(1, cell.kv_shape)
+        queries = tuple(cut(2 + i, cell.q_shape) for i in range(calls))
+        douts = tuple(cut(2 + _VARIANTS + i, cell.q_shape) for i in range(calls))
+        return queries, key, value, douts
+
+    def oracle(self, cell: AttentionCell) -> Any:
+        """Output and query gradient of the last queries of a head, in float32, compiled.
+
+        Sums of products without a matrix product, for which XLA would try kernels on the GPU that
+        the other worker is measuring on.
+        """
+        jax, jnp, rows = self.jax, self.jax.numpy, self.rows(cell)
+
+        def exact(q: Any, k: Any, v: Any, dout: Any) -> Any:
+            distance = jnp.arange(cell.length - rows, cell.length)[:, None] - jnp.arange(
+                cell.length
+            )
+            seen = (distance >= 0) | (not cell.causal)
+            if cell.window:
+                seen &= distance < cell.window
+
+            def attend(q: Any) -> Any:
+                scores = jnp.sum(q[:, None] * k[None], axis=-1) * q.shape[-1] ** -0.5
+                weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+                return jnp.sum(weights[:, :, None] * v[None], axis=1)
+
+            out, pull = jax.vjp(attend, q)
+            return out, pull(dout)[0]
+
+        def shape(rows: int) -> Any:
+            return jax.ShapeDtypeStruct((rows, cell.head_dim), jnp.float32)
+
+        few, all_rows = shape(rows), shape(cell.length)
+        return jax.jit(exact).lower(few, all_rows, all_rows, few).compile()
+
+    def rows(self, cell: AttentionCell) -> int:
+        """How many queries are checked."""
+        return min(128, cell.length)
+
+    def check(self, cell: AttentionCell, programs: Any, operands: Any) -> float:
+        """The relative error of the last queries of the last head; a wrong kernel has no time."""
+        jnp = self.jax.numpy
+
+        def head(array: Any, rows: int) -> Any:
+            return array[-1, -rows:, -1].astype(jnp.float32)
+
+        queries, key, value, dout = operands
+        rows = self.rows(cell)
+        got = programs[0](*operands)[0]
+        expected = programs[1](
+            head(queries[0], rows),
+            head(key, cell.length),
+            head(value, cell.length),
+            head(dout, rows),
+        )
+        errors = [
+            float(jnp.linalg.norm(head(mine, rows) - want) / jnp.linalg.norm(want))
+            for mine, want in zip(got, expected, strict=False)  # out and the query's gradient
+        ]
+        if not max(errors) < 2e-2:
+            raise RuntimeError(f"wrong result: relative errors of out and dquery {errors}")
+        return max(errors)
+
+    def release(self) -> None:
+        self.programs.clear()
+
+
+def compiled(jax: Any, op: Any, variants: Any, *rest: Any) -> Any:
+    """A compiled program of one call for each of the variants of the first operand."""
+
+    def program(variants: Any, *rest: Any) -> Any:
+        return [op(variant, *rest) for variant in variants]
+
+    return jax.jit(program).lower(variants, *rest).compile()
+
+
+class TorchEngine:
+    """torch's scaled_dot_product_attention through cuDNN and through FlashAttention-2's code."""
+
+    BACKENDS = {"torch_cudnn": "CUDNN_ATTENTION", "torch_flash": "FLASH_ATTENTION"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        import torch
+        import torch.nn.attention
+
+        self.torch = torch
+        self.held: AttentionCell | None = None
+        self.data: Any = None
+
+    def about(self) -> dict[str, Any]:
+        torch = self.torch
+        versions = {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
+        return {"gpu": torch.cuda.get_device_name(), "versions": versions}
+
+    def prepare(self, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
+        del jobs, cell
+
+    def inputs(self, cell: AttentionCell) -> Any:
+        """Query, key, value and the output's cotangent, [B, H, S, D] views of [B, S, H, D]."""
+        if self.held != cell:
+            self.release()
+            torch = self.torch
+            torch.manual_seed(0)
+            shapes = (cell.q_shape, cell.kv_shape, cell.kv_shape, cell.q_shape)
+            normal = functools.partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+            q, k, v, dout = (normal(shape).transpose(1, 2) for shape in shapes)
+            self.data = (*(x.requires_grad_() for x in (q, k, v)), dout)
+            self.held = cell
+        return self.data
+
+    def measure(
+        self, impl: str, passes: str, cell: AttentionCell, seconds: float
+    ) -> dict[str, Any]:
+        torch = self.torch
+        if cell.window:
+            raise ValueError("windows are measured on ours alone")
+        query, key, value, dout = self.inputs(cell)
+        backend = getattr(torch.nn.attention.SDPBackend, self.BACKENDS[impl])
+
+        def forward() -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                is_causal=cell.causal,
+                enable_gqa=cell.query_heads != cell.kv_heads,
+            )
+
+        def backward(out: Any, retain: bool) -> Any:
+            return torch.autograd.grad(out, (query, key, value), dout, retain_graph=retain)
+
+        with torch.nn.attention.sdpa_kernel([backend]):
+            if passes == "fwd":
+                with torch.no_grad():
+                    return self.time(forward, seconds)
+            if passes == "fwdbwd":
+                return self.time(lambda: backward(forward(), False), seconds)
+            out = forward()
+            return self.time(lambda: backward(out, True), seconds)
+
+    def time(self, call: Callable[[], Any], seconds: float) -> dict[str, Any]:
+        """The median of some samples, each the events around a queue of calls."""
+        torch = self.torch
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def run(count: int) -> float:
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(count):
+                call()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end))
+
+        run(2)
+        once = min(run(1), run(2) / 2)
+        count = max(1, round(seconds * 1e3 / SAMPLES / once))
+        times = [run(count) / count for _ in range(SAMPLES)]
+        return {"ms": statistics.median(times), "fastest": min(times), "slowest": max(times)}
+
+    def release(self) -> None:
+        self.held = self.data = None
+        self.torch.cuda.empty_cache()
+
+
+ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine, "jax": JaxEngine}
+# Which engine an implementation runs in, in the order in which a cell is measured.
+IMPLS = {
+    "torch_cudnn": "torch",
+    "torch_flash": "torch",
+    "jax_baracuda": "jax",
+    "jax_cudnn": "jax",
+    "flash_attn_jax": "jax",
+    "tokamax": "jax",
+}
+OPTIONAL = ("flash_attn_jax", "tokamax")

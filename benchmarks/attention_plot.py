@@ -1,0 +1,192 @@
+"""The README's tables and the plot of bench_attention.py's rows."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import rows as result_rows
+from bench_attention import GQA, PASSES, WINDOW, window_gain
+
+OURS = "jax_baracuda"
+FLASH2 = ("torch_flash", "flash_attn_jax")
+LABELS = {
+    OURS: "jax_baracuda",
+    "jax_cudnn": "JAX cuDNN",
+    "torch_cudnn": "torch cuDNN",
+    "torch_flash": "FlashAttention-2 (torch)",
+    "flash_attn_jax": "FlashAttention-2 (JAX)",
+    "tokamax": "tokamax",
+}
+COLORS = {
+    OURS: "#d62728",
+    "jax_cudnn": "#2ca02c",
+    "torch_cudnn": "#1f77b4",
+    "torch_flash": "#9467bd",
+    "flash_attn_jax": "#8c564b",
+    "tokamax": "#ff7f0e",
+}
+TITLES = {"fwd": "Forward", "bwd": "Backward alone", "fwdbwd": "Forward and backward"}
+
+# (D, causal, S) -> implementation -> TFLOP/s, None where it failed.
+Cells = dict[tuple[int, bool, int], dict[str, float | None]]
+
+
+def grid(rows: list[dict[str, Any]], passes: str) -> Cells:
+    """The cells with as many key/value heads as query heads and no window."""
+    cells: Cells = {}
+    for row in rows:
+        config = row["config"]
+        if row["pass"] == passes and config["Hq"] == config["Hkv"] and not config["window"]:
+            key = (config["D"], config["causal"], config["S"])
+            cells.setdefault(key, {})[row["impl"]] = row["tflops"]
+    return cells
+
+
+def implementations(rows: list[dict[str, Any]]) -> list[str]:
+    """Those that have a row, in the order of the labels."""
+    return [impl for impl in LABELS if any(row["impl"] == impl for row in rows)]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A table a pass, a row for D and mask, a column for each length; then the two other cells."""
+    impls = implementations(rows)
+    lines = [f"TFLOP/s of {' / '.join(LABELS[impl] for impl in impls)}; the best is bold.", ""]
+    for passes in PASSES:
+        cells = grid(rows, passes)
+        if cells:
+            lines += [*_pass_table(TITLES[passes], cells, impls), "", _verdict(cells), ""]
+    gqa = [_gqa(rows, passes, impls) for passes in PASSES]
+    if any(gqa):
+        lines += [
+            f"{GQA.query_heads} query heads on {GQA.kv_heads} key/value heads, D = {GQA.head_dim}, "
+            f"causal, B = {GQA.batch}, S = {GQA.length}: {'; '.join(filter(None, gqa))}.",
+            "",
+        ]
+    gains = window_gain(rows)
+    if gains:
+        lines += [
+            f"A sliding window of {WINDOW.window} against the whole causal mask, S = "
+            f"{WINDOW.length}, D = {WINDOW.head_dim}, ours: {', '.join(gains)} as fast.",
+            "",
+        ]
+    return "\n".join([*lines, result_rows.origin(rows)])
+
+
+def _pass_table(title: str, cells: Cells, impls: list[str]) -> list[str]:
+    lengths = sorted({length for _, _, length in cells})
+    lines = [
+        f"| {title}: D, mask | " + " | ".join(str(length) for length in lengths) + " |",
+        "|---" * (1 + len(lengths)) + "|",
+    ]
+    for head_dim, causal in sorted({key[:2] for key in cells}):
+        texts = [_figures(cells.get((head_dim, causal, s), {}), impls) for s in lengths]
+        name = f"{head_dim} {'causal' if causal else 'full'}"
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return lines
+
+
+def _figures(cell: dict[str, float | None], impls: list[str]) -> str:
+    best = max((speed or 0 for speed in cell.values()), default=0)
+    texts = []
+    for impl in impls:
+        speed = cell.get(impl)
+        text = f"{speed:.0f}" if speed else "-"
+        texts.append(f"**{text}**" if speed and speed == best else text)
+    return " / ".join(texts)
+
+
+def _verdict(cells: Cells) -> str:
+    """In how many cells ours leads all peers, and FlashAttention-2."""
+    sentences = []
+    for name, peers in (("FlashAttention-2", FLASH2), ("every peer", tuple(LABELS)[1:])):
+        ratios = {}
+        for (head_dim, causal, length), cell in cells.items():
+            best = max((cell.get(peer) or 0 for peer in peers), default=0)
+            ours = cell.get(OURS)
+            if ours and best:
+                mask = "causal" if causal else "full"
+                ratios[f"{head_dim} {mask} {length}"] = ours / best
+        behind = sum(ratio < 1 for ratio in ratios.values())
+        if ratios:
+            worst = min(ratios, key=ratios.__getitem__)
+            sentences.append(
+                f"ahead of {name} in {len(ratios) - behind} of {len(ratios)} cells "
+                f"({ratios[worst]:.2f}x at the least, {worst})"
+            )
+    return f"Ours: {'; '.join(sentences)}." if sentences else "There was no peer."
+
+
+def _gqa(rows: list[dict[str, Any]], passes: str, impls: list[str]) -> str:
+    """The figures of the cell with fewer key/value heads."""
+    cell = {
+        row["impl"]: row["tflops"]
+        for row in rows
+        if row["pass"] == passes and row["config"]["Hq"] != row["config"]["Hkv"]
+    }
+    return f"{TITLES[passes].lower()} {_figures(cell, impls)}" if cell else ""
+
+
+def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """TFLOP/s over S: a row of panels a pass, a panel for D and mask."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    grids = {passes: grid(rows, passes) for passes in PASSES}
+    grids = {passes: cells for passes, cells in grids.items() if cells}
+    panels = sorted({key[:2] for cells in grids.values() for key in cells})
+    figure, axes = pyplot.subplots(
+        len(grids),
+        len(panels),
+        figsize=(2.7 * len(panels) + 0.6, 2.5 * len(grids) + 1),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    handles: dict[str, Any] = {}
+    for line, (passes, cells) in zip(axes, grids.items(), strict=True):
+        line[0].set_ylabel(f"{TITLES[passes]}, TFLOP/s")
+        for axis, (head_dim, causal) in zip(line, panels, strict=True):
+            handles |= _draw(axis, cells, head_dim, causal, implementations(rows))
+        line[0].set_ylim(bottom=0)  # of the whole row, and only now that all of it is drawn
+    for axis, (head_dim, causal) in zip(axes[0], panels, strict=True):
+        axis.set_title(f"D = {head_dim}, {'causal' if causal else 'full'}", fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("S")
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="lower center",
+        ncols=max(1, len(handles)),
+        frameon=False,
+        fontsize=9,
+    )
+    figure.suptitle(
+        f"flash_attention, bf16, B x S = 16384, H x D = 2048, {rows[0]['gpu']}", fontsize=11
+    )
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, dpi=130)
+
+
+def _draw(axis: Any, cells: Cells, head_dim: int, causal: bool, impls: list[str]) -> dict[str, Any]:
+    """The lines of a panel; the handles by label."""
+    handles = {}
+    for impl in impls:
+        points = sorted(
+            (length, cell[impl])
+            for (d, c, length), cell in cells.items()
+            if (d, c) == (head_dim, causal) and cell.get(impl)
+        )
+        if points:
+            (handles[LABELS[impl]],) = axis.plot(
+                *zip(*points, strict=True),
+                color=COLORS[impl],
+                marker="o",
+                markersize=3,
+                linewidth=2 if impl == OURS else 1.2,
+            )
+    axis.set_xscale("log", base=2)
+    axis.grid(alpha=0.3)
+    return handles

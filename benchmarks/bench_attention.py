@@ -1,0 +1,218 @@
+"""flash_attention beside its peers, forward, backward and both, all in one run.
+
+    python benchmarks/bench_attention.py                    # the whole grid, about three minutes
+    python benchmarks/bench_attention.py --quick            # eight cells, half a minute
+    python benchmarks/bench_attention.py --cells 4096-128-causal --impls jax_baracuda --passes fwd
+
+bf16, B * S = 16384 and H * D = 2048. Every time is that of the GPU: calls are queued back to back.
+TFLOP/s count 4 S S D H B forward, half of it under a causal mask, and 2.5 times that backward. Each
+framework has a worker process of its own; while one measures on torch, the other compiles. A peer
+that fails in a cell leaves a row with its error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import pathlib
+import time
+from typing import Any
+
+import rows as result_rows
+from attention_peers import ENGINES, IMPLS, OPTIONAL, PASSES, AttentionCell, grid_cell
+from workers import attempt, start_workers
+
+GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
+WINDOW = grid_cell(16384, 128, True, window=1024)
+GRID = [
+    *(
+        grid_cell(length, head_dim, causal)
+        for head_dim in (64, 128, 256)
+        for causal in (False, True)
+        for length in (512, 1024, 2048, 4096, 8192, 16384)
+    ),
+    GQA,
+    WINDOW,
+]
+QUICK = [
+    grid_cell(1024, 128, False),
+    grid_cell(1024, 128, True),
+    grid_cell(4096, 64, True),
+    grid_cell(4096, 128, True),
+    grid_cell(4096, 256, True),
+    GQA,
+    grid_cell(16384, 128, True),
+    WINDOW,
+]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cells", default="all", help="all, or names such as 4096-128-causal,...")
+    parser.add_argument("--impls", help=f"comma list of {', '.join(IMPLS)}")
+    parser.add_argument("--passes", default=",".join(PASSES), help=f"of {', '.join(PASSES)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="eight cells, 0.05 s a measurement, not 0.1 s"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=180,
+        metavar="SECONDS",
+        help="after this long, only ours is measured",
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="default: results/<gpu>/attention.json; '-' writes no file"
+    )
+    parser.add_argument("--commit", help="the commit for the rows, where git is not there")
+    return parser.parse_args(arguments)
+
+
+def cells_of(options: argparse.Namespace) -> list[AttentionCell]:
+    """The cells that --cells or --quick names."""
+    if options.cells == "all":
+        return QUICK if options.quick else GRID
+    known = {cell.name: cell for cell in GRID}
+    return [known[name] for name in chosen(options.cells, list(known))]
+
+
+def chosen(text: str, known: list[str]) -> list[str]:
+    """The names of a comma list, in the order of the known ones."""
+    names = text.split(",")
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise SystemExit(f"unknown {unknown}; known are {known}")
+    return [name for name in known if name in names]
+
+
+def impls_of(text: str | None) -> list[str]:
+    """The implementations that --impls names, or that are there."""
+    if text is not None:
+        return chosen(text, list(IMPLS))
+    return [i for i in IMPLS if i not in OPTIONAL or importlib.util.find_spec(i)]
+
+
+class Run:
+    """Workers, the rows so far, and the clock."""
+
+    def __init__(self, impls: list[str], options: argparse.Namespace) -> None:
+        self.options, self.impls = options, impls
+        self.passes = chosen(options.passes, list(PASSES))
+        self.begin = time.monotonic()
+        engines = dict.fromkeys(IMPLS[impl] for impl in impls)
+        self.workers, gpu, versions = start_workers({name: ENGINES[name] for name in engines})
+        self.shared = result_rows.describe_run(gpu, versions, options.commit)
+        self.rows: list[dict[str, Any]] = []
+
+    def cell(self, cell: AttentionCell) -> None:
+        """Measures one cell: the jax worker compiles while the torch worker measures."""
+        late = time.monotonic() - self.begin > self.options.budget
+        alone = late or cell.window
+        jobs = {
+            engine: [
+                (impl, passes)
+                for impl in self.impls
+                for passes in self.passes
+                if IMPLS[impl] == engine and (impl == "jax_baracuda" or not alone)
+            ]
+            for engine in self.workers
+        }
+        for engine, worker in self.workers.items():
+            if jobs[engine]:
+                worker.send("prepare", jobs[engine], cell)
+        first = len(self.rows)
+        for engine, worker in self.workers.items():
+            if jobs[engine]:
+                self.engine(worker, jobs[engine], cell)
+        print(line(cell, self.rows[first:], time.monotonic() - self.begin), flush=True)
+        if late and not cell.window:
+            print("  past the --budget: the peers were left out", flush=True)
+
+    def engine(self, worker: Any, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
+        """Measures the implementations of one engine, which is preparing for them."""
+        try:
+            worker.receive(120)
+        except RuntimeError as error:
+            print(f"  {cell.name}: {error}")  # what it left undone fails in its own measurement
+        seconds = 0.05 if self.options.quick else 0.1
+        for impl, passes in jobs:
+            answer = attempt(worker, "measure", impl, passes, cell, seconds)
+            numbers: dict[str, Any] = {"ms": None, "tflops": None}
+            if isinstance(answer, str):
+                numbers["error"] = answer[:2000]
+            else:
+                numbers |= answer | {"tflops": cell.flops(passes) / answer["ms"] / 1e9}
+            self.add(cell, impl, passes, numbers)
+
+    def add(self, cell: AttentionCell, impl: str, passes: str, numbers: dict[str, Any]) -> None:
+        """Appends a row and writes the file, so that a run that is cut short is not lost."""
+        config = {
+            "B": cell.batch,
+            "S": cell.length,
+            "Hq": cell.query_heads,
+            "Hkv": cell.kv_heads,
+            "D": cell.head_dim,
+            "causal": cell.causal,
+            "window": cell.window or None,
+            "dtype": "bfloat16",
+        }
+        self.rows.append(
+            result_rows.row("flash_attention", passes, impl, config, numbers, self.shared)
+        )
+        path = self.path()
+        if path:
+            result_rows.write(path, self.rows)
+
+    def path(self) -> pathlib.Path | None:
+        """Where the rows go."""
+        if self.options.out is not None:
+            return None if str(self.options.out) == "-" else self.options.out
+        gpu = self.shared["gpu"].lower().split()[-1]
+        return pathlib.Path(result_rows.RESULTS / gpu / "attention.json")
+
+
+def line(cell: AttentionCell, rows: list[dict[str, Any]], seconds: float) -> str:
+    """One printed line: TFLOP/s of every implementation and pass in the cell."""
+    parts: dict[str, list[str]] = {}
+    for row in rows:
+        text = f"{row['tflops']:.0f}" if row["tflops"] else f"FAILED ({row['error'][:90]})"
+        parts.setdefault(row["impl"], []).append(f"{row['pass']} {text}")
+    named = "; ".join(f"{impl}: {', '.join(texts)}" for impl, texts in parts.items())
+    return f"[{seconds:4.0f} s] {cell.name:>17}  {named}"
+
+
+def window_gain(rows: list[dict[str, Any]]) -> list[str]:
+    """By pass, how many times faster the sliding window is than the whole causal mask."""
+    like = {"B": WINDOW.batch, "S": WINDOW.length, "D": WINDOW.head_dim, "causal": True}
+    times = {
+        (row["pass"], bool(row["config"]["window"])): row["ms"]
+        for row in rows
+        if row["impl"] == "jax_baracuda" and like.items() <= row["config"].items() and row["ms"]
+    }
+    return [
+        f"{passes} {times[passes, False] / times[passes, True]:.1f}x"
+        for passes in PASSES
+        if (passes, False) in times and (passes, True) in times
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; 1 if ours failed anywhere."""
+    options = parse(arguments)
+    cells, impls = cells_of(options), impls_of(options.impls)
+    run = Run(impls, options)
+    for cell in cells:
+        run.cell(cell)
+    for worker in run.workers.values():
+        worker.kill()
+    gains = window_gain(run.rows)
+    if gains:
+        print(f"window {WINDOW.window} over full causal, S = {WINDOW.length}: {', '.join(gains)}")
+    if run.path():
+        print(f"wrote {run.path()}")
+    return int(any(row["impl"] == "jax_baracuda" and "error" in row for row in run.rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

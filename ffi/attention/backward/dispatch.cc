@@ -1,0 +1,95 @@
+// Which compiled kernel serves a problem on the current device, its workspace and its grid.
+#include <algorithm>
+#include <atomic>
+
+#include "attention/backward/launch.h"
+#include "attention/segments.h"
+#include "common/device_info.h"
+
+namespace jax_baracuda {
+namespace {
+
+constexpr int kMaxKernels = 128;
+
+// Kernels that are ready on a device. Threads that race prepare one twice, to the same end.
+std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
+
+cudaError_t prepare(int device, const BackwardKernel& kernel, int max_shared) {
+  const auto index = &kernel - backward_kernels().data();
+  if (device < kMaxDevices && g_ready[device][index].load(std::memory_order_acquire)) return cudaSuccess;
+  const int element = kernel.dtype == DType::kF32 ? 4 : 2;
+  const int stages = kernel.tile.shared_bytes(element, 2) <= max_shared ? 2 : 1;
+  cudaError_t error = kernel.prepare(kernel.tile.shared_bytes(element, stages));
+  if (error == cudaSuccess) error = prepare_around_backward(kernel.dtype);
+  if (error == cudaSuccess && device < kMaxDevices)
+    g_ready[device][index].store(true, std::memory_order_release);
+  return error;
+}
+
+// The parts of the workspace, each from a multiple of 256 bytes on.
+struct Workspace {
+  int64_t dq_sum, lse2, segments, turns, tickets, size;
+
+  explicit Workspace(const AttentionProblem& p) {
+    const int64_t rows = int64_t{p.packs} * p.q_rows * p.heads;
+    take(&dq_sum, 4 * rows * ((p.dim + 31) / 32 * 32));
+    take(&lse2, 4 * rows);
+    take(&segments, segment_range_bytes(p));
+    take(&turns, int64_t{4} * p.packs * p.heads * turns_of_pack(p));
+    take(&tickets, 4);
+  }
+
+ private:
+  int64_t used_ = 0;
+  void take(int64_t* at, int64_t bytes) {
+    *at = used_;
+    used_ += (bytes + 255) / 256 * 256;
+    size = used_;
+  }
+};
+
+}  // namespace
+
+int64_t backward_workspace_bytes(const AttentionProblem& problem) { return Workspace(problem).size; }
+
+cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, BackwardPlan* plan) {
+  int device = 0, max_shared = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (cudaError_t error = max_shared_per_block(device, &max_shared); error != cudaSuccess) return error;
+  max_shared -= kBackwardStaticBytes;
+  const BackwardChoice choice = choose_backward_tile(dtype, problem.dim, problem.dim_v, max_shared);
+  if (!choice.tile) return cudaErrorInvalidConfiguration;
+  plan->dtype = dtype;
+  plan->stages = choice.stages;
+  const bool features = dtype == DType::kF32 || has_features(problem);
+  for (const BackwardKernel& kernel : backward_kernels()) {
+    if (kernel.dtype != dtype || kernel.features != features || !(kernel.tile == *choice.tile)) continue;
+    plan->kernel = &kernel;
+    return prepare(device, kernel, max_shared);
+  }
+  return cudaErrorInvalidConfiguration;
+}
+
+cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p, void* workspace,
+                                      cudaStream_t stream) {
+  const Workspace parts(p);
+  char* base = static_cast<char*>(workspace);
+  const BackwardTile& tile = plan.kernel->tile;
+  p.dq_sum = reinterpret_cast<float*>(base + parts.dq_sum);
+  p.lse2 = reinterpret_cast<float*>(base + parts.lse2);
+  p.turns = reinterpret_cast<int*>(base + parts.turns);
+  p.tickets = reinterpret_cast<int*>(base + parts.tickets);
+  p.dq_width = (p.dim + 31) / 32 * 32;
+  p.turn_count = turns_of_pack(p);
+  p.stages = plan.stages;
+  p.key_slots = std::max((p.max_k + tile.keys - 1) / tile.keys, 1);
+  cudaError_t error = launch_segment_ranges(&p, base + parts.segments, stream);
+  if (error == cudaSuccess) error = launch_preprocess(plan.dtype, p, stream);
+  const int64_t ctas = int64_t{p.key_slots} * p.kv_heads * p.packs * p.sequences;
+  const int shared_bytes = tile.shared_bytes(plan.dtype == DType::kF32 ? 4 : 2, p.stages);
+  if (error == cudaSuccess && ctas > 0) error = plan.kernel->launch(p, ctas, shared_bytes, stream);
+  if (error == cudaSuccess) error = launch_postprocess(plan.dtype, p, stream);
+  return error;
+}
+
+}  // namespace jax_baracuda

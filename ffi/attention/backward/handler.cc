@@ -1,0 +1,188 @@
+// FFI binding of flash_attention's backward pass: checks the buffers, fills the parameters, launches.
+#include "attention/backward/handler.h"
+
+#include <initializer_list>
+#include <utility>
+
+#include "attention/backward/launch.h"
+#include "attention/operands.h"
+#include "attention/segments.h"
+#include "common/status.h"
+
+namespace jax_baracuda {
+namespace {
+
+namespace ffi = xla::ffi;
+
+bool aligned(std::initializer_list<const void*> addresses) {
+  for (const void* address : addresses)
+    if (reinterpret_cast<uintptr_t>(address) % 16 != 0) return false;
+  return true;
+}
+
+// --- dQ, dK, dV ---
+
+constexpr char kBackward[] = "flash_attention_backward";
+
+// Operands, results and attributes, in the order of the binding.
+struct BackwardCall {
+  ffi::AnyBuffer query, key, value, out, lse, dout, dlse;
+  AttentionOptions options;
+  ffi::Result<ffi::AnyBuffer> dq, dk, dv, delta, workspace;
+  AttentionAttributes attributes;
+  bool deterministic;
+
+  template <class Binding>
+  static auto bind(Binding&& binding) {
+    return AttentionAttributes::bind(AttentionOptions::bind(std::forward<Binding>(binding)
+                                                                .template Arg<ffi::AnyBuffer>()   // query
+                                                                .template Arg<ffi::AnyBuffer>()   // key
+                                                                .template Arg<ffi::AnyBuffer>()   // value
+                                                                .template Arg<ffi::AnyBuffer>()   // out
+                                                                .template Arg<ffi::AnyBuffer>()   // lse
+                                                                .template Arg<ffi::AnyBuffer>()   // dout
+                                                                .template Arg<ffi::AnyBuffer>())  // dlse
+                                         .template Ret<ffi::AnyBuffer>()   // dq
+                                         .template Ret<ffi::AnyBuffer>()   // dk
+                                         .template Ret<ffi::AnyBuffer>()   // dv
+                                         .template Ret<ffi::AnyBuffer>()   // delta
+                                         .template Ret<ffi::AnyBuffer>())  // workspace
+        .template Attr<bool>("deterministic");
+  }
+};
+
+// The parameters and the kernels; no kernel where there is nothing to compute.
+ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
+  DType dtype;
+  if (ffi::Error error = read_problem(kBackward, c.query, c.key, c.value, c.options, c.attributes, &dtype, p);
+      error.failure())
+    return error;
+  const auto type = c.query.element_type();
+  if (!has_shape(c.out, type, {p->packs, p->q_rows, p->heads, p->dim_v}) ||
+      !has_shape(c.dout, type, {p->packs, p->q_rows, p->heads, p->dim_v}))
+    return invalid_argument(kBackward, "out and dout must be [B, S, Hq, Dv] like query");
+  const bool dlse = c.dlse.dimensions().size() != 1;
+  if (!has_shape(c.lse, ffi::F32, {p->packs, p->heads, p->q_rows}) ||
+      !has_shape(*c.delta, ffi::F32, {p->packs, p->heads, p->q_rows}) ||
+      (dlse && !has_shape(c.dlse, ffi::F32, {p->packs, p->heads, p->q_rows})))
+    return invalid_argument(kBackward, "lse, dlse and delta must be float32 [B, Hq, S]");
+  if (!has_shape(*c.dq, type, {p->packs, p->q_rows, p->heads, p->dim}) ||
+      !has_shape(*c.dk, type, {p->packs, p->k_rows, p->kv_heads, p->dim}) ||
+      !has_shape(*c.dv, type, {p->packs, p->k_rows, p->kv_heads, p->dim_v}))
+    return invalid_argument(kBackward, "dq, dk and dv must be like query, key and value");
+  if (static_cast<int64_t>(c.workspace->size_bytes()) < backward_workspace_bytes(*p))
+    return invalid_argument(kBackward, "the workspace is too small");
+  p->out = c.out.untyped_data();
+  p->lse = c.lse.typed_data<float>();
+  p->dout = c.dout.untyped_data();
+  p->dlse = dlse ? c.dlse.typed_data<float>() : nullptr;
+  p->dq = c.dq->untyped_data();
+  p->dk = c.dk->untyped_data();
+  p->dv = c.dv->untyped_data();
+  p->delta = c.delta->typed_data<float>();
+  p->deterministic = c.deterministic;
+  p->vector_q = p->vector_q && aligned({p->dq, p->dk});
+  p->vector_v = p->vector_v && aligned({p->out, p->dout, p->dv});
+  if (p->packs == 0) return ffi::Error::Success();
+  return to_ffi_error(plan_attention_backward(dtype, *p, plan), kBackward);
+}
+
+ffi::Error initialize(BackwardCall c) {
+  BackwardParams params = {};
+  BackwardPlan chosen;
+  return plan(c, &params, &chosen);
+}
+
+ffi::Error execute(cudaStream_t stream, BackwardCall c) {
+  BackwardParams params = {};
+  BackwardPlan chosen;
+  if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
+  if (!chosen.kernel) return ffi::Error::Success();
+  return to_ffi_error(launch_attention_backward(chosen, params, c.workspace->untyped_data(), stream), kBackward);
+}
+
+// --- The gradient of the bias ---
+
+constexpr char kBiasGrad[] = "flash_attention_bias_grad";
+
+struct BiasGradCall {
+  ffi::AnyBuffer query, key, value, lse, dout, delta;
+  AttentionOptions options;
+  ffi::Result<ffi::AnyBuffer> dbias, workspace;
+  AttentionAttributes attributes;
+
+  template <class Binding>
+  static auto bind(Binding&& binding) {
+    return AttentionAttributes::bind(AttentionOptions::bind(std::forward<Binding>(binding)
+                                                                .template Arg<ffi::AnyBuffer>()   // query
+                                                                .template Arg<ffi::AnyBuffer>()   // key
+                                                                .template Arg<ffi::AnyBuffer>()   // value
+                                                                .template Arg<ffi::AnyBuffer>()   // lse
+                                                                .template Arg<ffi::AnyBuffer>()   // dout
+                                                                .template Arg<ffi::AnyBuffer>())  // delta
+                                         .template Ret<ffi::AnyBuffer>()    // dbias
+                                         .template Ret<ffi::AnyBuffer>());  // workspace
+  }
+};
+
+ffi::Error plan(BiasGradCall& c, BiasGradParams* p, DType* dtype) {
+  if (ffi::Error error = read_problem(kBiasGrad, c.query, c.key, c.value, c.options, c.attributes, dtype, p);
+      error.failure())
+    return error;
+  if (p->bias.type == BiasType::kNone || p->bias.type == BiasType::kMask)
+    return invalid_argument(kBiasGrad, "only a bias of floats has a gradient");
+  const auto dims = c.options.bias.dimensions();
+  if (!has_shape(*c.dbias, c.options.bias.element_type(), {dims[0], dims[1], dims[2], dims[3]}))
+    return invalid_argument(kBiasGrad, "dbias must be like bias");
+  if (!has_shape(c.dout, c.query.element_type(), {p->packs, p->q_rows, p->heads, p->dim_v}) ||
+      !has_shape(c.lse, ffi::F32, {p->packs, p->heads, p->q_rows}) ||
+      !has_shape(c.delta, ffi::F32, {p->packs, p->heads, p->q_rows}))
+    return invalid_argument(kBiasGrad, "dout must be like the output, lse and delta float32 [B, Hq, S]");
+  if (static_cast<int64_t>(c.workspace->size_bytes()) < segment_range_bytes(*p))
+    return invalid_argument(kBiasGrad, "the workspace is too small");
+  p->lse = c.lse.typed_data<float>();
+  p->dout = c.dout.untyped_data();
+  p->delta = c.delta.typed_data<float>();
+  p->dbias = c.dbias->untyped_data();
+  p->bias_rows = static_cast<int>(dims[2]);
+  p->bias_keys = static_cast<int>(dims[3]);
+  p->vector_v = p->vector_v && aligned({p->dout});
+  return to_ffi_error(plan_attention_bias_grad(*dtype), kBiasGrad);
+}
+
+ffi::Error initialize(BiasGradCall c) {
+  BiasGradParams params = {};
+  DType dtype;
+  return plan(c, &params, &dtype);
+}
+
+ffi::Error execute(cudaStream_t stream, BiasGradCall c) {
+  BiasGradParams params = {};
+  DType dtype;
+  if (ffi::Error error = plan(c, &params, &dtype); error.failure()) return error;
+  return to_ffi_error(launch_attention_bias_grad(dtype, params, c.workspace->untyped_data(), stream), kBiasGrad);
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    flash_attention_backward_initialize, [](auto... call) { return initialize(BackwardCall{call...}); },
+    BackwardCall::bind(ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    flash_attention_backward_execute,
+    [](cudaStream_t stream, auto... call) { return execute(stream, BackwardCall{call...}); },
+    BackwardCall::bind(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>()),
+    {ffi::Traits::kCmdBufferCompatible});
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    flash_attention_bias_grad_initialize, [](auto... call) { return initialize(BiasGradCall{call...}); },
+    BiasGradCall::bind(ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    flash_attention_bias_grad_execute,
+    [](cudaStream_t stream, auto... call) { return execute(stream, BiasGradCall{call...}); },
+    BiasGradCall::bind(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>()),
+    {ffi::Traits::kCmdBufferCompatible});
+
+}  // namespace jax_baracuda

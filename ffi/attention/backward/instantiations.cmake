@@ -1,0 +1,31 @@
+# The compiled backward kernels: dtype, head dims, keys a block, features (the tiles of config.h). One generated
+# file each, and a table of them.
+set(BACKWARD_INSTANTIATIONS "")
+foreach(dtype kF16 kBF16)
+  foreach(tile "32 32 128" "64 64 128" "96 96 128" "96 96 64" "128 128 128" "128 128 64" "192 128 64" "192 192 64"
+               "192 192 32" "256 256 64" "256 256 32")
+    list(APPEND BACKWARD_INSTANTIATIONS "${dtype} ${tile} false" "${dtype} ${tile} true")
+  endforeach()
+endforeach()
+foreach(tile "64 64 64" "128 128 64" "128 128 32" "256 256 32" "256 256 16")
+  list(APPEND BACKWARD_INSTANTIATIONS "kF32 ${tile} true")
+endforeach()
+
+set(BACKWARD_INSTANTIATION_SOURCES "")
+set(BACKWARD_ENTRIES "")
+foreach(instantiation IN LISTS BACKWARD_INSTANTIATIONS)
+  string(REPLACE " " ";" fields "${instantiation}")
+  list(GET fields 0 DTYPE)
+  list(GET fields 1 DIM)
+  list(GET fields 2 DIM_V)
+  list(GET fields 3 KEYS)
+  list(GET fields 4 FEATURES)
+  set(file "${CMAKE_CURRENT_BINARY_DIR}/attention/backward_${DTYPE}_${DIM}_${DIM_V}_k${KEYS}_${FEATURES}.cu")
+  configure_file("${CMAKE_CURRENT_LIST_DIR}/inst/kernel.cu.in" "${file}" @ONLY)
+  list(APPEND BACKWARD_INSTANTIATION_SOURCES "${file}")
+  string(APPEND BACKWARD_ENTRIES
+         "      backward_kernel_entry<DType::${DTYPE}, ${DIM}, ${DIM_V}, ${KEYS}, ${FEATURES}>(),\n")
+endforeach()
+set(file "${CMAKE_CURRENT_BINARY_DIR}/attention/backward_table.cc")
+configure_file("${CMAKE_CURRENT_LIST_DIR}/inst/table.cc.in" "${file}" @ONLY)
+list(APPEND BACKWARD_INSTANTIATION_SOURCES "${file}")

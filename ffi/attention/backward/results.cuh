@@ -1,0 +1,66 @@
+// Gradients on their way out: dQ to the sum in global memory, dK and dV from shared memory to their rows.
+#pragma once
+
+#include "attention/backward/params.h"
+#include "attention/backward/product.cuh"
+#include "attention/sequence.cuh"
+
+namespace jax_baracuda {
+
+// Four neighbouring, aligned floats.
+__device__ __forceinline__ void add_global_float4(float* address, float x, float y, float z, float w) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "f"(x), "f"(y), "f"(z),
+               "f"(w)
+               : "memory");
+#else
+  atomicAdd(address, x);
+  atomicAdd(address + 1, y);
+  atomicAdd(address + 2, z);
+  atomicAdd(address + 3, w);
+#endif
+}
+
+// Adds rows from `row` of the sequence, columns from `column`, to dq_sum.
+template <int kM, int kN>
+__device__ __forceinline__ void add_to_query_sum(const BackwardParams& p, const Sequence& s, int head, int row,
+                                                 int column, const Accumulator<kM, kN>& dq, int lane) {
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = row + 16 * m + 8 * half + lane / 4;
+      if (i >= s.q_len) continue;
+      float* to = p.dq_sum + ((s.q_first + i) * p.heads + head) * p.dq_width + column + 4 * (lane % 4);
+#pragma unroll
+      for (int n = 0; n < kN; n += 2)
+        if (column + 8 * n < p.dq_width)
+          add_global_float4(to + 8 * n, dq[m][n][2 * half], dq[m][n][2 * half + 1],
+                            dq[m][n + 1][2 * half], dq[m][n + 1][2 * half + 1]);
+    }
+}
+
+// Writes a tile to rows [first, ...) of `to`, up to `rows`; zeros from row `counted` on.
+template <int kThreads, class T, int kRows, int kCols>
+__device__ __forceinline__ void store_rows(const Tile<T, kRows, kCols>& tile, T* to, int64_t stride, int first,
+                                           int rows, int counted, int cols, bool vector) {
+  using TileT = Tile<T, kRows, kCols>;
+  for (int index = threadIdx.x; index < kRows * TileT::kPieces; index += kThreads) {
+    const int row = index / TileT::kPieces, piece = index % TileT::kPieces;
+    const int col = piece * TileT::kPieceElements;
+    if (first + row >= rows || col >= cols) continue;
+    uint4 value = make_uint4(0, 0, 0, 0);
+    if (first + row < counted) value = load_shared_16(tile.piece(row, piece));
+    T* at = to + (first + row) * stride + col;
+    if (vector) {
+      *reinterpret_cast<uint4*>(at) = value;
+    } else {
+      const T* elements = reinterpret_cast<const T*>(&value);
+#pragma unroll
+      for (int i = 0; i < TileT::kPieceElements; ++i)
+        if (col + i < cols) at[i] = elements[i];
+    }
+  }
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,53 @@
+// Which compiled kernel serves a problem on the current device, and its grid.
+#include <atomic>
+
+#include "attention/forward/launch.h"
+#include "attention/segments.h"
+#include "common/device_info.h"
+
+namespace jax_baracuda {
+namespace {
+
+constexpr int kMaxKernels = 128;
+
+// Kernels that are ready on a device. Threads that race prepare one twice, to the same end.
+std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
+
+cudaError_t prepare(int device, const ForwardKernel& kernel) {
+  const auto index = &kernel - forward_kernels().data();
+  if (device < kMaxDevices && g_ready[device][index].load(std::memory_order_acquire)) return cudaSuccess;
+  const cudaError_t error = kernel.prepare();
+  if (error == cudaSuccess && device < kMaxDevices)
+    g_ready[device][index].store(true, std::memory_order_release);
+  return error;
+}
+
+}  // namespace
+
+cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, const ForwardKernel** kernel) {
+  int device = 0, max_shared = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (cudaError_t error = max_shared_per_block(device, &max_shared); error != cudaSuccess) return error;
+  const int element = dtype == DType::kF32 ? 4 : 2;
+  const bool features = element == 4 || has_features(problem);
+  const ForwardTile* tile = choose_forward_tile(element, features, problem.dim, problem.dim_v, max_shared);
+  if (!tile) return cudaErrorInvalidConfiguration;
+  for (const ForwardKernel& candidate : forward_kernels()) {
+    if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
+    *kernel = &candidate;
+    return prepare(device, candidate);
+  }
+  return cudaErrorInvalidConfiguration;
+}
+
+cudaError_t launch_attention_forward(const ForwardKernel& kernel, ForwardParams params, void* workspace,
+                                     cudaStream_t stream) {
+  if (cudaError_t error = launch_segment_ranges(&params, workspace, stream); error != cudaSuccess)
+    return error;
+  const int tiles = (params.max_q + kernel.tile.m - 1) / kernel.tile.m;
+  // Packed calls have a row of CTAs a pack more, for the tokens of no sequence.
+  const int64_t rows = int64_t{params.packs} * (params.sequences + (params.cu_seqlens_q ? 1 : 0));
+  return kernel.launch(params, rows * params.heads * tiles, tiles, stream);
+}
+
+}  // namespace jax_baracuda

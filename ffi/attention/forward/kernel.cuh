@@ -1,0 +1,221 @@
+// The forward kernel (FlashAttention-2, T. Dao, 2023, arXiv:2307.08691): a CTA takes kM query rows of one head and
+// goes over the keys they see, from the last block to the first.
+#pragma once
+
+#include "attention/forward/config.h"
+#include "attention/forward/epilogue.cuh"
+#include "attention/forward/softmax.cuh"
+#include "attention/key_blocks.cuh"
+#include "device/fragment.cuh"
+
+namespace jax_baracuda {
+
+template <class T_, int kDim_, int kDimV_, int kM_, int kN_, int kWarps_, bool kFeatures_>
+struct ForwardTraits {
+  using T = T_;
+  static constexpr int kDim = kDim_, kDimV = kDimV_, kM = kM_, kN = kN_, kWarps = kWarps_;
+  static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kRowTiles = kM / kWarps / 16;
+  using Query = Tile<T, kM, kDim>;
+  using Key = Tile<T, kN, kDim>;
+  using Value = Tile<T, kN, kDimV>;
+  using Out = Tile<T, kM, kDimV>;
+  static constexpr int kQueryBytes = Query::kBytes > Out::kBytes ? Query::kBytes : Out::kBytes;
+  static constexpr int kSharedBytes = kQueryBytes + Key::kBytes + Value::kBytes;
+};
+
+// s = Q K^T for the rows of this warp.
+template <class Traits>
+__device__ __forceinline__ void multiply_query_key(Scores<Traits::kRowTiles, Traits::kN>& s,
+                                                   const typename Traits::Query& query,
+                                                   const typename Traits::Key& key, int row, int lane) {
+  using M = Mma<typename Traits::T>;
+#pragma unroll
+  for (int r = 0; r < Traits::kRowTiles; ++r)
+#pragma unroll
+    for (int n = 0; n < Traits::kN / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[r][n][e] = 0.0f;
+#pragma unroll
+  for (int k = 0; k < Traits::kDim; k += M::kK) {
+    typename M::A a[Traits::kRowTiles];
+#pragma unroll
+    for (int r = 0; r < Traits::kRowTiles; ++r) a[r] = M::load_a(query, row + 16 * r, k, lane);
+#pragma unroll
+    for (int n = 0; n < Traits::kN; n += 16) {
+      const typename M::B2 b = M::load_b(key, n, k, lane);
+#pragma unroll
+      for (int r = 0; r < Traits::kRowTiles; ++r) M::multiply(&s[r][n / 8], a[r], b);
+    }
+  }
+}
+
+// out += P V.
+template <class Traits>
+__device__ __forceinline__ void multiply_weights_value(
+    float (&out)[Traits::kRowTiles][Traits::kDimV / 8][4], const Scores<Traits::kRowTiles, Traits::kN>& p,
+    const typename Traits::Value& value, int lane) {
+  using M = Mma<typename Traits::T>;
+#pragma unroll
+  for (int k = 0; k < Traits::kN; k += M::kK) {
+    typename M::A a[Traits::kRowTiles];
+#pragma unroll
+    for (int r = 0; r < Traits::kRowTiles; ++r) a[r] = M::from_accumulator(p[r], k);
+#pragma unroll
+    for (int n = 0; n < Traits::kDimV; n += 16) {
+      const typename M::B2 b = M::load_b_transposed(value, n, k, lane);
+#pragma unroll
+      for (int r = 0; r < Traits::kRowTiles; ++r) M::multiply(&out[r][n / 8], a[r], b);
+    }
+  }
+}
+
+// What a CTA knows of its rows. In shared memory: registers are for the products.
+template <class Traits>
+struct RowBlock {
+  Visibility visible;
+  SegmentBlocks segments;
+  ScoreModifier modify;
+};
+
+template <class Traits>
+__device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequence& sequence, int head,
+                                            int i0, uint32_t shared) {
+  using T = typename Traits::T;
+  constexpr int kRowTiles = Traits::kRowTiles, kN = Traits::kN, kThreads = Traits::kThreads;
+  const int thread = threadIdx.x, lane = thread % 32, warp_row = thread / 32 * 16 * kRowTiles;
+  const int kv_head = head / p.group;
+
+  __shared__ RowBlock<Traits> rows_of_cta;
+  const Visibility& visible = rows_of_cta.visible;
+  const SegmentBlocks& segments = rows_of_cta.segments;
+  const ScoreModifier& modify = rows_of_cta.modify;
+  // Every thread works its blocks out, so that the first loads need not wait for a barrier.
+  const Visibility mask(p, sequence);
+  const KeyBlocks<kN> blocks(mask, i0, i0 + Traits::kM);
+  if (thread == 0) {
+    rows_of_cta.visible = mask;
+    rows_of_cta.segments = SegmentBlocks(Segments(p, sequence), mask, i0, i0 + Traits::kM);
+    if constexpr (Traits::kFeatures) rows_of_cta.modify = ScoreModifier(p, sequence, head);
+  }
+  int block = blocks.before(blocks.last);
+  if (p.query_segments) {
+    __syncthreads();
+    block = segments.before(blocks, blocks.last);
+  }
+
+  const int64_t q_stride = static_cast<int64_t>(p.heads) * p.dim;
+  const int64_t k_stride = static_cast<int64_t>(p.kv_heads) * p.dim;
+  const int64_t v_stride = static_cast<int64_t>(p.kv_heads) * p.dim_v;
+  const GlobalRows<T> q_rows = {
+      static_cast<const T*>(p.query) + sequence.q_first * q_stride + static_cast<int64_t>(head) * p.dim,
+      q_stride, sequence.q_len, p.dim, !Traits::kFeatures || p.vector_q};
+  const GlobalRows<T> k_rows = {
+      static_cast<const T*>(p.key) + sequence.k_first * k_stride + static_cast<int64_t>(kv_head) * p.dim,
+      k_stride, sequence.kv_len, p.dim, !Traits::kFeatures || p.vector_q};
+  const GlobalRows<T> v_rows = {
+      static_cast<const T*>(p.value) + sequence.k_first * v_stride + static_cast<int64_t>(kv_head) * p.dim_v,
+      v_stride, sequence.kv_len, p.dim_v, !Traits::kFeatures || p.vector_v};
+  const typename Traits::Query query(shared);
+  const typename Traits::Key key(shared + Traits::kQueryBytes);
+  const typename Traits::Value value(key.base + Traits::Key::kBytes);
+
+  // Modified scores are logits in base 2 already.
+  const float scale = Traits::kFeatures ? 1.0f : p.scale * kLog2E;
+  OnlineSoftmax<kRowTiles> softmax;
+  float out[kRowTiles][Traits::kDimV / 8][4] = {};
+
+  if (block >= 0) {
+    load_tile<kThreads>(query, q_rows, i0, thread);
+    load_tile<kThreads>(key, k_rows, block * kN, thread);
+    copy_async_commit();
+  }
+  while (block >= 0) {
+    const int j0 = block * kN;
+    copy_async_wait<0>();
+    __syncthreads();  // the keys are there, and all warps have done with the values before
+    load_tile<kThreads>(value, v_rows, j0, thread);
+    copy_async_commit();
+
+    Scores<kRowTiles, kN> s;
+    multiply_query_key<Traits>(s, query, key, warp_row, lane);
+
+    const int next = p.query_segments ? segments.before(blocks, block) : blocks.before(block);
+    copy_async_wait<0>();
+    __syncthreads();  // the values are there, and all warps have done with the keys
+    if (next >= 0) {
+      load_tile<kThreads>(key, k_rows, next * kN, thread);
+      copy_async_commit();
+    }
+
+    const int i = i0 + warp_row;
+    if (!blocks.whole(block)) hide_by_position<kRowTiles, kN>(s, visible, i, j0, lane);
+    if (p.query_segments && segments.overlap<kN>(block) == Overlap::kSome)
+      hide_by_segment<kRowTiles, kN>(s, segments.segments, visible.q_len, visible.kv_len, i, j0, lane);
+    if constexpr (Traits::kFeatures) modify_scores<kRowTiles, kN>(s, p, modify, i, j0, lane);
+    softmax.template update<kN>(s, out, scale);
+    if constexpr (Traits::kFeatures)
+      if (p.dropout_seed) drop_weights<kRowTiles, kN>(s, modify, i, j0, lane);
+    multiply_weights_value<Traits>(out, s, value, lane);
+    block = next;
+  }
+
+  __syncthreads();  // the tile of the output lies where query (and key) were
+  const typename Traits::Out out_tile(shared);
+  const float* sink = p.sinks ? p.sinks + sequence.index * p.sinks_stride + head : nullptr;
+  const int rows = sequence.q_rows - i0;
+  float* lse = p.lse + (static_cast<int64_t>(sequence.pack) * p.heads + head) * p.q_rows +
+               (sequence.q_first - static_cast<int64_t>(sequence.pack) * p.q_rows) + i0;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+    float factor[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float row_lse;
+      factor[half] = softmax.finish(r, half, scale, sink, &row_lse) *
+                     (Traits::kFeatures ? p.dropout_scale : 1.0f);
+      const int row = warp_row + score_row(r, 2 * half, lane);
+      if (lane % 4 == 0 && row < rows) lse[row] = row_lse;
+    }
+#pragma unroll
+    for (int c = 0; c < Traits::kDimV / 8; ++c) {
+      const float scaled[4] = {out[r][c][0] * factor[0], out[r][c][1] * factor[0],
+                               out[r][c][2] * factor[1], out[r][c][3] * factor[1]};
+      Mma<T>::store(out_tile, warp_row + 16 * r, 8 * c, scaled, lane);
+    }
+  }
+  __syncwarp();
+  const int64_t out_stride = static_cast<int64_t>(p.heads) * p.dim_v;
+  T* to = static_cast<T*>(p.out) + (sequence.q_first + i0 + warp_row) * out_stride +
+          static_cast<int64_t>(head) * p.dim_v;
+  store_rows<T>(out_tile, warp_row, to, out_stride, min(16 * kRowTiles, rows - warp_row), p.dim_v,
+                !Traits::kFeatures || p.vector_v, lane);
+}
+
+// CTAs: tiles of a head one after the other, those with the most keys under a causal mask first; then, for packed
+// calls, one CTA a pack and head for the rows outside its sequences.
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads)
+    attention_forward_kernel(const __grid_constant__ ForwardParams p, int tiles) {
+  extern __shared__ __align__(128) unsigned char shared_memory[];
+  const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory));
+  const int row = blockIdx.x / tiles;
+  const int head = row % p.heads, index = row / p.heads;
+  if (index >= p.packs * p.sequences) {
+    const int pack = index - p.packs * p.sequences;
+    if (blockIdx.x % tiles != 0) return;
+    const int32_t* cu = p.cu_seqlens_q + static_cast<int64_t>(pack) * (p.sequences + 1);
+    const int begin = clamped(cu[0], 0, p.q_rows), end = clamped(cu[p.sequences], begin, p.q_rows);
+    store_no_attention<typename Traits::T>(p, pack, head, 0, begin);
+    store_no_attention<typename Traits::T>(p, pack, head, end, p.q_rows);
+    return;
+  }
+  const Sequence sequence = find_sequence(p, index);
+  for (int tile = tiles - 1 - blockIdx.x % tiles; tile * Traits::kM < sequence.q_rows; tile += tiles) {
+    attend_rows<Traits>(p, sequence, head, tile * Traits::kM, shared);
+    __syncthreads();  // before the next tile of a sequence longer than max_q takes the shared memory
+  }
+}
+
+}  // namespace jax_baracuda

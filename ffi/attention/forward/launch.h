@@ -1,0 +1,35 @@
+// From a problem to the forward kernel. Host interface, free of CUDA device code and of XLA.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/forward/config.h"
+
+namespace jax_baracuda {
+
+// One compiled kernel. prepare() raises its limits on the current device.
+struct ForwardKernel {
+  DType dtype;
+  ForwardTile tile;
+  cudaError_t (*prepare)();
+  cudaError_t (*launch)(const ForwardParams& params, int64_t ctas, int tiles, cudaStream_t stream);
+};
+
+// Defined by ffi/attention/forward/inst/, one file an instantiation.
+template <DType dtype, int dim, int dim_v, int n, bool features>
+ForwardKernel forward_kernel_entry();
+
+// All of them: generated from the list in instantiations.cmake.
+const std::vector<ForwardKernel>& forward_kernels();
+
+// Chooses the kernel for the current device and makes it ready. Called in the initialize stage.
+cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, const ForwardKernel** kernel);
+
+// Enqueues it: the same launches for every call with the same shapes.
+cudaError_t launch_attention_forward(const ForwardKernel& kernel, ForwardParams params, void* workspace,
+                                     cudaStream_t stream);
+
+}  // namespace jax_baracuda

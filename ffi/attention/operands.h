@@ -1,0 +1,71 @@
+// The operands and attributes that the attention handlers share, and how they become an AttentionProblem.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <utility>
+
+#include "attention/params.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jax_baracuda {
+
+// An option that was not given is an array of shape (0,).
+struct AttentionOptions {
+  xla::ffi::AnyBuffer bias, sinks, alibi_slopes, query_lengths, kv_lengths, query_segment_ids,
+      kv_segment_ids, cu_seqlens_q, cu_seqlens_k, dropout_seed;
+
+  template <class Binding>
+  static auto bind(Binding&& binding) {
+    using xla::ffi::AnyBuffer;
+    return std::forward<Binding>(binding)
+        .template Arg<AnyBuffer>()   // bias
+        .template Arg<AnyBuffer>()   // sinks
+        .template Arg<AnyBuffer>()   // alibi_slopes
+        .template Arg<AnyBuffer>()   // query_lengths
+        .template Arg<AnyBuffer>()   // kv_lengths
+        .template Arg<AnyBuffer>()   // query_segment_ids
+        .template Arg<AnyBuffer>()   // kv_segment_ids
+        .template Arg<AnyBuffer>()   // cu_seqlens_q
+        .template Arg<AnyBuffer>()   // cu_seqlens_k
+        .template Arg<AnyBuffer>();  // dropout_seed
+  }
+};
+
+struct AttentionAttributes {
+  float scale;
+  bool causal, top_left;
+  int64_t window_left, window_right, sink_tokens;
+  float logits_soft_cap, dropout_rate;
+  int64_t max_seqlen_q, max_seqlen_k;
+
+  template <class Binding>
+  static auto bind(Binding&& binding) {
+    return std::forward<Binding>(binding)
+        .template Attr<float>("scale")
+        .template Attr<bool>("causal")
+        .template Attr<bool>("top_left")
+        .template Attr<int64_t>("window_left")
+        .template Attr<int64_t>("window_right")
+        .template Attr<int64_t>("sink_tokens")
+        .template Attr<float>("logits_soft_cap")
+        .template Attr<float>("dropout_rate")
+        .template Attr<int64_t>("max_seqlen_q")
+        .template Attr<int64_t>("max_seqlen_k");
+  }
+};
+
+// Checks query, key, value and the options against each other and fills `problem`, all but the segment ranges.
+xla::ffi::Error read_problem(const char* op, const xla::ffi::AnyBuffer& query,
+                             const xla::ffi::AnyBuffer& key, const xla::ffi::AnyBuffer& value,
+                             const AttentionOptions& options, const AttentionAttributes& attributes,
+                             DType* dtype, AttentionProblem* problem);
+
+xla::ffi::Error invalid_argument(const char* op, const std::string& what);
+
+// Whether the buffer is a [batch, rows, heads, dim] of this type (an LSE: [batch, heads, rows]).
+bool has_shape(const xla::ffi::AnyBuffer& buffer, xla::ffi::DataType type,
+               std::initializer_list<int64_t> shape);
+
+}  // namespace jax_baracuda

@@ -1,0 +1,67 @@
+// What the attention kernels need to know. Plain data: host and device read the same structs.
+#pragma once
+
+#include <vector_types.h>
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace jax_baracuda {
+
+enum class BiasType { kNone, kF16, kBF16, kF32, kMask };  // kMask: one byte a key, 0 hides it
+
+// The additive bias [1|NB, 1|Hq, 1|S, K]; a stride of 0 repeats the only entry.
+struct AttentionBias {
+  const void* data;
+  BiasType type;
+  int64_t sequence_stride, head_stride, row_stride;  // in elements
+};
+
+// Everything but the pass: shapes, strides, options. A sequence is a batch entry of a dense call, or one
+// of the `sequences` that each of the `packs` rows of packed tokens holds. Rows of q and o are counted
+// over packs: row r of pack p is row p * q_rows + r.
+struct AttentionProblem {
+  const void* query;
+  const void* key;
+  const void* value;
+
+  AttentionBias bias;
+  const float* sinks;         // null: none; a row of Hq every sinks_stride (0: one row for all)
+  const float* alibi_slopes;  // the same
+  int64_t sinks_stride, alibi_stride;
+  const int32_t* query_lengths;  // null: all rows
+  const int32_t* kv_lengths;
+  const int32_t* query_segments;  // null: none; [packs, q_rows]
+  const int32_t* kv_segments;     // [packs, k_rows]
+  const int2* query_segment_range;  // least and greatest id of each kSegmentBlock rows; dense calls only
+  const int2* kv_segment_range;
+  const int32_t* cu_seqlens_q;  // null: dense; [packs, sequences + 1]
+  const int32_t* cu_seqlens_k;
+  const uint4* dropout_seed;  // null: no dropout; [NB, Hq]: seed, head, batch
+
+  int packs, sequences, q_rows, k_rows;  // dense: sequences = 1
+  int max_q, max_k;                      // longest sequence: sizes the grid, not trusted
+  int heads, kv_heads, group, dim, dim_v;
+  int causal, top_left, window_left, window_right, sink_tokens;  // windows: -1 for none
+  float scale, soft_cap;                                         // soft_cap: 0 for none
+  uint32_t dropout_threshold;  // a random word below it drops its weight
+  float dropout_scale;         // 1 / (1 - rate)
+  int vector_q, vector_v;      // rows of D (Dv) elements are whole 16-byte pieces
+};
+
+inline constexpr int kSegmentBlock = 64;
+
+// Whether a call needs the kernels that can do everything: scores that go through more than a positive scale and
+// a mask, or rows that cannot be read 16 bytes at a time.
+inline bool has_features(const AttentionProblem& p) {
+  return !p.vector_q || !p.vector_v || p.bias.type != BiasType::kNone || p.alibi_slopes || p.soft_cap > 0.0f || p.dropout_seed ||
+         !(p.scale > 0.0f);
+}
+
+struct ForwardParams : AttentionProblem {
+  void* out;
+  float* lse;  // [packs, Hq, q_rows]
+};
+
+}  // namespace jax_baracuda

@@ -1,0 +1,1 @@
+"""flash_attention: the primitives, their derivative, batching and partitioning, and the API."""

@@ -1,0 +1,70 @@
+"""Which attention weights dropout keeps: a function of the seed and of absolute coordinates alone.
+
+Philox4x32 with 7 rounds (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) in
+uint32 arithmetic, so that it runs without 64-bit types. One draw serves the four elements
+{i, i + 8} x {j, j + 8}: what one thread of a tensor-core fragment holds, in either orientation.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+ROUNDS = 7
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def threshold(rate: float) -> int:
+    """A 32-bit word below this drops its element; ``rate`` is below 1 in float32."""
+    return int(float(np.float32(rate)) * 2.0**32)
+
+
+def philox(counter: Words, key: tuple[jax.Array, jax.Array]) -> Words:
+    """The four random words of each counter: uint32 arrays that broadcast, and so the results."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + jnp.uint32(_WEYL[0]), k1 + jnp.uint32(_WEYL[1])
+    return c0, c1, c2, c3
+
+
+def keep_mask(seed: jax.Array, row: jax.Array, column: jax.Array, rate: float) -> jax.Array:
+    """Whether an attention weight survives dropout.
+
+    Args:
+      seed: uint32 [..., 4], the words (seed0, seed1, head, batch).
+      row: integers that broadcast with ``seed[..., 0]``: the query's place in its sequence.
+      column: likewise, the key's place.
+      rate: the probability of a drop, below 1.
+
+    Returns:
+      bool, of the shape that the arguments broadcast to.
+    """
+    row, column = row.astype(jnp.uint32), column.astype(jnp.uint32)
+    counter = (_fragment(row), _fragment(column), seed[..., 2], seed[..., 3])
+    words = philox(counter, (seed[..., 0], seed[..., 1]))
+    lower, right = (row & 8) > 0, (column & 8) > 0
+    upper_word, lower_word = (jnp.where(right, words[n + 1], words[n]) for n in (0, 2))
+    keep: jax.Array = jnp.where(lower, lower_word, upper_word) >= jnp.uint32(threshold(rate))
+    return keep
+
+
+def _fragment(index: jax.Array) -> jax.Array:
+    """The counter that i and i + 8 of a block of 16 have in common."""
+    return (index >> 4) * 8 + (index & 7)
+
+
+def _multiply(constant: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The high and the low word of the 64-bit product, from 16-bit halves."""
+    a1, a0 = jnp.uint32(constant >> 16), jnp.uint32(constant & 0xFFFF)
+    x1, x0 = x >> 16, x & 0xFFFF
+    middle = a1 * x0 + ((a0 * x0) >> 16)
+    rest = a0 * x1 + (middle & 0xFFFF)
+    return a1 * x1 + (middle >> 16) + (rest >> 16), jnp.uint32(constant) * x
