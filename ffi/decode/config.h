@@ -19,11 +19,6 @@ constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
 }
 
 inline constexpr int kMaxSplits = 1024;
-inline constexpr int kMaxParts = 2048;  // of a row, with room to spare
-
-// A CTA finishes a row alone in the kernel up to this many bytes of parts; for more a second kernel spreads
-// the work.
-inline constexpr int64_t kMostBytesToCombine = 256 * 1024;
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -91,7 +86,7 @@ constexpr int partial_heads(const DecodeShape& s, const DecodeConfig& c) {
   return s.num_splits > 0 ? s.group : c.block_heads;
 }
 constexpr int64_t partial_bytes(const DecodeShape& s, const DecodeConfig& c) {
-  return int64_t{4} * partial_heads(s, c) * (s.head_dim + 2) + 16;  // and a ticket, aligned
+  return int64_t{4} * partial_heads(s, c) * (s.head_dim + 2);
 }
 
 // Chunks of a row whose request fills the cache.
@@ -137,11 +132,6 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
   c.partial_slots = c.splits == 0                ? 2 * c.ctas
                     : c.splits == 1 || c.cluster ? 0
                                                  : int64_t{s.batch} * s.kv_heads * c.splits;
-  // Where lengths differ, one request may be all there is.
-  const int64_t sharing_rows = s.uneven_lengths ? s.kv_heads * c.head_blocks : rows;
-  const int64_t most_parts = c.splits == 0 ? ceil_div(c.ctas, sharing_rows) + 1 : c.splits;
-  c.tickets = c.partial_slots > 0 && (c.splits == 0 || c.head_blocks == 1) &&
-              most_parts * partial_bytes(s, c) <= kMostBytesToCombine;
 }
 
 }  // namespace jax_baracuda

@@ -152,7 +152,7 @@ cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
   const cudaLaunchConfig_t launch =
       launch_config(config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
   error = kKernels[find_kernel(shape.dtype, config)].launch(launch, params);
-  if (error != cudaSuccess || config.partial_slots == 0 || config.tickets) return error;
+  if (error != cudaSuccess || config.partial_slots == 0) return error;
   return launch_combine(shape.dtype, config.dim_tile, params, major >= 9, stream);
 }
 

@@ -126,15 +126,6 @@ int64_t head_operand_stride(const ffi::AnyBuffer& buffer) {
   return dims.size() == 2 && dims[0] > 1 ? dims[1] : 0;
 }
 
-// Tickets, statistics, sums: in the order of their alignment. partial_bytes() leaves room for the rounding.
-void set_workspace(void* base, const DecodeConfig& config, int heads, DecodeParams* p) {
-  const int64_t slots = config.partial_slots;
-  char* bytes = static_cast<char*>(base);
-  if (config.tickets) p->tickets = static_cast<unsigned long long*>(base);
-  p->partial_stats = reinterpret_cast<float*>(bytes + 8 * slots);
-  p->partial_out = reinterpret_cast<float*>(bytes + (8 * slots * (1 + heads) + 15) / 16 * 16);
-}
-
 DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig& config) {
   constexpr int64_t kNoLimit = int64_t{1} << 30;
   DecodeParams p = {};
@@ -146,7 +137,10 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.alibi_slopes = optional_floats(c.alibi_slopes);
   p.out = c.out->untyped_data();
   p.lse = c.lse->typed_data<float>();
-  set_workspace(c.workspace->untyped_data(), config, partial_heads(s, config), &p);
+  // The sums first: their rows of a multiple of four elements are then aligned to 16 bytes.
+  p.slot_heads = partial_heads(s, config);
+  p.partial_out = static_cast<float*>(c.workspace->untyped_data());
+  p.partial_stats = p.partial_out + config.partial_slots * p.slot_heads * s.head_dim;
   p.kv_batch_stride = int64_t{s.kv_heads} * s.kv_capacity * s.head_dim;
   p.kv_head_stride = c.nhd ? s.head_dim : int64_t{s.kv_capacity} * s.head_dim;
   p.kv_token_stride = c.nhd ? int64_t{s.kv_heads} * s.head_dim : s.head_dim;
@@ -174,7 +168,6 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.merge_stride = config.merge_buffers == 1 ? 0
                                              : merge_floats(config.block_heads, config.token_warps,
                                                             config.dim_tile);
-  p.slot_heads = partial_heads(s, config);
   if (config.splits == 0) {
     const int row_chunks = full_row_chunks(s, config);
     const int64_t total = int64_t{s.batch} * s.kv_heads * config.head_blocks * row_chunks;

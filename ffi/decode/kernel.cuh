@@ -1,7 +1,6 @@
 // The split-K decode kernel: every warp streams its share of the chunks through registers; the warps of
 // a CTA are merged at the end of each row; rows that several CTAs share are merged through distributed
-// shared memory if those CTAs are one cluster, else through the workspace, by the last of them or by the
-// combine kernel.
+// shared memory if those CTAs are one cluster, else they leave partial results for the combine kernel.
 #pragma once
 
 #include <cstdint>
@@ -30,50 +29,15 @@ __device__ __forceinline__ Destination destination(const DecodeParams& p, const 
   return {Destination::kWorkspace, 2 * int64_t{blockIdx.x} + (segment_begin == 0 ? 1 : 0)};
 }
 
-// Threads 0 and 1 look at the tickets that the CTA may take: of the row that it begins in the middle of, and
-// of the one that it may leave unfinished.
-__device__ __forceinline__ void look_at_tickets(const DecodeParams& p, const Start& start,
-                                                SharedRow (&rows)[2]) {
-  if (p.tickets == nullptr || threadIdx.x > 1) return;
-  const Cursor& c = start.cursor;
-  int ticket = blockIdx.x;
-  if (p.splits > 0) {
-    ticket = fixed_parts(p, c.row, c.request.chunks).ticket;
-  } else if (threadIdx.x == 0 && c.chunk > 0) {
-    ticket = start.cut.piece_of(start.cut.begin(blockIdx.x) - c.chunk);
-  }
-  rows[threadIdx.x].parts.count = 0;
-  copy_async_8(&rows[threadIdx.x].seen, p.tickets + ticket);
-}
-
-// Notes a row of which this CTA has left a part, for finish_shared_rows.
-__device__ __forceinline__ void note_shared_row(const DecodeParams& p, const EvenCut& cut,
-                                                const Cursor& last, int segment_begin,
-                                                SharedRow (&rows)[2]) {
-  SharedRow& noted = rows[segment_begin == 0 ? 1 : 0];
-  noted.row = last.row;
-  const int chunks = last.request.chunks;
-  if (p.splits > 0) {
-    noted.parts = fixed_parts(p, last.row, chunks);
-  } else {
-    const int row_begin = segment_begin > 0 ? cut.begin(blockIdx.x) - segment_begin
-                                            : cut.begin(blockIdx.x + 1) - (last.chunk + 1);
-    noted.parts = stream_parts(cut, row_begin, chunks);
-  }
-}
-
 template <class Tile, template <class> class Source, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_kernel(const __grid_constant__ DecodeParams p) {
   using KvSource = Source<typename Tile::Element>;
   extern __shared__ uint4 shared_memory[];
-  __shared__ SharedRow shared_rows[2];
-  __shared__ EvenCut cut;
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
 
-  const Start start = first_chunk(p, blockIdx.x);
-  Cursor cursor = start.cursor;
+  Cursor cursor = first_chunk(p, blockIdx.x);
   if (cursor.remaining == 0 && !p.cluster) return;
 
   const int warp = threadIdx.x / 32;
@@ -85,7 +49,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   // The query goes first: behind the keys it would wait until memory has served them all. An empty piece
   // of a cluster's row reads no keys and takes part in the merge.
   stage_query(p, cursor.row, shared, 0);
-  copy_async_commit();
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
@@ -94,10 +57,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     tile.load_keys(p, source, token, limit);
     tile.load_values(p, source, token, limit);
   }
-  if (threadIdx.x == 0) cut = start.cut;
-  look_at_tickets(p, start, shared_rows);
-  copy_async_commit();
-  copy_async_wait<1>();
+  copy_async_wait_all();
   __syncthreads();
 
   int buffer = 0;
@@ -136,10 +96,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                  cursor.row.heads(p) - slice * Tile::kHeadTile);
       copy_async_wait_all();
       __syncthreads();
-      const Destination to = destination(p, cursor, segment_begin);
-      if (to.kind == Destination::kWorkspace && p.tickets != nullptr && threadIdx.x == 0)
-        note_shared_row(p, cut, cursor, segment_begin, shared_rows);
-      merge_warps(p, cursor.row, shared, merge_buffer, to);
+      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, cursor, segment_begin));
       if (!more) break;
       if (p.merge_stride == 0) __syncthreads();
       merge_buffer = p.merge_stride - merge_buffer;
@@ -152,7 +109,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     limit = next_limit;
   }
   if (p.cluster) merge_cluster(p, cursor.row, shared);
-  if (p.tickets != nullptr) finish_shared_rows<Tile>(p, shared_rows);
 }
 
 }  // namespace jax_baracuda

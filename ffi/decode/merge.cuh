@@ -1,5 +1,5 @@
-// Adds up partial results: of the warps of a CTA, of the CTAs of a cluster, and of the CTAs that share a
-// row. Always in the same order, so that the result is the same bits in every run.
+// Adds up partial results, of the warps of a CTA and of the CTAs of a cluster. Always in the same order, so
+// that the result is the same bits in every run.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,6 @@
 #include "decode/params.h"
 #include "decode/schedule.cuh"
 #include "decode/shared.cuh"
-#include "decode/ticket.cuh"
 #include "device/cluster.cuh"
 #include "device/math.cuh"
 #include "device/memory.cuh"
@@ -66,19 +65,6 @@ __device__ __forceinline__ void store_quad(T* to, int d, int head_dim, const flo
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       if (d + e < head_dim) to[d + e] = from_float<T>(out[e]);
-  }
-}
-
-template <bool Vector>
-__device__ __forceinline__ float4 load_quad(const float* from, int d, int head_dim) {
-  if constexpr (Vector) {
-    return d < head_dim ? __ldcg(reinterpret_cast<const float4*>(from + d))
-                        : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  } else {
-    float out[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) out[e] = d + e < head_dim ? __ldcg(from + d + e) : 0.0f;
-    return make_float4(out[0], out[1], out[2], out[3]);
   }
 }
 
@@ -179,63 +165,6 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& 
         from_float<Element>(total * n.factor);
   }
   cluster_sync();  // nobody leaves while others read its shared memory
-}
-
-// Adds up the parts of a row that all its CTAs have left in the workspace. Statistics and outputs of a
-// batch of parts are asked for together.
-template <class Tile>
-__device__ __forceinline__ void combine_parts(const DecodeParams& p, const Row& row,
-                                              const Parts& parts) {
-  constexpr unsigned kQuads = Tile::kDimTile / 4;
-  constexpr int kBatch = Tile::kVector ? 8 : 4;
-  const int64_t part_heads = int64_t{parts.slot_step} * p.slot_heads;
-  const int64_t stats_step = 2 * part_heads;
-  const int64_t out_step = part_heads * p.head_dim;
-  const unsigned units = row.heads(p) * kQuads;
-#pragma unroll 1
-  for (unsigned i = threadIdx.x; i < units; i += blockDim.x) {
-    const int head = i / kQuads;
-    const int d = i % kQuads * 4;
-    const int slot_head = first_slot_head(p, row.head_block) + head;
-    Partial from = workspace_partial(p, parts.first_slot, slot_head);
-    Partial next = workspace_partial(p, parts.second_slot, slot_head);
-    Quad quad;
-#pragma unroll 1
-    for (int first = 0; first < parts.count; first += kBatch) {
-      float2 stats[kBatch];
-      float4 out[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const bool valid = first + j < parts.count;
-        stats[j] = make_float2(negative_infinity(), 0.0f);
-        if (valid) stats[j] = __ldcg(reinterpret_cast<const float2*>(from.stats));
-        out[j] = load_quad<Tile::kVector>(from.out, valid ? d : p.head_dim, p.head_dim);
-        from = next;
-        next.stats += stats_step;
-        next.out += out_step;
-      }
-      quad.add(stats, out);
-    }
-    write_output<Tile>(p, row, head, d, quad);
-  }
-}
-
-// Ends the rows, two at the most, of which this CTA has left a part in the workspace: counts the CTA, and
-// adds the parts up if it is the last. Called by all threads.
-template <class Tile>
-__device__ __forceinline__ void finish_shared_rows(const DecodeParams& p, SharedRow (&rows)[2]) {
-  __syncthreads();  // the parts are written
-  if (threadIdx.x < 2) {
-    SharedRow& row = rows[threadIdx.x];
-    bool last = false;
-    if (row.parts.count > 0)
-      last = take_ticket(p.tickets + row.parts.ticket, row.seen, row.parts.count);
-    row.last = last;
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (int i = 0; i < 2; ++i)
-    if (rows[i].last) combine_parts<Tile>(p, rows[i].row, rows[i].parts);
 }
 
 }  // namespace jax_baracuda

@@ -51,7 +51,6 @@ struct DecodeConfig {
   bool cluster = false;  // the two pieces of a row are a cluster, which merges them itself
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
-  bool tickets = false;       // the last CTA of a row adds its parts up, else a second kernel does
 
   int warps() const { return slices * token_warps; }
 };
@@ -72,11 +71,9 @@ struct DecodeParams {
   const float* alibi_slopes;  // null: none
   void* out;
   float* lse;
-  // The workspace, by slots: [slot_heads][head_dim] sums, [slot_heads][2] maximum and denominator, and a
-  // ticket. Null tickets: a second kernel adds the parts up.
+  // The workspace: [slots][slot_heads][head_dim] sums, [slots][slot_heads][2] maximum and denominator.
   float* partial_out;
   float* partial_stats;
-  unsigned long long* tickets;
 
   int64_t kv_batch_stride;  // in elements
   int64_t kv_head_stride;

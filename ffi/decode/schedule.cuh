@@ -188,14 +188,8 @@ struct Cursor {
   }
 };
 
-// Where a CTA begins, and the cut of the line in stream mode.
-struct Start {
-  Cursor cursor;
-  EvenCut cut;
-};
-
-// Called by full warps.
-__device__ inline Start first_chunk(const DecodeParams& p, unsigned cta) {
+// Where a CTA begins. Called by full warps.
+__device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   const unsigned rows = rows_per_request(p);
   if (p.splits == 0 && p.kv_lengths == nullptr && p.window_left < 0) {
     const EvenCut cut{static_cast<unsigned>(p.full_piece),
@@ -204,7 +198,7 @@ __device__ inline Start first_chunk(const DecodeParams& p, unsigned cta) {
     const unsigned line_row = divide(position, p.full_row_chunks);
     const unsigned b = divide(line_row, p.full_request_rows);
     const int chunk = position - line_row * p.full_row_chunks.divisor;
-    return {{Request::full(p), Row(p, b, line_row - b * rows), chunk, cut.size(cta)}, cut};
+    return {Request::full(p), Row(p, b, line_row - b * rows), chunk, cut.size(cta)};
   }
   if (p.splits > 0) {
     const unsigned line_row = cta / static_cast<unsigned>(p.splits);
@@ -212,18 +206,18 @@ __device__ inline Start first_chunk(const DecodeParams& p, unsigned cta) {
     const Request request = load_request(p, b);
     const EvenCut cut = even_cut(request.chunks, p.splits);
     const unsigned piece = cta - line_row * p.splits;
-    return {{request, Row(p, b, line_row - b * rows), cut.begin(piece), cut.size(piece)}, cut};
+    return {request, Row(p, b, line_row - b * rows), cut.begin(piece), cut.size(piece)};
   }
   const int total = chunks_before(p, p.batch);
+  if (cta >= total) return {Request(p, 0), Row(p, 0, 0), 0, 0};
   const EvenCut cut = even_cut(total, min(p.ctas, total));
-  if (cta >= total) return {{Request(p, 0), Row(p, 0, 0), 0, 0}, cut};
   const int position = cut.begin(cta);
   const Place place = find_position(p, position);
   const Request request = load_request(p, place.b);
   const unsigned offset = position - place.line_begin;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
   const int chunk = offset - row * request.chunks;
-  return {{request, Row(p, place.b, row), chunk, cut.size(cta)}, cut};
+  return {request, Row(p, place.b, row), chunk, cut.size(cta)};
 }
 
 // Where a partial result of one query head goes: to the workspace, or to shared memory for the cluster.
@@ -246,7 +240,6 @@ __device__ __forceinline__ int first_slot_head(const DecodeParams& p, int head_b
 // Where the parts of a row that several CTAs share lie, in the order in which they are added.
 struct Parts {
   int count;
-  int ticket;  // which one the CTAs count themselves with
   int64_t first_slot, second_slot;
   int slot_step;  // from the second on
 
@@ -259,7 +252,7 @@ struct Parts {
 __device__ inline Parts fixed_parts(const DecodeParams& p, const Row& row, int chunks) {
   const int64_t line_row = int64_t{row.b} * p.kv_heads + row.kv_head;
   const int64_t first = line_row * p.splits;
-  return {min(p.splits, chunks), static_cast<int>(line_row), first, first + 1, 1};
+  return {min(p.splits, chunks), first, first + 1, 1};
 }
 
 // In the stream a CTA leaves at most two: in its even slot the end or middle of a row that began before, in
@@ -267,7 +260,7 @@ __device__ inline Parts fixed_parts(const DecodeParams& p, const Row& row, int c
 __device__ inline Parts stream_parts(const EvenCut& cut, int row_begin, int chunks) {
   const int first = cut.piece_of(row_begin);
   const int last = cut.piece_of(row_begin + chunks - 1);
-  return {last - first + 1, first, 2 * int64_t{first} + 1, 2 * (int64_t{first} + 1), 2};
+  return {last - first + 1, 2 * int64_t{first} + 1, 2 * (int64_t{first} + 1), 2};
 }
 
 }  // namespace jax_baracuda

@@ -7,19 +7,10 @@
 #include "decode/params.h"
 #include "decode/schedule.cuh"
 #include "decode/source.cuh"
-#include "decode/ticket.cuh"
 #include "device/math.cuh"
 #include "device/memory.cuh"
 
 namespace jax_baracuda {
-
-// A row that other CTAs have parts of as well.
-struct SharedRow {
-  Row row;
-  Parts parts;
-  Ticket seen;  // see take_ticket
-  bool last;    // this CTA has finished its part after all the others
-};
 
 // [query][each warp's result][its statistics][the CTA's statistics, for its cluster][ALiBi slopes]
 template <class Tile>

@@ -39,16 +39,6 @@ __device__ __forceinline__ void store_vector(T* address, const T (&elements)[4])
   *reinterpret_cast<Vector*>(address) = packed;
 }
 
-// Orders this thread's memory operations, and those it has seen, for all threads of the device.
-__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;\n" ::: "memory"); }
-
-// Starts to copy 8 bytes to shared memory.
-__device__ __forceinline__ void copy_async_8(void* shared, const void* global) {
-  const auto destination = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(destination), "l"(global)
-               : "memory");
-}
-
 // Starts to copy 4 bytes to shared memory, or zeros where `valid` is false.
 __device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global),
@@ -106,15 +96,6 @@ __device__ __forceinline__ float load_shared_float(uint32_t shared) {
   float v;
   asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(v) : "r"(shared) : "memory");
   return v;
-}
-
-// What was started so far is a group; waits until at most `kGroups` of the last ones are under way.
-__device__ __forceinline__ void copy_async_commit() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-template <int kGroups>
-__device__ __forceinline__ void copy_async_wait() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroups) : "memory");
 }
 
 __device__ __forceinline__ void copy_async_wait_all() {

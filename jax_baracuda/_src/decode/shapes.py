@@ -161,14 +161,13 @@ def check_num_splits(num_splits: int | None) -> int:
 
 
 def workspace_bytes(shape: DecodeShape, num_splits: int) -> int:
-    """Scratch memory of the kernel: one float32 (m, l, o[D]) a query head and partial result,
-    and 16 bytes a partial result to count those who have finished.
+    """Scratch memory of the kernel: one float32 (m, l, o[D]) a query head and partial result.
 
     It depends on shapes and static options alone: the kernel fits its number of splits to the bytes
     that it is given. ``num_splits`` is 0 when the kernel chooses.
     """
     rows = shape.batch * shape.kv_heads
-    slot = 4 * shape.group * (shape.head_dim + 2) + 16
+    slot = 4 * shape.group * (shape.head_dim + 2)
     if num_splits:
         slots = rows * num_splits if num_splits > 1 else 0
     else:
