@@ -92,10 +92,10 @@ cudaError_t prepare(const DecodeKernel& kernel, bool clusters, KernelState& stat
   largest.token_warps = warps;
   for (int slices = 1; slices <= kMaxSlices; ++slices) {
     const int token_warps = slices == 1 ? warps : token_warps_for(slices);
-    largest.shared_bytes = std::max(
-        largest.shared_bytes,
-        decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices, token_warps,
-                            slices * kernel.head_tile, 1));
+    largest.shared_bytes =
+        std::max(largest.shared_bytes,
+                 decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices,
+                                     token_warps, slices * kernel.head_tile, 1));
   }
   cudaError_t error = kernel.prepare(largest.shared_bytes);
   if (error == cudaSuccess) error = prepare_combine(kernel.dtype, kernel.dim_tile);

@@ -165,9 +165,9 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.cluster = config.cluster;
   p.ctas = static_cast<int>(config.ctas);
   p.merge_buffers = config.merge_buffers;
-  p.merge_stride = config.merge_buffers == 1 ? 0
-                                             : merge_floats(config.block_heads, config.token_warps,
-                                                            config.dim_tile);
+  p.merge_stride = config.merge_buffers == 1
+                       ? 0
+                       : merge_floats(config.block_heads, config.token_warps, config.dim_tile);
   if (config.splits == 0) {
     const int row_chunks = full_row_chunks(s, config);
     const int64_t total = int64_t{s.batch} * s.kv_heads * config.head_blocks * row_chunks;

@@ -84,9 +84,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
     tile.multiply_keys(shared.query_of(p, buffer, slice));
     tile.load_keys(p, next_source, next_token, next_limit);
-    tile.update_softmax(
-        p, p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice), token, limit,
-        cursor.request.length - 1);
+    tile.update_softmax(p, p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice),
+                        token, limit, cursor.request.length - 1);
     tile.multiply_values();
     tile.load_values(p, next_source, next_token, next_limit);
 

@@ -31,7 +31,8 @@ struct Quad {
 
   // Adds some parts with their maxima and sums.
   template <int kCount>
-  __device__ __forceinline__ void add(const float2 (&stats)[kCount], const float4 (&parts)[kCount]) {
+  __device__ __forceinline__ void add(const float2 (&stats)[kCount],
+                                      const float4 (&parts)[kCount]) {
     float highest = maximum;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) highest = fmaxf(highest, stats[i].x);

@@ -39,11 +39,11 @@ struct DecodeConfig {
   int head_tile = 0;   // query heads a warp holds
   bool vector = true;  // 16-byte loads; false: element by element, for head dims that rule them out
   // How a CTA is laid out.
-  int slices = 0;        // warps that share the same keys for different query heads
-  int token_warps = 0;   // warps that take different keys
-  int chunk_tokens = 0;  // keys that a CTA takes at once
-  int block_heads = 0;   // query heads of a CTA: min(group, slices * head_tile)
-  int head_blocks = 0;   // CTAs' worth of query heads in a group, 1 unless the group is huge
+  int slices = 0;         // warps that share the same keys for different query heads
+  int token_warps = 0;    // warps that take different keys
+  int chunk_tokens = 0;   // keys that a CTA takes at once
+  int block_heads = 0;    // query heads of a CTA: min(group, slices * head_tile)
+  int head_blocks = 0;    // CTAs' worth of query heads in a group, 1 unless the group is huge
   int merge_buffers = 1;  // 2: rows end with one barrier less
   int shared_bytes = 0;
   // How the rows are spread.

@@ -19,10 +19,10 @@ struct DecodeShared {
       Tile::kHeadTile * Tile::kDimTile * sizeof(typename Tile::Element) / 16;
   static constexpr int kRow = Tile::kDimTile + kMergePad;
 
-  uint4* query;          // [2][slices][kQueryUnits]: this row's, and the next one's
-  float* out;            // [merge buffers] of [token warps][block heads][kRow]
-  float* stats;          // [merge buffers] of [token warps][block heads][2], after each buffer of out
-  float* cluster_out;    // [block heads][kDimTile], where the query was
+  uint4* query;        // [2][slices][kQueryUnits]: this row's, and the next one's
+  float* out;          // [merge buffers] of [token warps][block heads][kRow]
+  float* stats;        // [merge buffers] of [token warps][block heads][2], after each buffer of out
+  float* cluster_out;  // [block heads][kDimTile], where the query was
   float* cluster_stats;  // [block heads][2]
   float* slopes;         // [2][slices * kHeadTile], times log2 e
 
@@ -33,7 +33,8 @@ struct DecodeShared {
     cluster_out = reinterpret_cast<float*>(query);
     const int results = p.block_heads * p.token_warps;
     stats = out + results * kRow;
-    cluster_stats = out + p.merge_buffers * merge_floats(p.block_heads, p.token_warps, Tile::kDimTile);
+    cluster_stats =
+        out + p.merge_buffers * merge_floats(p.block_heads, p.token_warps, Tile::kDimTile);
     slopes = cluster_stats + p.block_heads * 2;
   }
 
