@@ -136,7 +136,8 @@ def _print_checks(checks: list[dict[str, Any]], ok: bool) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console()
+    # A pipe has no width: there the tables are as wide as they are.
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -14,14 +15,21 @@ import jax_baracuda
 from jax_baracuda import __main__ as command
 from jax_baracuda._src import doctor
 from jax_baracuda._src.registry import has_cuda_device
+from jax_baracuda.testing import ATTENTION_CASES
 from jax_baracuda.testing import doctor as checks
 from jax_baracuda.testing.cases import DECODE_CASES
 
+FEW = {
+    "flash_attention": ("only-causal",),
+    "flash_attention_varlen backward": ("varlen-outside-float16",),
+    "flash_decode": ("plain-bfloat16-HND", "length-zero-sinks"),
+}
+
 
 @pytest.fixture
-def two_checks(monkeypatch):
-    """Two of the cases are enough to see the report."""
-    monkeypatch.setattr(checks, "CHECKED", ("plain-bfloat16-HND", "length-zero-sinks"))
+def few_checks(monkeypatch):
+    """Some of the cases are enough to see the report."""
+    monkeypatch.setattr(checks, "CHECKED", FEW)
 
 
 def test_command():
@@ -37,48 +45,61 @@ def test_command():
     for text in (
         jax.__version__,
         jax_baracuda.__version__,
-        "flash_decode",
         "Every op is right",
         *checks.CHECKED,
+        *itertools.chain(*checks.CHECKED.values()),
     ):
         assert text in done.stdout
     runs = "CUDA kernels" if has_cuda_device() else "ops run on the reference"
     assert runs in done.stdout
 
 
-def test_json(two_checks, capsys):
+def test_json(few_checks, capsys):
     assert command.main(["--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
     assert report["environment"]["versions"]["jax"] == jax.__version__
     assert report["environment"]["runs"] == ("cuda" if has_cuda_device() else "reference")
-    assert {kernel["op"] for kernel in report["kernels"]} == {"flash_decode"}
-    assert [check["case"] for check in report["checks"]] == list(checks.CHECKED)
+    assert {kernel["op"] for kernel in report["kernels"]} == {"flash_attention", "flash_decode"}
+    cases = [(check["op"], check["case"]) for check in report["checks"]]
+    assert cases == [(op, case) for op, names in FEW.items() for case in names]
     for check in report["checks"]:
         assert check["error"] <= check["bound"]
         assert check["ms"] > 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_wrong_op_is_reported(arguments, two_checks, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("checked", "arguments"),
+    [
+        ("flash_attention", []),
+        ("flash_attention_varlen backward", ["--json"]),
+        ("flash_decode", []),
+        ("flash_decode", ["--json"]),
+    ],
+)
+def test_wrong_op_is_reported(checked, arguments, monkeypatch, capsys):
     """A kernel that is a little wrong makes the exit code 1 and is named."""
-    right = jax_baracuda.flash_decode
+    op, backward, _ = checked.partition(" backward")
+    right = getattr(jax_baracuda, op)
 
     def wrong(query, *args, **options):
         result = right(query, *args, **options)
         return jax.tree.map(lambda x: x * jnp.asarray(1.02, x.dtype), result)
 
-    monkeypatch.setattr(jax_baracuda, "flash_decode", wrong)
+    monkeypatch.setattr(checks, "CHECKED", {checked: FEW[checked]})
+    monkeypatch.setattr(jax_baracuda, op, wrong)
     assert command.main(arguments) == 1
     output = capsys.readouterr().out
-    assert "plain-bfloat16-HND out: error" in " ".join(output.split())
+    said = f"{FEW[checked][0]} {'dquery' if backward else 'out'}: error"
+    assert said in " ".join(output.split())
 
 
-def test_op_that_raises_is_reported(two_checks, monkeypatch, capsys):
+def test_op_that_raises_is_reported(few_checks, monkeypatch, capsys):
     def broken(*args, **options):
         raise RuntimeError("no kernels in this process")
 
-    monkeypatch.setattr(jax_baracuda, "flash_decode", broken)
+    for op in ("flash_attention", "flash_attention_varlen", "flash_decode"):
+        monkeypatch.setattr(jax_baracuda, op, broken)
     assert command.main(["--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is False
@@ -88,7 +109,8 @@ def test_op_that_raises_is_reported(two_checks, monkeypatch, capsys):
 
 
 def test_checked_cases_exist():
-    assert set(checks.CHECKED) <= {case.name for case in DECODE_CASES}
+    known = {case.name for case in (*ATTENTION_CASES, *DECODE_CASES)}
+    assert set(itertools.chain(*checks.CHECKED.values())) <= known
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from jax_baracuda.testing import (
     rotation,
     time_chained,
 )
-from jax_baracuda.testing.timing import add_xla_flags, compile_chain
+from jax_baracuda.testing.timing import add_xla_flags, compile_chain, time_program
 
 CASE = DecodeCase("planted", batch=3, capacity=100, lengths=(100, 0, 37), sinks=True)
 
@@ -240,6 +240,15 @@ def test_time_chained_runs_every_call_in_turn():
     assert timing.calls == 3
     assert 0 < timing.fastest <= timing.ms <= timing.slowest
     assert not query.is_deleted()
+
+
+def test_time_program():
+    """The time of one of the calls of a program."""
+    x = jnp.ones((64, 64))
+    program = jax.jit(lambda a, b: (jnp.tanh(a @ b), jnp.tanh(b @ a))).lower(x, x).compile()
+    timing = time_program(program, (x, x), calls=2, seconds=0.02, samples=3)
+    assert timing.calls == 2
+    assert 0 < timing.fastest <= timing.ms <= timing.slowest
 
 
 def test_add_xla_flags(monkeypatch):

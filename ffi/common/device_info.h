@@ -34,6 +34,10 @@ inline cudaError_t max_shared_per_block(int device, int* bytes) {
   return device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(device, bytes);
 }
 
+inline cudaError_t shared_per_multiprocessor(int device, int* bytes) {
+  return device_attribute<cudaDevAttrMaxSharedMemoryPerMultiprocessor>(device, bytes);
+}
+
 // Programmatic dependent launch and clusters exist from compute capability 9.0 on.
 inline cudaError_t compute_major(int device, int* major) {
   return device_attribute<cudaDevAttrComputeCapabilityMajor>(device, major);

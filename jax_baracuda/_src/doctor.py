@@ -89,7 +89,11 @@ def kernels() -> list[dict[str, Any]]:
     """The kernel of a typical call of every op, by dtype: the fields of KernelInfo."""
     found = []
     for dtype in _DTYPES:
+        query = jax.ShapeDtypeStruct((2, 4096, 32, 128), dtype)
+        key = jax.ShapeDtypeStruct((2, 4096, 8, 128), dtype)
+        found.append(explain("flash_attention", query, key, key, is_causal=True))
+    for dtype in _DTYPES:
         query = jax.ShapeDtypeStruct((8, 32, 128), dtype)
         cache = jax.ShapeDtypeStruct((8, 8, 8192, 128), dtype)
-        found.append(dataclasses.asdict(explain("flash_decode", query, cache, cache)))
-    return found
+        found.append(explain("flash_decode", query, cache, cache))
+    return [dataclasses.asdict(info) for info in found]

@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
@@ -119,7 +121,23 @@ def _sum_parts(axes: Mapping[str, Axes], part: jax.Array, letters: str) -> jax.A
     """Adds up what the devices have of a result that lacks the batch or the query heads."""
     kept = {name for letter in letters for name in axes.get(letter, ())}
     names = tuple(name for name in axes["b"] + axes["q"] if name not in kept)
-    return jax.lax.psum(part.astype(jnp.float32), names).astype(part.dtype) if names else part
+    if not names:
+        return part
+    total: jax.Array = _psum_p.bind(part.astype(jnp.float32), names=names)
+    return total.astype(part.dtype)
+
+
+def _lower_psum(context: Any, part: Any, *, names: Axes) -> Any:
+    psum = mlir.lower_fun(functools.partial(jax.lax.psum, axis_name=names), multiple_results=False)
+    with jax.sharding.use_abstract_mesh(_NO_MESH):
+        return psum(context, part)
+
+
+# jax.lax.psum, but what it lowers to does not know the mesh that the caller has set: on an Explicit
+# one, its addition would be annotated with shardings, and XLA knows no such reduction.
+_psum_p = Primitive("jax_baracuda_psum")
+_psum_p.def_abstract_eval(lambda part, *, names: part)
+mlir.register_lowering(_psum_p, _lower_psum)
 
 
 def _sharding_rule(
@@ -129,9 +147,12 @@ def _sharding_rule(
     q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
     extra: dict[str, Any] = {}
     names = {"b": "b", "h": "h", "q": "q"}
-    if any("n" in letters for letters in dims):
+    batch = layout.size("b", shapes)
+    if batch > 1 and any("n" in letters for letters in dims):
+        extra["p"] = layout.size("n", shapes) // batch
         names["n"] = "(b p)"
-        extra["p"] = layout.size("n", shapes) // layout.size("b", shapes)
+        if extra["p"] == 1:  # a factor may not be 1
+            names["n"], extra = "b", {}
     if q_heads == kv_heads:
         names["q"] = "h"
     elif kv_heads > 1 and all(kv_heads % size == 0 for size in mesh.shape.values()):

@@ -110,22 +110,25 @@ def run_attention(
     gradients: bool = False,
     implementation: Implementation = None,
 ) -> Results:
-    """Calls the public function of a case under jit on the default device.
+    """Calls the public function of a case under jit on the default device, "reference" on the CPU.
 
     Returns:
       Host arrays by name: "out" and "lse"; with gradients also "dquery", "dkey", "dvalue", and
       "dbias" and "dsinks" as far as there are such operands.
     """
-    platform = jax.default_backend()
-    arrays: dict[str, Any] = jax.tree.map(jnp.asarray, inputs.arrays())
+    arrays: dict[str, Any] = inputs.arrays()
     if gradients:
-        cotangents = {"dout": inputs.dout} | ({} if inputs.dlse is None else {"dlse": inputs.dlse})
-        call = gradient_function(case, implementation=implementation)
-        results = jit_once(call, platform)(arrays | jax.tree.map(jnp.asarray, cotangents))
-    else:
-        call = attention_function(case, implementation=implementation)
-        out, lse = jit_once(call, platform)(arrays)
-        results = {"out": out, "lse": lse}
+        arrays["dout"] = inputs.dout
+        if inputs.dlse is not None:
+            arrays["dlse"] = inputs.dlse
+    call = (gradient_function if gradients else attention_function)(
+        case, implementation=implementation
+    )
+    device = host() if implementation == "reference" else jax.devices()[0]
+    with jax.default_device(device):
+        results = jit_once(call, device.platform)(jax.tree.map(jnp.asarray, arrays))
+    if not gradients:
+        results = dict(zip(("out", "lse"), results, strict=True))
     return {name: np.asarray(array) for name, array in results.items()}
 
 

@@ -2,44 +2,81 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import jax_baracuda
+from jax_baracuda.testing.attention import (
+    attention_function,
+    check_attention,
+    gradient_function,
+    run_attention,
+)
+from jax_baracuda.testing.attention_cases import AttentionCase, make_attention_inputs
+from jax_baracuda.testing.attention_table import ATTENTION_CASES
 from jax_baracuda.testing.cases import DECODE_CASES, DecodeCase, make_inputs
+from jax_baracuda.testing.compare import Report
 from jax_baracuda.testing.decode import check_decode, run_decode
 from jax_baracuda.testing.timing import time_chained
 
-# A handful that covers dtypes, layouts, every option, empty requests, long caches and splits.
-CHECKED = (
-    "plain-bfloat16-HND",
-    "plain-float16-NHD",
-    "plain-float32-HND",
-    "everything-bfloat16-NHD",
-    "length-zero-sinks",
-    "group-71-head-dim-256",
-    "splits-133",
-    "serving",
-)
+# A handful an op that covers dtypes, layouts, every option, empty requests, long and wide inputs.
+CHECKED: dict[str, tuple[str, ...]] = {
+    "flash_attention": (
+        "lengths-1023-1024-causal",
+        "mix-everything-bfloat16",
+        "mix-everything-float32",
+        "head-dim-256-bfloat16",
+    ),
+    "flash_attention backward": (
+        "lengths-1024-1023-causal",
+        "mix-everything-bfloat16",
+        "mix-everything-float32",
+        "value-dim-192-128-float16",
+    ),
+    "flash_attention_varlen": ("varlen-everything-bfloat16", "varlen-outside-float16"),
+    "flash_attention_varlen backward": ("varlen-everything-bfloat16", "varlen-causal-lse-float32"),
+    "flash_decode": (
+        "plain-bfloat16-HND",
+        "plain-float16-NHD",
+        "plain-float32-HND",
+        "everything-bfloat16-NHD",
+        "length-zero-sinks",
+        "group-71-head-dim-256",
+        "splits-133",
+        "serving",
+    ),
+}
+Outcome = tuple[Sequence[Report], float]
 
 
 def run_checks() -> list[dict[str, Any]]:
     """Runs every op on the default device.
 
     Returns:
-      One dict a case: "op", "case", "ok", "error" and "bound" (of the output, absolute),
-      "lse_error", "ms" (a call, the data in cache if it fits) and "message" (what is wrong, or "").
+      One dict a case: "op", "case", "ok", "error" and "bound" (absolute; of the result that comes
+      closest to its bound, the log-sum-exp apart), "lse_error", "ms" (a call, the data in cache if
+      it fits) and "message" (what is wrong, or "").
     """
-    chosen = [case for case in DECODE_CASES if case.name in CHECKED]
-    return [_check_decode(case) for case in chosen]
+    return [_row(op, name, _check_of(op, name)) for op, names in CHECKED.items() for name in names]
 
 
-def _check_decode(case: DecodeCase) -> dict[str, Any]:
+def _check_of(op: str, name: str) -> Callable[[], Outcome]:
+    if op == "flash_decode":
+        decode = {case.name: case for case in DECODE_CASES}
+        return functools.partial(_check_decode, decode[name])
+    attention = {case.name: case for case in ATTENTION_CASES}
+    gradients = op.endswith("backward")
+    return functools.partial(_check_attention, attention[name], gradients=gradients)
+
+
+def _row(op: str, case: str, check: Callable[[], Outcome]) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "op": "flash_decode",
-        "case": case.name,
+        "op": op,
+        "case": case,
         "ok": False,
         "error": None,
         "bound": None,
@@ -48,29 +85,56 @@ def _check_decode(case: DecodeCase) -> dict[str, Any]:
         "message": "",
     }
     try:
-        inputs = make_inputs(case)
-        out, lse = check_decode(case, inputs, *run_decode(case, inputs))
-        row |= {
-            "ok": out.ok and lse.ok,
-            "error": out.error,
-            "bound": out.bound,
-            "lse_error": lse.error,
-            "message": " ".join(report.message for report in (out, lse) if not report.ok),
-            "ms": _time_decode(case, inputs.arrays()),
-        }
+        reports, ms = check()
     except Exception as error:  # a broken op is a finding, not the end of the report
-        row["ok"] = False
-        row["message"] = f"{type(error).__name__}: {error}"
-    return row
+        return row | {"message": f"{type(error).__name__}: {error}"}
+    lse = next(report for report in reports if report.name.endswith(" lse"))
+    closest = max((r for r in reports if r is not lse), key=_share_of_bound)
+    return row | {
+        "ok": all(report.ok for report in reports),
+        "error": closest.error,
+        "bound": closest.bound,
+        "lse_error": lse.error,
+        "ms": ms,
+        "message": " ".join(report.message for report in reports if not report.ok),
+    }
 
 
-def _time_decode(case: DecodeCase, arrays: dict[str, Any]) -> float:
-    operands = jax.tree.map(jnp.asarray, arrays)
-    query = operands.pop("query")
+def _share_of_bound(report: Report) -> float:
+    if not report.ok:
+        return float("inf")
+    return report.error / report.bound if report.bound else 0.0
+
+
+def _check_decode(case: DecodeCase) -> Outcome:
+    inputs = make_inputs(case)
+    reports = check_decode(case, inputs, *run_decode(case, inputs))
 
     def op(query: jax.Array, operands: dict[str, Any]) -> jax.Array:
         out: jax.Array = jax_baracuda.flash_decode(query, **operands, **case.options())
         return out
 
+    return reports, _time(op, inputs.arrays())
+
+
+def _check_attention(case: AttentionCase, *, gradients: bool) -> Outcome:
+    inputs = make_attention_inputs(case)
+    results = run_attention(case, inputs, gradients=gradients)
+    reports = check_attention(case, inputs, results)
+    arrays = inputs.arrays()
+    if gradients:
+        arrays["dout"] = inputs.dout
+        if inputs.dlse is not None:
+            arrays["dlse"] = inputs.dlse
+        call = gradient_function(case)
+        return reports, _time(lambda query, o: call(query=query, **o)["dquery"], arrays)
+    attend = attention_function(case, return_lse=False)
+    return reports, _time(lambda query, o: attend(query=query, **o), arrays)
+
+
+def _time(op: Callable[..., jax.Array], arrays: dict[str, Any]) -> float:
+    """Milliseconds of ``op(query, the other operands)``, whose result is like the query."""
+    operands = jax.tree.map(jnp.asarray, arrays)
+    query = operands.pop("query")
     calls = 20 if jax.default_backend() == "gpu" else 1
     return time_chained(op, query, [(operands,)], calls=calls, seconds=0.05, samples=3).ms

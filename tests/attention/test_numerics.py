@@ -141,6 +141,54 @@ def test_cuda_only_output(name):
     np.testing.assert_array_equal(bits(alone), bits(out))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_cuda_batch_invariance(dtype):
+    """A sequence gives the same bits alone as in a batch, dense and packed."""
+    lengths = (0, 1, 70, 129, 200)
+    options = {"is_causal": True, "sinks": True, "local_window_size": (90, 0), "dtype": dtype}
+    dense = AttentionCase(
+        "invariance",
+        batch=5,
+        query_length=200,
+        query_lengths=lengths,
+        kv_lengths=lengths,
+        **options,
+    )
+    ends = tuple(np.cumsum((0, *lengths)).tolist())
+    packed = AttentionCase(
+        "invariance",
+        query_length=400,
+        cu_seqlens_q=ends,
+        cu_seqlens_k=ends,
+        max_seqlens=(200, 200),
+        **options,
+    )
+    for case in (dense, packed):
+        inputs = make_attention_inputs(case)
+        together = run_attention(case, inputs, implementation="cuda")
+        for n in range(len(lengths)):
+            rows = slice(ends[n], ends[n + 1]) if case.varlen else slice(n, n + 1)
+            by_row = {name: getattr(inputs, name)[rows] for name in ("query", "key", "value")}
+            if case.varlen:
+                alone = {"query_length": lengths[n], "cu_seqlens_q": (0, lengths[n])}
+                alone["cu_seqlens_k"] = alone["cu_seqlens_q"]
+                by_row |= {name: np.asarray((0, lengths[n]), np.int32) for name in list(alone)[1:]}
+                expected = {"out": together["out"][rows], "lse": together["lse"][:, rows]}
+            else:
+                alone = {"batch": 1, "query_lengths": lengths[n : n + 1]}
+                alone["kv_lengths"] = alone["query_lengths"]
+                length = np.asarray(lengths[n : n + 1], np.int32)
+                by_row |= {"query_seq_lengths": length, "key_value_seq_lengths": length}
+                expected = {name: array[rows] for name, array in together.items()}
+            one = dataclasses.replace(case, **alone)
+            results = run_attention(
+                one, dataclasses.replace(inputs, **by_row), implementation="cuda"
+            )
+            for name, array in expected.items():
+                np.testing.assert_array_equal(bits(results[name]), bits(array))
+
+
 def bits(array: np.ndarray) -> np.ndarray:
     """The bit patterns, so that comparing is exact and -0 differs from 0."""
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")

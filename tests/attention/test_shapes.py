@@ -43,6 +43,18 @@ def test_the_bias_of_packed_sequences_is_as_long_as_the_longest():
         shapes.check_packed_operands(*PACKED, **longest, bias=aval(3, 8, 100, 130))
 
 
+@pytest.mark.parametrize("name", ["query", "key"])
+def test_more_rows_than_int32_can_count_are_not_implemented(name):
+    for rows in (2**30 - 1, 2**30):
+        query = aval(1, rows if name == "query" else 1, 1, 8)
+        key = aval(1, rows if name == "key" else 1, 1, 8)
+        if rows < 2**30:
+            shapes.check_operands(query, key, key)
+            continue
+        with pytest.raises(NotImplementedError, match=f"{name} has {rows} rows"):
+            shapes.check_operands(query, key, key)
+
+
 def test_segment_ids_are_noted():
     ids = dict(
         query_segment_ids=aval(2, 100, dtype="int32"),

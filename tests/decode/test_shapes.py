@@ -155,7 +155,7 @@ def test_explain_takes_arrays_as_jax_would_see_them():
 
 def test_explain_refuses_what_the_call_refuses():
     with pytest.raises(
-        ValueError, match=r"fn_name is 'flush_decode'; supported are 'flash_decode'"
+        ValueError, match=r"fn_name is 'flush_decode'; supported are .*'flash_decode'"
     ):
         jax_baracuda.explain("flush_decode", *CALL)
     with pytest.raises(ValueError, match="num_splits is 0"):

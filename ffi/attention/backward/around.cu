@@ -48,13 +48,14 @@ __device__ void clear_unowned(const BackwardParams& p, T* rows, int64_t width) {
   }
 }
 
-// CTAs: blocks of rows of a (pack, head) one after the other. A row whose LSE is -inf counts for nothing, and what
-// out, dout and dlse hold there is not looked at.
+// CTAs: blocks of rows of a (pack, head) one after the other. A row whose LSE is -inf counts for
+// nothing, and what out, dout and dlse hold there is not looked at.
 template <class T>
-__global__ void __launch_bounds__(kThreads) preprocess_kernel(const __grid_constant__ BackwardParams p, int blocks,
-                                                              int turns) {
+__global__ void __launch_bounds__(kThreads)
+    preprocess_kernel(const __grid_constant__ BackwardParams p, int blocks, int turns) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (int64_t i = thread; i < turns; i += static_cast<int64_t>(gridDim.x) * kThreads) p.turns[i] = 0;
+  for (int64_t i = thread; i < turns; i += static_cast<int64_t>(gridDim.x) * kThreads)
+    p.turns[i] = 0;
   if (thread == 0) *p.tickets = 0;
   if (p.cu_seqlens_k) {
     clear_unowned(p, static_cast<T*>(p.dk), static_cast<int64_t>(p.kv_heads) * p.dim);
@@ -70,8 +71,8 @@ __global__ void __launch_bounds__(kThreads) preprocess_kernel(const __grid_const
   const bool counts = lse != negative_infinity();
   float dot = 0.0f;
   if (counts)
-    dot = partial_dot(static_cast<const T*>(p.out) + at * p.dim_v, static_cast<const T*>(p.dout) + at * p.dim_v,
-                      p.dim_v, p.vector_v != 0, lane);
+    dot = partial_dot(static_cast<const T*>(p.out) + at * p.dim_v,
+                      static_cast<const T*>(p.dout) + at * p.dim_v, p.dim_v, p.vector_v != 0, lane);
   dot = butterfly_sum<1, kLanes / 2>(dot);
   if (!valid) return;
   if (lane == 0) {
@@ -82,15 +83,16 @@ __global__ void __launch_bounds__(kThreads) preprocess_kernel(const __grid_const
   for (int i = lane; i < p.dq_width / 4; i += kLanes) sum[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// A thread has four columns that lie together in the sum: 2t, 2t + 1, 8 + 2t, 9 + 2t of 16. It trades two of them
-// with its neighbour for four columns that lie together in dQ.
+// A thread has four columns that lie together in the sum: 2t, 2t + 1, 8 + 2t, 9 + 2t of 16. It
+// trades two of them with its neighbour for four columns that lie together in dQ.
 template <class T>
-__global__ void __launch_bounds__(kThreads) postprocess_kernel(const __grid_constant__ BackwardParams p,
-                                                               int64_t quads) {
+__global__ void __launch_bounds__(kThreads)
+    postprocess_kernel(const __grid_constant__ BackwardParams p, int64_t quads) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int quads_of_row = p.dq_width / 4;
   const bool valid = index < quads;  // whole warps: a row has a multiple of 8
-  const float4 sum = valid ? reinterpret_cast<const float4*>(p.dq_sum)[index] : make_float4(0, 0, 0, 0);
+  const float4 sum =
+      valid ? reinterpret_cast<const float4*>(p.dq_sum)[index] : make_float4(0, 0, 0, 0);
   const int t = threadIdx.x % 4;
   const bool odd = t % 2 != 0;
   const float first = __shfl_xor_sync(0xffffffffu, odd ? sum.x : sum.z, 1);
@@ -121,7 +123,9 @@ __global__ void __launch_bounds__(kThreads) postprocess_kernel(const __grid_cons
 // Calls f with a value of the CUDA type.
 template <class F>
 auto with_type(DType dtype, F f) {
-  return dtype == DType::kF16 ? f(__half()) : dtype == DType::kBF16 ? f(__nv_bfloat16()) : f(float());
+  return dtype == DType::kF16    ? f(__half())
+         : dtype == DType::kBF16 ? f(__nv_bfloat16())
+                                 : f(float());
 }
 
 }  // namespace
@@ -130,7 +134,9 @@ cudaError_t prepare_around_backward(DType dtype) {
   return with_type(dtype, [](auto type) {
     cudaFuncAttributes attributes;  // asking for them loads the kernel's module
     const cudaError_t error = cudaFuncGetAttributes(&attributes, preprocess_kernel<decltype(type)>);
-    return error != cudaSuccess ? error : cudaFuncGetAttributes(&attributes, postprocess_kernel<decltype(type)>);
+    return error != cudaSuccess
+               ? error
+               : cudaFuncGetAttributes(&attributes, postprocess_kernel<decltype(type)>);
   });
 }
 

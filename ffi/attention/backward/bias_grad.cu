@@ -1,5 +1,5 @@
-// The gradient of the bias: each CTA computes a tile of it anew from Q, K, V and dO, summed over the dimensions that
-// the bias repeats, in one order and without atomics.
+// The gradient of the bias: each CTA computes a tile of it anew from Q, K, V and dO, summed over
+// the dimensions that the bias repeats, in one order and without atomics.
 #include "attention/backward/launch.h"
 #include "attention/backward/product.cuh"
 #include "attention/element.cuh"
@@ -51,8 +51,9 @@ __device__ __forceinline__ BiasTile find_tile(const BiasGradParams& p) {
 
 // s = Q K^T, d = dO V^T of rows from i0 and keys from j0, over pieces of the head dims.
 template <class T>
-__device__ __forceinline__ void multiply_rows_keys(const BiasGradParams& p, const Sequence& sequence, int head,
-                                                   int i0, int j0, const BiasTile& tile, uint32_t shared,
+__device__ __forceinline__ void multiply_rows_keys(const BiasGradParams& p,
+                                                   const Sequence& sequence, int head, int i0,
+                                                   int j0, const BiasTile& tile, uint32_t shared,
                                                    Block& s, Block& d) {
   using M = Mma<T>;
   const int lane = threadIdx.x % 32;
@@ -60,8 +61,12 @@ __device__ __forceinline__ void multiply_rows_keys(const BiasGradParams& p, cons
   const int all = pieces + (p.dim_v + kSide - 1) / kSide;
   const int64_t q_row = sequence.q_first * p.heads + head;
   const int64_t k_row = sequence.k_first * p.kv_heads + head / p.group;
-  const auto rows_tile = [&](int piece) { return Side<T>(shared + piece % 2 * 2 * Side<T>::kBytes); };
-  const auto keys_tile = [&](int piece) { return Side<T>(shared + (piece % 2 * 2 + 1) * Side<T>::kBytes); };
+  const auto rows_tile = [&](int piece) {
+    return Side<T>(shared + piece % 2 * 2 * Side<T>::kBytes);
+  };
+  const auto keys_tile = [&](int piece) {
+    return Side<T>(shared + (piece % 2 * 2 + 1) * Side<T>::kBytes);
+  };
   const auto load = [&](int piece) {
     const bool query = piece < pieces;
     const int dim = query ? p.dim : p.dim_v;
@@ -69,8 +74,8 @@ __device__ __forceinline__ void multiply_rows_keys(const BiasGradParams& p, cons
     const bool vector = (query ? p.vector_q : p.vector_v) != 0;
     const T* rows = static_cast<const T*>(query ? p.query : p.dout) + q_row * dim + column;
     const T* keys = static_cast<const T*>(query ? p.key : p.value) + k_row * dim + column;
-    const GlobalRows<T> from_rows = {rows, static_cast<int64_t>(p.heads) * dim, sequence.q_len, dim - column,
-                                     vector};
+    const GlobalRows<T> from_rows = {rows, static_cast<int64_t>(p.heads) * dim, sequence.q_len,
+                                     dim - column, vector};
     const GlobalRows<T> from_keys = {keys, static_cast<int64_t>(p.kv_heads) * dim, sequence.kv_len,
                                      dim - column, vector};
     load_tile<kThreads>(rows_tile(piece), from_rows, i0, threadIdx.x);
@@ -98,13 +103,14 @@ __device__ __forceinline__ void multiply_rows_keys(const BiasGradParams& p, cons
 
 // Adds the gradients of the logits of a warp's block, rows from i0 and keys from j0.
 __device__ __forceinline__ void add_gradients(Block& total, const Block& s, const Block& d,
-                                              const BiasGradParams& p, const Sequence& sequence, int head,
-                                              const Visibility& visible, const Segments& segments, int i0,
-                                              int j0) {
+                                              const BiasGradParams& p, const Sequence& sequence,
+                                              int head, const Visibility& visible,
+                                              const Segments& segments, int i0, int j0) {
   const int lane = threadIdx.x % 32;
   const ScoreModifier modify(p, sequence, head);
   const int64_t pack_row = sequence.q_first - static_cast<int64_t>(sequence.pack) * p.q_rows;
-  const int64_t stats = (static_cast<int64_t>(sequence.pack) * p.heads + head) * p.q_rows + pack_row;
+  const int64_t stats =
+      (static_cast<int64_t>(sequence.pack) * p.heads + head) * p.q_rows + pack_row;
 #pragma unroll
   for (int m = 0; m < kWarpRows / 16; ++m) {
     Visibility::Keys keys[2];
@@ -163,8 +169,9 @@ __device__ __forceinline__ void store_bias(const BiasGradParams& p, int64_t at, 
 }
 
 // Sums over rows of the block, all warps, in `sums`; then row 0 is the only one.
-__device__ __forceinline__ void store_row_sums(const BiasGradParams& p, const BiasTile& tile, const Block& total,
-                                               int64_t start, float (&sums)[kRowWarps][kSide]) {
+__device__ __forceinline__ void store_row_sums(const BiasGradParams& p, const BiasTile& tile,
+                                               const Block& total, int64_t start,
+                                               float (&sums)[kRowWarps][kSide]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < kWarpKeys / 8; ++n)
@@ -174,7 +181,8 @@ __device__ __forceinline__ void store_row_sums(const BiasGradParams& p, const Bi
 #pragma unroll
       for (int m = 0; m < kWarpRows / 16; ++m) sum += total[m][n][column] + total[m][n][column + 2];
       sum = butterfly_sum<4, 16>(sum);
-      if (lane < 4) sums[tile.row_warp / kWarpRows][tile.key_warp + 8 * n + 2 * lane + column] = sum;
+      if (lane < 4)
+        sums[tile.row_warp / kWarpRows][tile.key_warp + 8 * n + 2 * lane + column] = sum;
     }
   __syncthreads();
   const int key = threadIdx.x;
@@ -183,7 +191,8 @@ __device__ __forceinline__ void store_row_sums(const BiasGradParams& p, const Bi
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) bias_grad_kernel(const __grid_constant__ BiasGradParams p) {
+__global__ void __launch_bounds__(kThreads)
+    bias_grad_kernel(const __grid_constant__ BiasGradParams p) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   __shared__ float sums[kRowWarps][kSide];
   const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory));
@@ -192,7 +201,8 @@ __global__ void __launch_bounds__(kThreads) bias_grad_kernel(const __grid_consta
   const int sequences = p.packs * p.sequences;
   Block total;
   clear(total);
-  for (int index = max(tile.sequence, 0); index < (tile.sequence < 0 ? sequences : tile.sequence + 1); ++index) {
+  for (int index = max(tile.sequence, 0);
+       index < (tile.sequence < 0 ? sequences : tile.sequence + 1); ++index) {
     const Sequence sequence = find_sequence(p, index);
     const Visibility visible(p, sequence);
     const Segments segments(p, sequence);
@@ -233,7 +243,8 @@ __global__ void __launch_bounds__(kThreads) bias_grad_kernel(const __grid_consta
 
 template <class T>
 cudaError_t prepare() {
-  return cudaFuncSetAttribute(bias_grad_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes<T>);
+  return cudaFuncSetAttribute(bias_grad_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              kSharedBytes<T>);
 }
 
 template <class T>
@@ -245,11 +256,15 @@ cudaError_t launch(const BiasGradParams& p, unsigned ctas, cudaStream_t stream) 
 }  // namespace
 
 cudaError_t plan_attention_bias_grad(DType dtype) {
-  return dtype == DType::kF16 ? prepare<__half>() : dtype == DType::kBF16 ? prepare<__nv_bfloat16>() : prepare<float>();
+  return dtype == DType::kF16    ? prepare<__half>()
+         : dtype == DType::kBF16 ? prepare<__nv_bfloat16>()
+                                 : prepare<float>();
 }
 
-cudaError_t launch_attention_bias_grad(DType dtype, BiasGradParams p, void* workspace, cudaStream_t stream) {
-  if (cudaError_t error = launch_segment_ranges(&p, workspace, stream); error != cudaSuccess) return error;
+cudaError_t launch_attention_bias_grad(DType dtype, BiasGradParams p, void* workspace,
+                                       cudaStream_t stream) {
+  if (cudaError_t error = launch_segment_ranges(&p, workspace, stream); error != cudaSuccess)
+    return error;
   int64_t ctas = int64_t{(p.bias_keys + kSide - 1) / kSide} * ((p.bias_rows + kSide - 1) / kSide);
   if (p.bias.head_stride != 0) ctas *= p.heads;
   if (p.bias.sequence_stride != 0) ctas *= int64_t{p.packs} * p.sequences;

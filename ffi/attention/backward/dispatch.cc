@@ -16,7 +16,8 @@ std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
 
 cudaError_t prepare(int device, const BackwardKernel& kernel, int max_shared) {
   const auto index = &kernel - backward_kernels().data();
-  if (device < kMaxDevices && g_ready[device][index].load(std::memory_order_acquire)) return cudaSuccess;
+  if (device < kMaxDevices && g_ready[device][index].load(std::memory_order_acquire))
+    return cudaSuccess;
   const int element = kernel.dtype == DType::kF32 ? 4 : 2;
   const int stages = kernel.tile.shared_bytes(element, 2) <= max_shared ? 2 : 1;
   cudaError_t error = kernel.prepare(kernel.tile.shared_bytes(element, stages));
@@ -50,12 +51,16 @@ struct Workspace {
 
 }  // namespace
 
-int64_t backward_workspace_bytes(const AttentionProblem& problem) { return Workspace(problem).size; }
+int64_t backward_workspace_bytes(const AttentionProblem& problem) {
+  return Workspace(problem).size;
+}
 
-cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, BackwardPlan* plan) {
+cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem,
+                                    BackwardPlan* plan) {
   int device = 0, max_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (cudaError_t error = max_shared_per_block(device, &max_shared); error != cudaSuccess) return error;
+  if (cudaError_t error = max_shared_per_block(device, &max_shared); error != cudaSuccess)
+    return error;
   max_shared -= kBackwardStaticBytes;
   const BackwardChoice choice = choose_backward_tile(dtype, problem.dim, problem.dim_v, max_shared);
   if (!choice.tile) return cudaErrorInvalidConfiguration;
@@ -63,7 +68,8 @@ cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem
   plan->stages = choice.stages;
   const bool features = dtype == DType::kF32 || has_features(problem);
   for (const BackwardKernel& kernel : backward_kernels()) {
-    if (kernel.dtype != dtype || kernel.features != features || !(kernel.tile == *choice.tile)) continue;
+    if (kernel.dtype != dtype || kernel.features != features || !(kernel.tile == *choice.tile))
+      continue;
     plan->kernel = &kernel;
     return prepare(device, kernel, max_shared);
   }

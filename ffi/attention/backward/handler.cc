@@ -1,4 +1,5 @@
-// FFI binding of flash_attention's backward pass: checks the buffers, fills the parameters, launches.
+// FFI binding of flash_attention's backward pass: checks the buffers, fills the parameters,
+// launches.
 #include "attention/backward/handler.h"
 
 #include <initializer_list>
@@ -34,19 +35,20 @@ struct BackwardCall {
 
   template <class Binding>
   static auto bind(Binding&& binding) {
-    return AttentionAttributes::bind(AttentionOptions::bind(std::forward<Binding>(binding)
-                                                                .template Arg<ffi::AnyBuffer>()   // query
-                                                                .template Arg<ffi::AnyBuffer>()   // key
-                                                                .template Arg<ffi::AnyBuffer>()   // value
-                                                                .template Arg<ffi::AnyBuffer>()   // out
-                                                                .template Arg<ffi::AnyBuffer>()   // lse
-                                                                .template Arg<ffi::AnyBuffer>()   // dout
-                                                                .template Arg<ffi::AnyBuffer>())  // dlse
-                                         .template Ret<ffi::AnyBuffer>()   // dq
-                                         .template Ret<ffi::AnyBuffer>()   // dk
-                                         .template Ret<ffi::AnyBuffer>()   // dv
-                                         .template Ret<ffi::AnyBuffer>()   // delta
-                                         .template Ret<ffi::AnyBuffer>())  // workspace
+    return AttentionAttributes::bind(
+               AttentionOptions::bind(std::forward<Binding>(binding)
+                                          .template Arg<ffi::AnyBuffer>()   // query
+                                          .template Arg<ffi::AnyBuffer>()   // key
+                                          .template Arg<ffi::AnyBuffer>()   // value
+                                          .template Arg<ffi::AnyBuffer>()   // out
+                                          .template Arg<ffi::AnyBuffer>()   // lse
+                                          .template Arg<ffi::AnyBuffer>()   // dout
+                                          .template Arg<ffi::AnyBuffer>())  // dlse
+                   .template Ret<ffi::AnyBuffer>()                          // dq
+                   .template Ret<ffi::AnyBuffer>()                          // dk
+                   .template Ret<ffi::AnyBuffer>()                          // dv
+                   .template Ret<ffi::AnyBuffer>()                          // delta
+                   .template Ret<ffi::AnyBuffer>())                         // workspace
         .template Attr<bool>("deterministic");
   }
 };
@@ -54,7 +56,8 @@ struct BackwardCall {
 // The parameters and the kernels; no kernel where there is nothing to compute.
 ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
   DType dtype;
-  if (ffi::Error error = read_problem(kBackward, c.query, c.key, c.value, c.options, c.attributes, &dtype, p);
+  if (ffi::Error error =
+          read_problem(kBackward, c.query, c.key, c.value, c.options, c.attributes, &dtype, p);
       error.failure())
     return error;
   const auto type = c.query.element_type();
@@ -98,7 +101,8 @@ ffi::Error execute(cudaStream_t stream, BackwardCall c) {
   BackwardPlan chosen;
   if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
   if (!chosen.kernel) return ffi::Error::Success();
-  return to_ffi_error(launch_attention_backward(chosen, params, c.workspace->untyped_data(), stream), kBackward);
+  return to_ffi_error(
+      launch_attention_backward(chosen, params, c.workspace->untyped_data(), stream), kBackward);
 }
 
 // --- The gradient of the bias ---
@@ -113,20 +117,22 @@ struct BiasGradCall {
 
   template <class Binding>
   static auto bind(Binding&& binding) {
-    return AttentionAttributes::bind(AttentionOptions::bind(std::forward<Binding>(binding)
-                                                                .template Arg<ffi::AnyBuffer>()   // query
-                                                                .template Arg<ffi::AnyBuffer>()   // key
-                                                                .template Arg<ffi::AnyBuffer>()   // value
-                                                                .template Arg<ffi::AnyBuffer>()   // lse
-                                                                .template Arg<ffi::AnyBuffer>()   // dout
-                                                                .template Arg<ffi::AnyBuffer>())  // delta
-                                         .template Ret<ffi::AnyBuffer>()    // dbias
-                                         .template Ret<ffi::AnyBuffer>());  // workspace
+    return AttentionAttributes::bind(
+        AttentionOptions::bind(std::forward<Binding>(binding)
+                                   .template Arg<ffi::AnyBuffer>()   // query
+                                   .template Arg<ffi::AnyBuffer>()   // key
+                                   .template Arg<ffi::AnyBuffer>()   // value
+                                   .template Arg<ffi::AnyBuffer>()   // lse
+                                   .template Arg<ffi::AnyBuffer>()   // dout
+                                   .template Arg<ffi::AnyBuffer>())  // delta
+            .template Ret<ffi::AnyBuffer>()                          // dbias
+            .template Ret<ffi::AnyBuffer>());                        // workspace
   }
 };
 
 ffi::Error plan(BiasGradCall& c, BiasGradParams* p, DType* dtype) {
-  if (ffi::Error error = read_problem(kBiasGrad, c.query, c.key, c.value, c.options, c.attributes, dtype, p);
+  if (ffi::Error error =
+          read_problem(kBiasGrad, c.query, c.key, c.value, c.options, c.attributes, dtype, p);
       error.failure())
     return error;
   if (p->bias.type == BiasType::kNone || p->bias.type == BiasType::kMask)
@@ -137,7 +143,8 @@ ffi::Error plan(BiasGradCall& c, BiasGradParams* p, DType* dtype) {
   if (!has_shape(c.dout, c.query.element_type(), {p->packs, p->q_rows, p->heads, p->dim_v}) ||
       !has_shape(c.lse, ffi::F32, {p->packs, p->heads, p->q_rows}) ||
       !has_shape(c.delta, ffi::F32, {p->packs, p->heads, p->q_rows}))
-    return invalid_argument(kBiasGrad, "dout must be like the output, lse and delta float32 [B, Hq, S]");
+    return invalid_argument(kBiasGrad,
+                            "dout must be like the output, lse and delta float32 [B, Hq, S]");
   if (static_cast<int64_t>(c.workspace->size_bytes()) < segment_range_bytes(*p))
     return invalid_argument(kBiasGrad, "the workspace is too small");
   p->lse = c.lse.typed_data<float>();
@@ -160,13 +167,15 @@ ffi::Error execute(cudaStream_t stream, BiasGradCall c) {
   BiasGradParams params = {};
   DType dtype;
   if (ffi::Error error = plan(c, &params, &dtype); error.failure()) return error;
-  return to_ffi_error(launch_attention_bias_grad(dtype, params, c.workspace->untyped_data(), stream), kBiasGrad);
+  return to_ffi_error(
+      launch_attention_bias_grad(dtype, params, c.workspace->untyped_data(), stream), kBiasGrad);
 }
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    flash_attention_backward_initialize, [](auto... call) { return initialize(BackwardCall{call...}); },
+    flash_attention_backward_initialize,
+    [](auto... call) { return initialize(BackwardCall{call...}); },
     BackwardCall::bind(ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
@@ -176,7 +185,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     {ffi::Traits::kCmdBufferCompatible});
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    flash_attention_bias_grad_initialize, [](auto... call) { return initialize(BiasGradCall{call...}); },
+    flash_attention_bias_grad_initialize,
+    [](auto... call) { return initialize(BiasGradCall{call...}); },
     BiasGradCall::bind(ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -1,5 +1,6 @@
-// The backward kernel (FlashAttention-2, T. Dao, 2023, arXiv:2307.08691): a CTA takes a block of keys of one
-// key/value head, holds dK and dV in registers, and goes over the query rows of the group's heads that see them.
+// The backward kernel (FlashAttention-2, T. Dao, 2023, arXiv:2307.08691): a CTA takes a block of
+// keys of one key/value head, holds dK and dV in registers, and goes over the query rows of the
+// group's heads that see them.
 #pragma once
 
 #include "attention/backward/config.h"
@@ -16,7 +17,8 @@ struct BackwardTraits {
   using T = T_;
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
   static constexpr bool kInRegisters = kTile.in_registers;
-  static constexpr int kDim = kTile.dim, kDimV = kTile.dim_v, kKeys = kTile.keys, kRows = kTile.rows;
+  static constexpr int kDim = kTile.dim, kDimV = kTile.dim_v, kKeys = kTile.keys,
+                       kRows = kTile.rows;
   static constexpr int kWarps = kTile.warps, kThreads = 32 * kWarps, kCtas = kTile.ctas;
 
   using Key = Tile<T, kKeys, kDim>;
@@ -37,7 +39,8 @@ struct BackwardTraits {
   // dK and dV of a warp.
   static constexpr int kGradKeyWarps = kTile.grad_keys, kGradColumnWarps = kWarps / kGradKeyWarps;
   static constexpr int kGradKeys = kKeys / kGradKeyWarps;
-  static constexpr int kGradColumns = kDim / kGradColumnWarps, kGradColumnsV = kDimV / kGradColumnWarps;
+  static constexpr int kGradColumns = kDim / kGradColumnWarps,
+                       kGradColumnsV = kDimV / kGradColumnWarps;
   static_assert(kGradKeys % 16 == 0 && kGradColumns % 16 == 0 && kGradColumnsV % 16 == 0);
   using KeyGradient = Accumulator<kGradKeys / 16, kGradColumns / 8>;
   using ValueGradient = Accumulator<kGradKeys / 16, kGradColumnsV / 8>;
@@ -48,7 +51,8 @@ struct BackwardTraits {
   static constexpr int kQueryColumns = kDim / (kWarps / kQueryRowWarps);
   static_assert(kQueryRows % 16 == 0 && kQueryColumns % 16 == 0);
 
-  // Shared memory: K, V, weights, gradients of the scores, then per stage Q, dO and (lse, delta) of each row.
+  // Shared memory: K, V, weights, gradients of the scores, then per stage Q, dO and (lse, delta) of
+  // each row.
   static constexpr int kStageBytes = Query::kBytes + DOut::kBytes + kRows * 8;
   static constexpr int kScoresAt = Key::kBytes + Value::kBytes;
   static constexpr int kStagesAt = kScoresAt + (kInRegisters ? 1 : 2) * Scores::kBytes;
@@ -84,27 +88,29 @@ struct BackwardShared {
   }
 };
 
-// What a CTA knows of its block of keys, and the modifier of each query head in turn. In shared memory: registers
-// are for the products.
+// What a CTA knows of its block of keys, and the modifier of each query head in turn. In shared
+// memory: registers are for the products.
 template <class Traits>
 struct KeyBlock {
   Sequence sequence;
-  Walk<Traits::kKeys, Traits::kRows> walk;
   int kv_head;
+  Walk<Traits::kKeys, Traits::kRows> walk;
+  ScoreModifier modify;  // kFeatures only
 };
 
 template <class Traits>
-__device__ __forceinline__ void load_key_block(const BackwardParams& p, const KeyBlock<Traits>& block,
+__device__ __forceinline__ void load_key_block(const BackwardParams& p,
+                                               const KeyBlock<Traits>& block,
                                                const BackwardShared<Traits>& shared) {
   using T = typename Traits::T;
   const int64_t row = block.sequence.k_first * p.kv_heads + block.kv_head;
   const int first = block.walk.block * Traits::kKeys;
   const GlobalRows<T> keys = {static_cast<const T*>(p.key) + row * p.dim,
-                              static_cast<int64_t>(p.kv_heads) * p.dim, block.sequence.kv_len, p.dim,
-                              p.vector_q != 0};
+                              static_cast<int64_t>(p.kv_heads) * p.dim, block.sequence.kv_len,
+                              p.dim, p.vector_q != 0};
   const GlobalRows<T> values = {static_cast<const T*>(p.value) + row * p.dim_v,
-                                static_cast<int64_t>(p.kv_heads) * p.dim_v, block.sequence.kv_len, p.dim_v,
-                                p.vector_v != 0};
+                                static_cast<int64_t>(p.kv_heads) * p.dim_v, block.sequence.kv_len,
+                                p.dim_v, p.vector_v != 0};
   load_tile<Traits::kThreads>(shared.key(), keys, first, threadIdx.x);
   load_tile<Traits::kThreads>(shared.value(), values, first, threadIdx.x);
 }
@@ -118,9 +124,11 @@ __device__ __forceinline__ void load_rows(const BackwardParams& p, const KeyBloc
   const Sequence& s = block.sequence;
   const int64_t row = s.q_first * p.heads + head;
   const GlobalRows<T> queries = {static_cast<const T*>(p.query) + row * p.dim,
-                                 static_cast<int64_t>(p.heads) * p.dim, s.q_len, p.dim, p.vector_q != 0};
+                                 static_cast<int64_t>(p.heads) * p.dim, s.q_len, p.dim,
+                                 p.vector_q != 0};
   const GlobalRows<T> douts = {static_cast<const T*>(p.dout) + row * p.dim_v,
-                               static_cast<int64_t>(p.heads) * p.dim_v, s.q_len, p.dim_v, p.vector_v != 0};
+                               static_cast<int64_t>(p.heads) * p.dim_v, s.q_len, p.dim_v,
+                               p.vector_v != 0};
   load_tile<Traits::kThreads>(shared.query(stage), queries, first, threadIdx.x);
   load_tile<Traits::kThreads>(shared.dout(stage), douts, first, threadIdx.x);
   const int64_t pack_row = s.q_first - static_cast<int64_t>(s.pack) * p.q_rows;
@@ -133,18 +141,31 @@ __device__ __forceinline__ void load_rows(const BackwardParams& p, const KeyBloc
   }
 }
 
-// Scores of rows [row, row + kPassRows) of the block against the warp's keys, to weights and gradients.
+// Scores of rows [row, row + kPassRows) of the block from i0 against the warp's keys, to weights
+// and gradients.
 template <class Traits>
-__device__ __forceinline__ void compute_scores(
-    Accumulator<Traits::kKeyTiles, Traits::kRowTiles>& s,
-    Accumulator<Traits::kKeyTiles, Traits::kRowTiles>& d, const BackwardShared<Traits>& shared, int stage,
-    const ScoreContext& context, int key, int row, int i0, int j0, int lane) {
+__device__ __forceinline__ void compute_scores(ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& s,
+                                               ScoreBlock<Traits::kKeyTiles, Traits::kRowTiles>& d,
+                                               const BackwardParams& p,
+                                               const KeyBlock<Traits>& block,
+                                               const BackwardShared<Traits>& shared, int stage,
+                                               bool by_segment, int key, int row, int i0,
+                                               int lane) {
   using T = typename Traits::T;
   using M = Mma<T>;
+  constexpr int kKeyTiles = Traits::kKeyTiles, kRowTiles = Traits::kRowTiles;
   const auto keys = shared.key();
   const auto values = shared.value();
   const auto queries = shared.query(stage);
   const auto douts = shared.dout(stage);
+  const Visibility& visible = block.walk.visible;
+  const int i = i0 + row, j = block.walk.block * Traits::kKeys + key;
+  uint32_t bits = ~0u;
+  const bool masked =
+      by_segment || !visible.sees_all(i, i + Traits::kPassRows, j, j + Traits::kWarpKeys);
+  if (masked) bits = visible_bits<kKeyTiles, kRowTiles>(visible, i, j, lane);
+  if (by_segment)
+    bits &= same_segment_bits<kKeyTiles, kRowTiles>(visible, block.walk.segments, i, j, lane);
   clear(s);
   clear(d);
   multiply_add<T, Traits::kDim>(
@@ -153,20 +174,20 @@ __device__ __forceinline__ void compute_scores(
   multiply_add<T, Traits::kDimV>(
       d, [&](int m, int k) { return M::load_a(values, key + m, k, lane); },
       [&](int n, int k) { return M::load_b(douts, row + n, k, lane); });
-  const int i = i0 + row, j = j0 + key;
   const uint32_t stats = shared.stats(stage) + row * 8;
-  if (context.by_segment || !context.visible->sees_all(i, i + Traits::kPassRows, j, j + Traits::kWarpKeys))
-    score_gradients<Traits::kFeatures, true>(s, d, context, stats, i, j, lane);
+  if constexpr (Traits::kFeatures)
+    featured_score_gradients<kKeyTiles, kRowTiles>(s, d, p, block.modify, bits, stats, i, j, lane);
+  else if (masked)
+    score_gradients<true, kKeyTiles, kRowTiles>(s, d, p.scale * kLog2E, bits, stats, lane);
   else
-    score_gradients<Traits::kFeatures, false>(s, d, context, stats, i, j, lane);
+    score_gradients<false, kKeyTiles, kRowTiles>(s, d, p.scale * kLog2E, bits, stats, lane);
 }
 
 // The block's share of dQ, added to the sum in global memory.
 template <class Traits>
-__device__ __forceinline__ void compute_query_gradient(const BackwardParams& p, const Sequence& sequence,
-                                                       const BackwardShared<Traits>& shared, int head, int i0,
-                                                       int* turn_counter, int turn, bool begins, bool ends,
-                                                       int warp, int lane) {
+__device__ __forceinline__ void compute_query_gradient(
+    const BackwardParams& p, const Sequence& sequence, const BackwardShared<Traits>& shared,
+    int head, int i0, int* turn_counter, int turn, bool begins, bool ends, int warp, int lane) {
   using T = typename Traits::T;
   using M = Mma<T>;
   const int row = warp % Traits::kQueryRowWarps * Traits::kQueryRows;
@@ -191,8 +212,7 @@ __device__ __forceinline__ void compute_query_gradient(const BackwardParams& p, 
 
 // A block of keys, from loads to dK and dV.
 template <class Traits>
-__device__ __forceinline__ void process_key_block(const BackwardParams& p, const KeyBlock<Traits>& block,
-                                                  ScoreModifier* modify,
+__device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBlock<Traits>& block,
                                                   const BackwardShared<Traits>& shared) {
   using T = typename Traits::T;
   using M = Mma<T>;
@@ -228,28 +248,21 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, const
       copy_async_commit();
     };
     if (Traits::kFeatures && at.head != modified_head) {
-      if (threadIdx.x == 0) *modify = ScoreModifier(p, block.sequence, head);
+      if (threadIdx.x == 0) block.modify = ScoreModifier(p, block.sequence, head);
       modified_head = at.head;
     }
     copy_async_wait<0>();
     __syncthreads();  // the rows are there, and all warps have done with those before
     if (more && p.stages == 2) load_next(stage ^ 1);
 
-    ScoreContext context;
-    context.visible = &block.walk.visible;
-    context.segments = &block.walk.segments;
-    context.modify = modify;
-    context.scale = p.scale * kLog2E;
-    context.by_segment = block.walk.overlap(at.row) == Overlap::kSome;
-    context.dropout = p.dropout_seed != nullptr;
-    context.dropout_scale = p.dropout_scale;
-
+    const bool by_segment = block.walk.overlap(at.row) == Overlap::kSome;
     if (Traits::kScoreKeyWarps * Traits::kScoreRowWarps == Traits::kWarps ||
         score_row < Traits::kRows) {
 #pragma unroll 1
       for (int row = score_row; row < score_row + Traits::kWarpRows; row += Traits::kPassRows) {
         Accumulator<Traits::kKeyTiles, Traits::kRowTiles> s, d;
-        compute_scores<Traits>(s, d, shared, stage, context, score_key, row, at.row, j0, lane);
+        compute_scores<Traits>(s, d, p, block, shared, stage, by_segment, score_key, row, at.row,
+                               lane);
         store_tile<T>(shared.gradients(), score_key, row, d, lane);
         if constexpr (Traits::kInRegisters) {
           const auto queries = shared.query(stage);
@@ -292,8 +305,8 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, const
       if (!Traits::kInRegisters) __syncthreads();  // all warps have done with the rows
       load_next(0);
     }
-    compute_query_gradient<Traits>(p, block.sequence, shared, head, at.row, counter, turn, begins, ends,
-                                   warp, lane);
+    compute_query_gradient<Traits>(p, block.sequence, shared, head, at.row, counter, turn, begins,
+                                   ends, warp, lane);
     if (p.stages == 2) stage ^= 1;
     at = next;
   }
@@ -311,24 +324,25 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, const
   const Sequence& s = block.sequence;
   const int64_t row = s.k_first * p.kv_heads + block.kv_head;
   store_rows<Traits::kThreads>(shared.key(), static_cast<T*>(p.dk) + row * p.dim,
-                               static_cast<int64_t>(p.kv_heads) * p.dim, j0, s.k_rows, s.kv_len, p.dim,
-                               p.vector_q != 0);
+                               static_cast<int64_t>(p.kv_heads) * p.dim, j0, s.k_rows, s.kv_len,
+                               p.dim, p.vector_q != 0);
   store_rows<Traits::kThreads>(shared.value(), static_cast<T*>(p.dv) + row * p.dim_v,
-                               static_cast<int64_t>(p.kv_heads) * p.dim_v, j0, s.k_rows, s.kv_len, p.dim_v,
-                               p.vector_v != 0);
+                               static_cast<int64_t>(p.kv_heads) * p.dim_v, j0, s.k_rows, s.kv_len,
+                               p.dim_v, p.vector_v != 0);
 }
 
-// CTAs: the blocks of keys of a head one after the other, the first, which most rows see under a causal mask, first.
-// Where dQ is added in order, heads come before blocks, so that few CTAs of a head run at once, and a CTA's number is
-// drawn when it begins: whom it waits for has begun before it.
+// CTAs: the blocks of keys of a head one after the other, the first, which most rows see under a
+// causal mask, first. Where dQ is added in order, heads come before blocks, so that few CTAs of a
+// head run at once, and a CTA's number is drawn when it begins: whom it waits for has begun before
+// it.
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     attention_backward_kernel(const __grid_constant__ BackwardParams p) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   __shared__ KeyBlock<Traits> block;
-  __shared__ ScoreModifier modify;
   __shared__ unsigned ticket;
-  const BackwardShared<Traits> shared{static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory))};
+  const BackwardShared<Traits> shared{
+      static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory))};
 
   unsigned index = blockIdx.x;
   if (p.deterministic) {
@@ -339,19 +353,20 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   const unsigned rows = gridDim.x / p.key_slots;  // (sequence, key/value head)
   const int slot = p.deterministic ? index / rows : index % p.key_slots;
   const unsigned row = p.deterministic ? index % rows : index / p.key_slots;
-  const Sequence sequence = find_sequence(p, row / p.kv_heads);
+  if (threadIdx.x == 0) {
+    block.sequence = find_sequence(p, row / p.kv_heads);
+    block.kv_head = row % p.kv_heads;
+  }
+  __syncthreads();
   // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
-  const int blocks = (sequence.k_rows + Traits::kKeys - 1) / Traits::kKeys;
+  const int blocks = (block.sequence.k_rows + Traits::kKeys - 1) / Traits::kKeys;
   const int share = (blocks + p.key_slots - 1) / p.key_slots;
-  for (int i = slot * share; i < min((slot + 1) * share, blocks); ++i) {
+  const int end = min((slot + 1) * share, blocks);
+  for (int i = slot * share; i < end; ++i) {
     __syncthreads();  // the block before may still be read
-    if (threadIdx.x == 0) {
-      block.sequence = sequence;
-      block.walk = Walk<Traits::kKeys, Traits::kRows>(p, sequence, i);
-      block.kv_head = row % p.kv_heads;
-    }
+    if (threadIdx.x == 0) block.walk = Walk<Traits::kKeys, Traits::kRows>(p, block.sequence, i);
     __syncthreads();
-    process_key_block<Traits>(p, block, &modify, shared);
+    process_key_block<Traits>(p, block, shared);
   }
 }
 

@@ -17,7 +17,8 @@ struct BackwardKernel {
   BackwardTile tile;
   bool features;
   cudaError_t (*prepare)(int shared_bytes);
-  cudaError_t (*launch)(const BackwardParams& params, int64_t ctas, int shared_bytes, cudaStream_t stream);
+  cudaError_t (*launch)(const BackwardParams& params, int64_t ctas, int shared_bytes,
+                        cudaStream_t stream);
 };
 
 // Defined by ffi/attention/backward/inst/, one file an instantiation.
@@ -34,15 +35,16 @@ struct BackwardPlan {
 };
 
 // Chooses the kernel for the current device and makes it ready. Called in the initialize stage.
-cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, BackwardPlan* plan);
+cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem,
+                                    BackwardPlan* plan);
 
 // What launch_attention_backward takes of the workspace.
 int64_t backward_workspace_bytes(const AttentionProblem& problem);
 
-// Enqueues the kernels: the same launches for every call with the same shapes. Fills in the workspace's part of the
-// parameters itself.
-cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams params, void* workspace,
-                                      cudaStream_t stream);
+// Enqueues the kernels: the same launches for every call with the same shapes. Fills in the
+// workspace's part of the parameters itself.
+cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams params,
+                                      void* workspace, cudaStream_t stream);
 
 // The gradient of a float bias. The workspace holds segment ranges.
 cudaError_t plan_attention_bias_grad(DType dtype);

@@ -17,11 +17,11 @@ struct BackwardParams : AttentionProblem {
   int deterministic;  // dq gets its terms in the order of the keys
 
   // In the workspace.
-  float* lse2;      // [packs, Hq, q_rows]: lse in base 2, inf instead of -inf
-  float* dq_sum;    // [packs * q_rows, Hq, dq_width], columns in the order said below
-  int dq_width;     // dim rounded up to 32
-  int* turns;       // [packs, Hq, turn_count]: how many blocks of keys have added to a unit of rows
-  int* tickets;     // how many CTAs have begun
+  float* lse2;    // [packs, Hq, q_rows]: lse in base 2, inf instead of -inf
+  float* dq_sum;  // [packs * q_rows, Hq, dq_width], columns in the order said below
+  int dq_width;   // dim rounded up to 32
+  int* turns;     // [packs, Hq, turn_count]: how many blocks of keys have added to a unit of rows
+  int* tickets;   // how many CTAs have begun
   int turn_count;
 
   // The launch.
@@ -39,12 +39,13 @@ struct BiasGradParams : AttentionProblem {
 
 inline constexpr int kTurnUnit = 64;  // rows of a turn, unless a block of rows has more
 
-// Turns of a (pack, head): those of a sequence start at turn q_begin / kTurnUnit + its number in the pack.
+// Turns of a (pack, head): those of a sequence start at turn q_begin / kTurnUnit + its number in
+// the pack.
 inline int turns_of_pack(const AttentionProblem& p) {
   return (p.q_rows + kTurnUnit - 1) / kTurnUnit + p.sequences;
 }
 
-// The columns of dq_sum: each 16 are ordered so that the four values that lane t holds lie together.
-// Position 4t + e holds column 2t + e (e < 2) or 8 + 2t + e - 2.
+// The columns of dq_sum: each 16 are ordered so that the four values that lane t holds lie
+// together. Position 4t + e holds column 2t + e (e < 2) or 8 + 2t + e - 2.
 
 }  // namespace jax_baracuda

@@ -19,13 +19,15 @@ __device__ __forceinline__ void clear(Accumulator<kM, kN>& c) {
       for (int e = 0; e < 4; ++e) c[m][n][e] = 0.0f;
 }
 
-// c += A B over a depth of kDepth. load_a(row, k) and load_b(column, k) give operands at offsets of the block.
+// c += A B over a depth of kDepth. load_a(row, k) and load_b(column, k) give operands at offsets of
+// the block.
 template <class T, int kDepth, int kM, int kN, class LoadA, class LoadB>
 __device__ __forceinline__ void multiply_add(Accumulator<kM, kN>& c, const LoadA& load_a,
                                              const LoadB& load_b) {
   static_assert(kN % 2 == 0, "columns come in pairs of blocks");
   using M = Mma<T>;
-  constexpr int kUnroll = sizeof(T) == 4 ? 2 : kDepth / M::kK;  // three times the products, unrolled less
+  constexpr int kUnroll =
+      sizeof(T) == 4 ? 2 : kDepth / M::kK;  // three times the products, unrolled less
 #pragma unroll kUnroll
   for (int k = 0; k < kDepth; k += M::kK) {
     typename M::A a[kM];

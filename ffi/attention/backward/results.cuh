@@ -1,4 +1,5 @@
-// Gradients on their way out: dQ to the sum in global memory, dK and dV from shared memory to their rows.
+// Gradients on their way out: dQ to the sum in global memory, dK and dV from shared memory to their
+// rows.
 #pragma once
 
 #include "attention/backward/params.h"
@@ -8,10 +9,11 @@
 namespace jax_baracuda {
 
 // Four neighbouring, aligned floats.
-__device__ __forceinline__ void add_global_float4(float* address, float x, float y, float z, float w) {
+__device__ __forceinline__ void add_global_float4(float* address, float x, float y, float z,
+                                                  float w) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "f"(x), "f"(y), "f"(z),
-               "f"(w)
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "f"(x), "f"(y),
+               "f"(z), "f"(w)
                : "memory");
 #else
   atomicAdd(address, x);
@@ -23,15 +25,17 @@ __device__ __forceinline__ void add_global_float4(float* address, float x, float
 
 // Adds rows from `row` of the sequence, columns from `column`, to dq_sum.
 template <int kM, int kN>
-__device__ __forceinline__ void add_to_query_sum(const BackwardParams& p, const Sequence& s, int head, int row,
-                                                 int column, const Accumulator<kM, kN>& dq, int lane) {
+__device__ __forceinline__ void add_to_query_sum(const BackwardParams& p, const Sequence& s,
+                                                 int head, int row, int column,
+                                                 const Accumulator<kM, kN>& dq, int lane) {
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = row + 16 * m + 8 * half + lane / 4;
       if (i >= s.q_len) continue;
-      float* to = p.dq_sum + ((s.q_first + i) * p.heads + head) * p.dq_width + column + 4 * (lane % 4);
+      float* to =
+          p.dq_sum + ((s.q_first + i) * p.heads + head) * p.dq_width + column + 4 * (lane % 4);
 #pragma unroll
       for (int n = 0; n < kN; n += 2)
         if (column + 8 * n < p.dq_width)
@@ -42,8 +46,9 @@ __device__ __forceinline__ void add_to_query_sum(const BackwardParams& p, const 
 
 // Writes a tile to rows [first, ...) of `to`, up to `rows`; zeros from row `counted` on.
 template <int kThreads, class T, int kRows, int kCols>
-__device__ __forceinline__ void store_rows(const Tile<T, kRows, kCols>& tile, T* to, int64_t stride, int first,
-                                           int rows, int counted, int cols, bool vector) {
+__device__ __forceinline__ void store_rows(const Tile<T, kRows, kCols>& tile, T* to, int64_t stride,
+                                           int first, int rows, int counted, int cols,
+                                           bool vector) {
   using TileT = Tile<T, kRows, kCols>;
   for (int index = threadIdx.x; index < kRows * TileT::kPieces; index += kThreads) {
     const int row = index / TileT::kPieces, piece = index % TileT::kPieces;

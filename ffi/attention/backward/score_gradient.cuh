@@ -1,4 +1,5 @@
-// From products to weights and gradients, where they lie: a block of scores with keys along the rows.
+// From products to weights and gradients, where they lie: a block of scores with keys along the
+// rows.
 #pragma once
 
 #include "attention/score.cuh"
@@ -7,98 +8,197 @@
 
 namespace jax_baracuda {
 
-// What a block of scores needs to know, all of it the same for the CTA.
-struct ScoreContext {
-  const Visibility* visible;
-  const Segments* segments;
-  const ScoreModifier* modify;  // kFeatures only
-  float scale;                  // times log2(e)
-  bool by_segment;              // ids differ within the block
-  bool dropout;
-  float dropout_scale;
-};
+// A block of scores: kKeyTiles times 16 keys by kRowTiles times 8 rows. Of a lane's entry
+// [k][r][e]: its key and its row, from the first ones, and its bit in a word of flags. Flags fit in
+// a register, so that they can be found before the products need all the others.
+template <int kKeyTiles, int kRowTiles>
+using ScoreBlock = float[kKeyTiles][kRowTiles][4];
 
-// Rows that see the keys of a lane, kKeyTiles times two of them.
-template <int kKeyTiles>
-struct KeyView {
-  int begin[kKeyTiles][2];
-  unsigned count[kKeyTiles][2];
-  int segment[kKeyTiles][2];
+__device__ __forceinline__ int score_key(int k, int e, int lane) {
+  return 16 * k + 8 * (e >> 1) + lane / 4;
+}
+__device__ __forceinline__ int score_row(int r, int e, int lane) {
+  return 8 * r + 2 * (lane % 4) + (e & 1);
+}
+template <int kRowTiles>
+__device__ constexpr int score_bit(int k, int r, int e) {
+  return (k * kRowTiles + r) * 4 + e;
+}
+template <int kRowTiles>
+__device__ __forceinline__ bool is_set(uint32_t bits, int k, int r, int e) {
+  return (bits >> score_bit<kRowTiles>(k, r, e) & 1) != 0;
+}
 
-  __device__ __forceinline__ void look(const ScoreContext& c, int j0, int lane) {
+// Calls f(k, r, e) for every entry of a block.
+template <int kKeyTiles, int kRowTiles, class F>
+__device__ __forceinline__ void for_scores(F f) {
+  static_assert(kKeyTiles * kRowTiles * 4 <= 32, "flags of a block fit in a word");
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
     for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int j = j0 + 16 * k + 8 * half + lane / 4;
-        const Visibility::Rows rows = c.visible->rows_of_keys(j, j + 1);
-        begin[k][half] = rows.begin;
-        count[k][half] = static_cast<unsigned>(rows.end - rows.begin);
-        segment[k][half] = c.by_segment && j < c.visible->kv_len ? c.segments->k[j] : 0;
+      for (int e = 0; e < 4; ++e) f(k, r, e);
+}
+
+// Flags of the scores that positions let through, from row i0 and key j0.
+template <int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ uint32_t visible_bits(const Visibility& visible, int i0, int j0,
+                                                 int lane) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int k = 0; k < kKeyTiles; ++k)
+#pragma unroll
+    for (int half = 0; half < 4; half += 2) {
+      const int j = j0 + score_key(k, half, lane);
+      const Visibility::Rows rows = visible.rows_of_keys(j, j + 1);
+      const auto count = static_cast<unsigned>(rows.end - rows.begin);
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+        for (int e = half; e < half + 2; ++e)
+          if (static_cast<unsigned>(i0 + score_row(r, e, lane) - rows.begin) < count)
+            bits |= 1u << score_bit<kRowTiles>(k, r, e);
+    }
+  return bits;
+}
+
+// Flags of the scores whose row and key have the same segment id.
+template <int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ uint32_t same_segment_bits(const Visibility& visible,
+                                                      const Segments& segments, int i0, int j0,
+                                                      int lane) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+    for (int column = 0; column < 2; ++column) {
+      const int id = segments.q[min(i0 + score_row(r, column, lane), visible.q_len - 1)];
+#pragma unroll
+      for (int k = 0; k < kKeyTiles; ++k)
+#pragma unroll
+        for (int e = column; e < 4; e += 2)
+          if (segments.k[min(j0 + score_key(k, e, lane), visible.kv_len - 1)] == id)
+            bits |= 1u << score_bit<kRowTiles>(k, r, e);
+    }
+  return bits;
+}
+
+// Flags of the scores that dropout keeps.
+template <int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i0, int j0,
+                                              int lane) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; r += 2)
+#pragma unroll
+    for (int k = 0; k < kKeyTiles; ++k)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const uint4 words =
+            modify.dropout_words(i0 + score_row(r, e, lane), j0 + score_key(k, e, lane));
+        if (words.x >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e);
+        if (words.y >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e + 2);
+        if (words.z >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r + 1, e);
+        if (words.w >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r + 1, e + 2);
       }
+  return bits;
+}
+
+// LSE in base 2 and delta of the rows of column block r; `stats` is the shared address of those of
+// the first row.
+struct RowStats {
+  float lse[2], delta[2];
+  __device__ __forceinline__ RowStats(uint32_t stats, int r, int lane) {
+    const uint4 v = load_shared_16(stats + score_row(r, 0, lane) * 8);
+    lse[0] = __uint_as_float(v.x), delta[0] = __uint_as_float(v.y);
+    lse[1] = __uint_as_float(v.z), delta[1] = __uint_as_float(v.w);
   }
 };
 
-// s = k.q and d = dout.v become p * keep / (1 - rate), which weighs dout in dV, and the gradient of scale * k.q.
-// `stats`: shared address of (lse, delta) of row i0. The block is kKeyTiles x 16 keys from j0, kRowTiles x 8 rows.
-template <bool kFeatures, bool kMasked, int kKeyTiles, int kRowTiles>
-__device__ __forceinline__ void score_gradients(float (&s)[kKeyTiles][kRowTiles][4],
-                                                float (&d)[kKeyTiles][kRowTiles][4],
-                                                const ScoreContext& c, uint32_t stats, int i0, int j0,
-                                                int lane) {
-  KeyView<kKeyTiles> view;
-  if constexpr (kMasked) view.look(c, j0, lane);
+// s = k.q and d = dout.v become p, which weighs dout in dV, and the gradient of scale * k.q.
+template <bool kMasked, int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ void score_gradients(ScoreBlock<kKeyTiles, kRowTiles>& s,
+                                                ScoreBlock<kKeyTiles, kRowTiles>& d, float scale,
+                                                uint32_t visible, uint32_t stats, int lane) {
 #pragma unroll
-  for (int r = 0; r < kRowTiles; r += 2) {
-    uint4 row_stats[2];  // lse, delta of two neighbouring rows
-    int segment[2][2];
+  for (int r = 0; r < kRowTiles; ++r) {
+    const RowStats row(stats, r, lane);
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const int row = 8 * (r + b) + 2 * (lane % 4);
-      row_stats[b] = load_shared_16(stats + row * 8);
-      if (kMasked && c.by_segment)
+    for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
-        for (int e = 0; e < 2; ++e)
-          segment[b][e] = i0 + row + e < c.visible->q_len ? c.segments->q[i0 + row + e] : 0;
-    }
+      for (int e = 0; e < 4; ++e) {
+        float p = exp2_approx(fmaf(s[k][r][e], scale, -row.lse[e & 1]));
+        if (kMasked && !is_set<kRowTiles>(visible, k, r, e)) p = 0.0f;
+        s[k][r][e] = p;
+        d[k][r][e] = p * (d[k][r][e] - row.delta[e & 1]);
+      }
+  }
+}
+
+// The same through soft cap, ALiBi, bias and dropout, one pass over the block for each option of
+// the call. s becomes p * keep / (1 - rate).
+template <int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, kRowTiles>& s,
+                                                         ScoreBlock<kKeyTiles, kRowTiles>& d,
+                                                         const AttentionProblem& problem,
+                                                         const ScoreModifier& modify,
+                                                         uint32_t visible, uint32_t stats, int i0,
+                                                         int j0, int lane) {
+  const auto for_all = [](auto f) { for_scores<kKeyTiles, kRowTiles>(f); };
+  const float scale = problem.soft_cap > 0.0f ? problem.scale : problem.scale * kLog2E;
+  for_all([&](int k, int r, int e) { s[k][r][e] *= scale; });
+  uint32_t kept = ~0u;
+  if (problem.dropout_seed) {
+    kept = kept_bits<kKeyTiles, kRowTiles>(modify, i0, j0, lane);
+    const float up = problem.dropout_scale;
+    for_all([&](int k, int r, int e) {
+      d[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? d[k][r][e] * up : 0.0f;
+    });
+  }
 #pragma unroll
-    for (int k = 0; k < kKeyTiles; ++k) {
-      const int i_first = i0 + 8 * r + 2 * (lane % 4), j_first = j0 + 16 * k + lane / 4;
-      uint32_t words[2][4];  // of rows i, i + 1: rows + {0, 8} by keys + {0, 8}
-      if (kFeatures && c.dropout)
+  for (int r = 0; r < kRowTiles; ++r) {
+    const RowStats row(stats, r, lane);
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const uint4 w = c.modify->dropout_words(i_first + e, j_first);
-          words[e][0] = w.x, words[e][1] = w.y, words[e][2] = w.z, words[e][3] = w.w;
-        }
+    for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
+      for (int e = 0; e < 4; ++e) d[k][r][e] -= row.delta[e & 1];
+  }
+  if (problem.soft_cap > 0.0f) {
+    const float cap = problem.soft_cap, inverse = 1.0f / cap;
+    for_all([&](int k, int r, int e) {
+      const float t = ScoreModifier::tanh_of(s[k][r][e] * inverse);
+      s[k][r][e] = cap * kLog2E * t;
+      d[k][r][e] *= 1.0f - t * t;
+    });
+  }
+  if (problem.alibi_slopes) {
+    const float slope = modify.slope;
+    const int from_diagonal = i0 + modify.offset - j0;
+    for_all([&](int k, int r, int e) {
+      const int distance = from_diagonal + score_row(r, e, lane) - score_key(k, e, lane);
+      s[k][r][e] -= slope * fabsf(static_cast<float>(distance));
+    });
+  }
+  if (problem.bias.type != BiasType::kNone)
+    modify.with_bias([&](auto bias_at) {
+      for_all([&](int k, int r, int e) {
+        if (is_set<kRowTiles>(visible, k, r, e))  // the others may lie outside
+          s[k][r][e] += bias_at(i0 + score_row(r, e, lane), j0 + score_key(k, e, lane));
+      });
+    });
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int column = e & 1, half = e >> 1;
-          const int i = i_first + 8 * b + column, j = j_first + 8 * half;
-          const float lse = __uint_as_float(column ? row_stats[b].z : row_stats[b].x);
-          const float delta = __uint_as_float(column ? row_stats[b].w : row_stats[b].y);
-          float& weight = s[k][r + b][e];
-          float& gradient = d[k][r + b][e];
-          bool seen = true;
-          if constexpr (kMasked) {
-            seen = static_cast<unsigned>(i - view.begin[k][half]) < view.count[k][half];
-            if (c.by_segment) seen = seen && segment[b][column] == view.segment[k][half];
-          }
-          if constexpr (kFeatures) {
-            float probability = 0.0f, slope = 0.0f;  // what is hidden may lie outside the bias
-            if (seen) probability = exp2_approx((*c.modify)(weight, i, j, &slope) - lse);
-            float keep = c.dropout_scale;
-            if (c.dropout && words[column][2 * b + half] < c.modify->threshold) keep = 0.0f;
-            weight = probability * keep;
-            gradient = probability * (keep * gradient - delta) * slope;
-          } else {
-            weight = seen ? exp2_approx(fmaf(weight, c.scale, -lse)) : 0.0f;
-            gradient = weight * (gradient - delta);
-          }
-        }
-    }
+  for (int r = 0; r < kRowTiles; ++r) {
+    const RowStats row(stats, r, lane);
+#pragma unroll
+    for (int k = 0; k < kKeyTiles; ++k)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float p = exp2_approx(s[k][r][e] - row.lse[e & 1]);
+        if (!is_set<kRowTiles>(visible, k, r, e)) p = 0.0f;
+        s[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? p * problem.dropout_scale : 0.0f;
+        d[k][r][e] *= p;
+      }
   }
 }
 

@@ -6,8 +6,9 @@
 
 namespace jax_baracuda {
 
-// The (query head of the group, block of rows) pairs that a block of keys goes over. Rows are counted in units of
-// 64 or more, which have a turn in common; a block of rows is a unit or a part of one.
+// The (query head of the group, block of rows) pairs that a block of keys goes over. Rows are
+// counted in units of 64 or more, which have a turn in common; a block of rows is a unit or a part
+// of one.
 template <int kKeys, int kRows>
 struct Walk {
   static constexpr int kUnit = kRows > kTurnUnit ? kRows : kTurnUnit;
@@ -24,7 +25,12 @@ struct Walk {
 
   Walk() = default;
   __device__ __forceinline__ Walk(const AttentionProblem& p, const Sequence& s, int block)
-      : visible(p, s), segments(p, s), block(block), q_rows(s.q_rows), k_rows(s.k_rows), group(p.group) {
+      : visible(p, s),
+        segments(p, s),
+        block(block),
+        q_rows(s.q_rows),
+        k_rows(s.k_rows),
+        group(p.group) {
     const Visibility::Rows rows = units(block);
     begin = rows.begin;
     end = rows.end;
@@ -59,7 +65,9 @@ struct Walk {
   }
   __device__ __forceinline__ bool at_end(Place at) const { return at.head >= group; }
   static __device__ __forceinline__ bool begins_unit(Place at) { return at.row % kUnit == 0; }
-  static __device__ __forceinline__ bool ends_unit(Place at) { return (at.row + kRows) % kUnit == 0; }
+  static __device__ __forceinline__ bool ends_unit(Place at) {
+    return (at.row + kRows) % kUnit == 0;
+  }
 
   // How many blocks of keys before this one meet the unit. All lanes of a warp call it.
   __device__ __forceinline__ int turn(int unit, int lane) const {
@@ -78,10 +86,12 @@ struct Walk {
 };
 
 // Where the turn of a unit is counted.
-__device__ __forceinline__ int* turn_counter(const BackwardParams& p, const Sequence& s, int head, int unit) {
+__device__ __forceinline__ int* turn_counter(const BackwardParams& p, const Sequence& s, int head,
+                                             int unit) {
   const int64_t row = s.q_first - static_cast<int64_t>(s.pack) * p.q_rows;
   const int64_t first = row / kTurnUnit + s.index % p.sequences;
-  return p.turns + (static_cast<int64_t>(s.pack) * p.heads + head) * p.turn_count + first + unit / kTurnUnit;
+  return p.turns + (static_cast<int64_t>(s.pack) * p.heads + head) * p.turn_count + first +
+         unit / kTurnUnit;
 }
 
 // One thread waits; a barrier must follow.

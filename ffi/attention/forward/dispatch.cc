@@ -25,12 +25,13 @@ cudaError_t prepare(int device, const ForwardKernel& kernel) {
 }  // namespace
 
 cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, const ForwardKernel** kernel) {
-  int device = 0, max_shared = 0;
+  int device = 0, sm_shared = 0, cta_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (cudaError_t error = max_shared_per_block(device, &max_shared); error != cudaSuccess) return error;
+  if (cudaError_t error = shared_per_multiprocessor(device, &sm_shared); error != cudaSuccess) return error;
+  if (cudaError_t error = max_shared_per_block(device, &cta_shared); error != cudaSuccess) return error;
   const int element = dtype == DType::kF32 ? 4 : 2;
   const bool features = element == 4 || has_features(problem);
-  const ForwardTile* tile = choose_forward_tile(element, features, problem.dim, problem.dim_v, max_shared);
+  const ForwardTile* tile = choose_forward_tile(element, features, problem.dim, problem.dim_v, sm_shared, cta_shared);
   if (!tile) return cudaErrorInvalidConfiguration;
   for (const ForwardKernel& candidate : forward_kernels()) {
     if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;

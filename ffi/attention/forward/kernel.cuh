@@ -10,10 +10,11 @@
 
 namespace jax_baracuda {
 
-template <class T_, int kDim_, int kDimV_, int kM_, int kN_, int kWarps_, bool kFeatures_>
+template <class T_, int kDim_, int kDimV_, int kM_, int kN_, int kWarps_, int kCtas_, bool kFeatures_>
 struct ForwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kM = kM_, kN = kN_, kWarps = kWarps_;
+  static constexpr int kCtas = kCtas_;  // on an SM, as far as registers go
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kM / kWarps / 16;
@@ -22,7 +23,8 @@ struct ForwardTraits {
   using Value = Tile<T, kN, kDimV>;
   using Out = Tile<T, kM, kDimV>;
   static constexpr int kQueryBytes = Query::kBytes > Out::kBytes ? Query::kBytes : Out::kBytes;
-  static constexpr int kSharedBytes = kQueryBytes + Key::kBytes + Value::kBytes;
+  static constexpr int kStageBytes = Key::kBytes + Value::kBytes;  // a block of keys and of values
+  static constexpr int kSharedBytes = kQueryBytes + 2 * kStageBytes;
 };
 
 // s = Q K^T for the rows of this warp.
@@ -71,97 +73,15 @@ __device__ __forceinline__ void multiply_weights_value(
   }
 }
 
-// What a CTA knows of its rows. In shared memory: registers are for the products.
+// The output and the LSE of this warp's rows, from registers.
 template <class Traits>
-struct RowBlock {
-  Visibility visible;
-  SegmentBlocks segments;
-  ScoreModifier modify;
-};
-
-template <class Traits>
-__device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequence& sequence, int head,
-                                            int i0, uint32_t shared) {
+__device__ __forceinline__ void store_output(const ForwardParams& p, const Sequence& sequence,
+                                             OnlineSoftmax<Traits::kRowTiles>& softmax,
+                                             const float (&out)[Traits::kRowTiles][Traits::kDimV / 8][4],
+                                             float scale, int head, int i0, uint32_t shared) {
   using T = typename Traits::T;
-  constexpr int kRowTiles = Traits::kRowTiles, kN = Traits::kN, kThreads = Traits::kThreads;
-  const int thread = threadIdx.x, lane = thread % 32, warp_row = thread / 32 * 16 * kRowTiles;
-  const int kv_head = head / p.group;
-
-  __shared__ RowBlock<Traits> rows_of_cta;
-  const Visibility& visible = rows_of_cta.visible;
-  const SegmentBlocks& segments = rows_of_cta.segments;
-  const ScoreModifier& modify = rows_of_cta.modify;
-  // Every thread works its blocks out, so that the first loads need not wait for a barrier.
-  const Visibility mask(p, sequence);
-  const KeyBlocks<kN> blocks(mask, i0, i0 + Traits::kM);
-  if (thread == 0) {
-    rows_of_cta.visible = mask;
-    rows_of_cta.segments = SegmentBlocks(Segments(p, sequence), mask, i0, i0 + Traits::kM);
-    if constexpr (Traits::kFeatures) rows_of_cta.modify = ScoreModifier(p, sequence, head);
-  }
-  int block = blocks.before(blocks.last);
-  if (p.query_segments) {
-    __syncthreads();
-    block = segments.before(blocks, blocks.last);
-  }
-
-  const int64_t q_stride = static_cast<int64_t>(p.heads) * p.dim;
-  const int64_t k_stride = static_cast<int64_t>(p.kv_heads) * p.dim;
-  const int64_t v_stride = static_cast<int64_t>(p.kv_heads) * p.dim_v;
-  const GlobalRows<T> q_rows = {
-      static_cast<const T*>(p.query) + sequence.q_first * q_stride + static_cast<int64_t>(head) * p.dim,
-      q_stride, sequence.q_len, p.dim, !Traits::kFeatures || p.vector_q};
-  const GlobalRows<T> k_rows = {
-      static_cast<const T*>(p.key) + sequence.k_first * k_stride + static_cast<int64_t>(kv_head) * p.dim,
-      k_stride, sequence.kv_len, p.dim, !Traits::kFeatures || p.vector_q};
-  const GlobalRows<T> v_rows = {
-      static_cast<const T*>(p.value) + sequence.k_first * v_stride + static_cast<int64_t>(kv_head) * p.dim_v,
-      v_stride, sequence.kv_len, p.dim_v, !Traits::kFeatures || p.vector_v};
-  const typename Traits::Query query(shared);
-  const typename Traits::Key key(shared + Traits::kQueryBytes);
-  const typename Traits::Value value(key.base + Traits::Key::kBytes);
-
-  // Modified scores are logits in base 2 already.
-  const float scale = Traits::kFeatures ? 1.0f : p.scale * kLog2E;
-  OnlineSoftmax<kRowTiles> softmax;
-  float out[kRowTiles][Traits::kDimV / 8][4] = {};
-
-  if (block >= 0) {
-    load_tile<kThreads>(query, q_rows, i0, thread);
-    load_tile<kThreads>(key, k_rows, block * kN, thread);
-    copy_async_commit();
-  }
-  while (block >= 0) {
-    const int j0 = block * kN;
-    copy_async_wait<0>();
-    __syncthreads();  // the keys are there, and all warps have done with the values before
-    load_tile<kThreads>(value, v_rows, j0, thread);
-    copy_async_commit();
-
-    Scores<kRowTiles, kN> s;
-    multiply_query_key<Traits>(s, query, key, warp_row, lane);
-
-    const int next = p.query_segments ? segments.before(blocks, block) : blocks.before(block);
-    copy_async_wait<0>();
-    __syncthreads();  // the values are there, and all warps have done with the keys
-    if (next >= 0) {
-      load_tile<kThreads>(key, k_rows, next * kN, thread);
-      copy_async_commit();
-    }
-
-    const int i = i0 + warp_row;
-    if (!blocks.whole(block)) hide_by_position<kRowTiles, kN>(s, visible, i, j0, lane);
-    if (p.query_segments && segments.overlap<kN>(block) == Overlap::kSome)
-      hide_by_segment<kRowTiles, kN>(s, segments.segments, visible.q_len, visible.kv_len, i, j0, lane);
-    if constexpr (Traits::kFeatures) modify_scores<kRowTiles, kN>(s, p, modify, i, j0, lane);
-    softmax.template update<kN>(s, out, scale);
-    if constexpr (Traits::kFeatures)
-      if (p.dropout_seed) drop_weights<kRowTiles, kN>(s, modify, i, j0, lane);
-    multiply_weights_value<Traits>(out, s, value, lane);
-    block = next;
-  }
-
-  __syncthreads();  // the tile of the output lies where query (and key) were
+  constexpr int kRowTiles = Traits::kRowTiles;
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * kRowTiles;
   const typename Traits::Out out_tile(shared);
   const float* sink = p.sinks ? p.sinks + sequence.index * p.sinks_stride + head : nullptr;
   const int rows = sequence.q_rows - i0;
@@ -193,10 +113,110 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
                 !Traits::kFeatures || p.vector_v, lane);
 }
 
+// What a CTA knows of its rows. In shared memory: registers are for the products.
+template <class Traits>
+struct RowBlock {
+  Sequence sequence;
+  Visibility visible;
+  SegmentBlocks segments;
+  GlobalRows<typename Traits::T> keys, values;
+  ScoreModifier modify;
+};
+
+template <class Traits>
+__device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequence& sequence, int head,
+                                            int i0, uint32_t shared) {
+  using T = typename Traits::T;
+  constexpr int kRowTiles = Traits::kRowTiles, kN = Traits::kN, kThreads = Traits::kThreads;
+  const int thread = threadIdx.x, lane = thread % 32, warp_row = thread / 32 * 16 * kRowTiles;
+  const int kv_head = head / p.group;
+
+  __shared__ RowBlock<Traits> rows_of_cta;
+  const Visibility& visible = rows_of_cta.visible;
+  const SegmentBlocks& segments = rows_of_cta.segments;
+  const ScoreModifier& modify = rows_of_cta.modify;
+  const int64_t q_stride = static_cast<int64_t>(p.heads) * p.dim;
+  const int64_t k_stride = static_cast<int64_t>(p.kv_heads) * p.dim;
+  const int64_t v_stride = static_cast<int64_t>(p.kv_heads) * p.dim_v;
+  const GlobalRows<T> q_rows = {
+      static_cast<const T*>(p.query) + sequence.q_first * q_stride + static_cast<int64_t>(head) * p.dim,
+      q_stride, sequence.q_len, p.dim, !Traits::kFeatures || p.vector_q};
+  const GlobalRows<T> k_rows = {
+      static_cast<const T*>(p.key) + sequence.k_first * k_stride + static_cast<int64_t>(kv_head) * p.dim,
+      k_stride, sequence.kv_len, p.dim, !Traits::kFeatures || p.vector_q};
+  const GlobalRows<T> v_rows = {
+      static_cast<const T*>(p.value) + sequence.k_first * v_stride + static_cast<int64_t>(kv_head) * p.dim_v,
+      v_stride, sequence.kv_len, p.dim_v, !Traits::kFeatures || p.vector_v};
+  // Every thread works its blocks out, so that the first loads need not wait for a barrier.
+  const Visibility mask(p, sequence);
+  const KeyBlocks<kN> blocks(mask, i0, i0 + Traits::kM);
+  if (thread == 0) {
+    rows_of_cta.sequence = sequence;
+    rows_of_cta.visible = mask;
+    rows_of_cta.segments = SegmentBlocks(Segments(p, sequence), mask, i0, i0 + Traits::kM);
+    rows_of_cta.keys = k_rows;
+    rows_of_cta.values = v_rows;
+    if constexpr (Traits::kFeatures) rows_of_cta.modify = ScoreModifier(p, sequence, head);
+  }
+  int block = blocks.before(blocks.last);
+  if (p.query_segments) {
+    __syncthreads();
+    block = segments.before(blocks, blocks.last);
+  }
+
+  const typename Traits::Query query(shared);
+  uint32_t stage = shared + Traits::kQueryBytes, other_stage = stage + Traits::kStageBytes;
+  auto load_block = [&](uint32_t to, const GlobalRows<T>& keys, const GlobalRows<T>& values, int first) {
+    load_tile<kThreads>(typename Traits::Key(to), keys, first, thread);
+    load_tile<kThreads>(typename Traits::Value(to + Traits::Key::kBytes), values, first, thread);
+    copy_async_commit();
+  };
+
+  // Modified scores are logits in base 2 already.
+  const float scale = Traits::kFeatures ? 1.0f : p.scale * kLog2E;
+  OnlineSoftmax<kRowTiles> softmax;
+  float out[kRowTiles][Traits::kDimV / 8][4] = {};
+
+  if (block >= 0) {
+    load_tile<kThreads>(query, q_rows, i0, thread);
+    load_block(stage, k_rows, v_rows, block * kN);
+  }
+  while (block >= 0) {
+    const int j0 = block * kN;
+    const int next = p.query_segments ? segments.before(blocks, block) : blocks.before(block);
+    copy_async_wait<0>();
+    __syncthreads();  // this block is there, and all warps have done with the one before
+    if (next >= 0) load_block(other_stage, rows_of_cta.keys, rows_of_cta.values, next * kN);
+    const typename Traits::Key key(stage);
+    const typename Traits::Value value(stage + Traits::Key::kBytes);
+
+    Scores<kRowTiles, kN> s;
+    multiply_query_key<Traits>(s, query, key, warp_row, lane);
+
+
+    const int i = i0 + warp_row;
+    if (!blocks.whole(block)) hide_by_position<kRowTiles, kN>(s, visible, i, j0, lane);
+    if (p.query_segments && segments.overlap<kN>(block) == Overlap::kSome)
+      hide_by_segment<kRowTiles, kN>(s, segments.segments, visible.q_len, visible.kv_len, i, j0, lane);
+    if constexpr (Traits::kFeatures) modify_scores<kRowTiles, kN>(s, p, modify, i, j0, lane);
+    softmax.template update<kN>(s, out, scale);
+    if constexpr (Traits::kFeatures)
+      if (p.dropout_seed) drop_weights<kRowTiles, kN>(s, modify, i, j0, lane);
+    multiply_weights_value<Traits>(out, s, value, lane);
+    block = next;
+    const uint32_t done = stage;
+    stage = other_stage;
+    other_stage = done;
+  }
+
+  __syncthreads();  // the tile of the output lies where query (and key) were
+  store_output<Traits>(p, rows_of_cta.sequence, softmax, out, scale, head, i0, shared);
+}
+
 // CTAs: tiles of a head one after the other, those with the most keys under a causal mask first; then, for packed
 // calls, one CTA a pack and head for the rows outside its sequences.
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads)
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     attention_forward_kernel(const __grid_constant__ ForwardParams p, int tiles) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory));

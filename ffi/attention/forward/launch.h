@@ -19,7 +19,7 @@ struct ForwardKernel {
 };
 
 // Defined by ffi/attention/forward/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v, int n, bool features>
+template <DType dtype, int dim, int dim_v, int m, int n, bool features>
 ForwardKernel forward_kernel_entry();
 
 // All of them: generated from the list in instantiations.cmake.

@@ -48,7 +48,8 @@ def attend(
         the kernels take them.
       implementation: as in flash_attention.
     """
-    options["deterministic"] |= compat.deterministic_ops()
+    deterministic = options["deterministic"] or compat.deterministic_ops()
+    options = {**options, "deterministic": deterministic}
     sequences = shape.batch * shape.sequences
     optional = {
         "bias": _bias(given["bias"]),

@@ -30,6 +30,7 @@ DIMENSIONS = {
     "dropout_seed": "nqw",
 }
 OPTIONS = tuple(DIMENSIONS)[3:]
+MAX_ROWS = 2**30  # so that sums and differences of places fit int32
 # Results, and operands of the backward kernels.
 DIMENSIONS |= {"out": "bsqe", "lse": "bqs", "dout": "bsqe", "dlse": "bqs", "delta": "bqs"}
 # The kernels, and the operands of each.
@@ -323,8 +324,8 @@ def _check_query_key_value(
             "multiple of the key/value heads."
         )
     for name, count in (("query", rows), ("key", keys)):
-        if isinstance(count, int) and count > validation.MAX_INT32:
-            raise NotImplementedError(f"{name} has {count} rows; supported are < 2**31.")
+        if isinstance(count, int) and count >= MAX_ROWS:
+            raise NotImplementedError(f"{name} has {count} rows; supported are < 2**30.")
     return AttentionShape(
         lead, rows, keys, q_heads, kv_heads, head_dim, value.shape[-1], dtype, 1, False
     )

@@ -32,7 +32,8 @@ BackwardKernel backward_kernel_entry() {
   static constexpr auto kernel = attention_backward_kernel<Traits>;
   return {dtype, TileOf::kTile, features,
           [](int shared_bytes) {
-            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        shared_bytes);
           },
           [](const BackwardParams& params, int64_t ctas, int shared_bytes, cudaStream_t stream) {
             kernel<<<static_cast<unsigned>(ctas), Traits::kThreads, shared_bytes, stream>>>(params);

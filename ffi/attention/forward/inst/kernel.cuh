@@ -7,12 +7,12 @@
 
 namespace jax_baracuda {
 
-template <DType dtype, int dim, int dim_v, int n, bool features>
+template <DType dtype, int dim, int dim_v, int m, int n, bool features>
 ForwardKernel forward_kernel_entry() {
   static constexpr ForwardTile tile = 
-      forward_tile(sizeof(Element<dtype>), features, dim, dim_v, n);
+      forward_tile(sizeof(Element<dtype>), features, dim, dim_v, m, n);
   static_assert(tile.m > 0, "no such tile in config.h");
-  using Traits = ForwardTraits<Element<dtype>, dim, dim_v, tile.m, n, tile.warps, features>;
+  using Traits = ForwardTraits<Element<dtype>, dim, dim_v, m, n, tile.warps, tile.ctas, features>;
   static constexpr auto kernel = attention_forward_kernel<Traits>;
   return {dtype, tile,
           [] {

@@ -1,0 +1,92 @@
+"""``python -m jax_baracuda.testing.attention_small_calls``: each attention kernel once, small.
+
+For compute-sanitizer, under which a call takes seconds::
+
+    compute-sanitizer --tool memcheck --error-exitcode 1 \
+        python -m jax_baracuda.testing.attention_small_calls
+
+Every dtype and every padded head dimension, without options and with all of them: forward,
+backward with and without ``deterministic``, the gradient of the bias, dense and packed. The exit
+code is 1 where a result is wrong. ``--list`` prints the cases, ``--only TEXT`` runs those whose
+name has the text, ``--no-check`` leaves the results unchecked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax_baracuda.testing.attention import check_attention, run_attention
+from jax_baracuda.testing.attention_cases import AttentionCase, make_attention_inputs
+
+# Lengths that are no multiples of any tile, and more than one tile.
+_ROWS = {"query_length": 150, "key_length": 170, "batch": 1, "kv_heads": 1}
+_PACKED = {"cu_seqlens_q": (2, 30, 30, 140), "cu_seqlens_k": (0, 66, 70, 168)}
+_EVERYTHING: dict[str, Any] = {
+    "is_causal": True,
+    "local_window_size": (60, 0),
+    "sink_tokens": 3,
+    "sinks": True,
+    "alibi_slopes": "batch",
+    "logits_soft_cap": 8.0,
+    "bias": "bhq",
+    "segments": "packed",
+    "dropout_rate": 0.1,
+    "lse_cotangent": True,
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal-deterministic": {"is_causal": True, "deterministic": True},
+    "everything": {**_EVERYTHING, "query_lengths": (140,), "kv_lengths": (160,)},
+    "packed": {**_PACKED, "deterministic": True},
+    "packed-everything": {**_EVERYTHING, **_PACKED, "query_lengths": (9, 5, 40)},
+    "mask": {"bias": "q", "bias_dtype": "bool"},
+    "bias-of-keys": {"bias": "", "bias_dtype": "bfloat16"},
+}
+
+
+def small_cases() -> Iterator[AttentionCase]:
+    """The calls: every combination of dtype, head dimension and options above."""
+    for dtype in ("bfloat16", "float16", "float32"):
+        # Every padded size, alone or with another; 100 is no multiple of what a copy moves.
+        for dims in ((24, 24), (64, 64), (96, 96), (100, 128), (192, 128), (192, 192), (256, 256)):
+            for name, options in _OPTIONS.items():
+                yield AttentionCase(
+                    f"{dtype}-{dims[0]}-{dims[1]}-{name}",
+                    dtype=dtype,
+                    head_dim=dims[0],
+                    value_dim=dims[1],
+                    **_ROWS | options,
+                )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the calls; 1 if a result is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--list", action="store_true", help="print the names of the cases")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has the text")
+    parser.add_argument("--no-check", action="store_true", help="do not look at the results")
+    parser.add_argument("--implementation", choices=("cuda", "reference"), default="cuda")
+    options = parser.parse_args(arguments)
+    wrong = 0
+    for case in small_cases():
+        if options.only not in case.name:
+            continue
+        print(case.name, flush=True)
+        if options.list:
+            continue
+        inputs = make_attention_inputs(case)
+        results = run_attention(case, inputs, gradients=True, implementation=options.implementation)
+        if options.no_check:
+            continue
+        for report in check_attention(case, inputs, results):
+            if not report.ok:
+                wrong += 1
+                print(f"  {report.message}", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
