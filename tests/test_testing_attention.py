@@ -87,11 +87,6 @@ def test_attention_inputs_are_poisoned_where_they_are_hidden():
         np.testing.assert_array_equal(finite.all((1, 2)), seen)
         np.testing.assert_array_equal(finite.any((1, 2)), seen)
 
-    padded = make_attention_inputs(dataclasses.replace(CASE, segments="padded"))
-    hidden = padded.key_value_segment_ids == -2
-    assert hidden.any()
-    assert not np.isfinite(padded.key.astype(np.float32)[hidden]).any()
-
 
 def test_attention_oracle_by_hand():
     """Two keys with logits 0 and log 3 and a sink of log 4: weights 1/8 and 3/8."""

@@ -7,7 +7,7 @@ namespace jax_baracuda {
 
 template <int kN>
 struct KeyBlocks {
-  int first, last;            // blocks [first, last) and [0, sinks)
+  int first, last;  // blocks [first, last) and [0, sinks)
   int sinks;
   int whole_first, whole_last;  // of those, [whole_first, whole_last) are seen by every row
 
@@ -17,7 +17,7 @@ struct KeyBlocks {
     last = range.end > range.begin ? (range.end + kN - 1) / kN : 0;
     first = min(range.begin / kN, last);
     sinks = (range.sink_end + kN - 1) / kN;
-    if (last == 0) last = first = sinks;  // nothing but sink tokens
+    last = max(last, sinks);
     whole_first = whole_last = 0;
     if (i1 <= visible.q_len) {
       whole_first = (visible.keys_of_rows(i1 - 1, i1).begin + kN - 1) / kN;
@@ -41,8 +41,8 @@ struct SegmentBlocks {
   int row_begin, row_end, keys;
 
   SegmentBlocks() = default;
-  __device__ __forceinline__ SegmentBlocks(const Segments& segments, const Visibility& visible, int i0,
-                                           int i1)
+  __device__ __forceinline__ SegmentBlocks(const Segments& segments, const Visibility& visible,
+                                           int i0, int i1)
       : segments(segments), row_begin(i0), row_end(min(i1, visible.q_len)), keys(visible.kv_len) {}
 
   template <int kN>

@@ -12,7 +12,9 @@ namespace ffi = xla::ffi;
 constexpr int64_t kMaxRows = int64_t{1} << 30;
 constexpr int kMaxDim = 256;
 
-bool given(const ffi::AnyBuffer& buffer) { return buffer.dimensions().size() > 1 || buffer.element_count() > 0; }
+bool given(const ffi::AnyBuffer& buffer) {
+  return buffer.dimensions().size() > 1 || buffer.element_count() > 0;
+}
 
 // [1|first, ...] with every other dimension 1 or as given.
 bool broadcasts_to(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> shape) {
@@ -22,8 +24,8 @@ bool broadcasts_to(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> 
                     [](int64_t dim, int64_t full) { return dim == 1 || dim == full; });
 }
 
-bool read_bias(const ffi::AnyBuffer& buffer, int64_t sequences, int64_t heads, int64_t rows, int64_t keys,
-               AttentionBias* bias) {
+bool read_bias(const ffi::AnyBuffer& buffer, int64_t sequences, int64_t heads, int64_t rows,
+               int64_t keys, AttentionBias* bias) {
   if (!given(buffer)) return true;
   switch (buffer.element_type()) {
     case ffi::F16:
@@ -47,13 +49,15 @@ bool read_bias(const ffi::AnyBuffer& buffer, int64_t sequences, int64_t heads, i
   bias->data = buffer.untyped_data();
   bias->row_stride = dims[2] == 1 ? 0 : dims[3];
   bias->head_stride = dims[1] == 1 ? 0 : dims[2] * dims[3];
+  bias->rows = static_cast<int>(std::min(rows, kMaxRows));
+  bias->keys = static_cast<int>(keys);
   bias->sequence_stride = dims[0] == 1 ? 0 : dims[1] * dims[2] * dims[3];
   return true;
 }
 
 // float32 [1|sequences, heads]
-bool read_per_head(const ffi::AnyBuffer& buffer, int64_t sequences, int64_t heads, const float** data,
-                   int64_t* stride) {
+bool read_per_head(const ffi::AnyBuffer& buffer, int64_t sequences, int64_t heads,
+                   const float** data, int64_t* stride) {
   if (!given(buffer)) return true;
   if (buffer.element_type() != ffi::F32 || !broadcasts_to(buffer, {sequences, heads}) ||
       buffer.dimensions()[1] != heads)
@@ -63,7 +67,8 @@ bool read_per_head(const ffi::AnyBuffer& buffer, int64_t sequences, int64_t head
   return true;
 }
 
-bool read_integers(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> shape, const int32_t** data) {
+bool read_integers(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> shape,
+                   const int32_t** data) {
   if (!given(buffer)) return true;
   if (!has_shape(buffer, ffi::S32, shape)) return false;
   *data = buffer.typed_data<int32_t>();
@@ -73,7 +78,8 @@ bool read_integers(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> 
 int window(int64_t size) { return size < 0 ? -1 : static_cast<int>(std::min(size, kMaxRows)); }
 
 bool whole_pieces(const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, int64_t dim, int element) {
-  const auto address = reinterpret_cast<uintptr_t>(a.untyped_data()) | reinterpret_cast<uintptr_t>(b.untyped_data());
+  const auto address =
+      reinterpret_cast<uintptr_t>(a.untyped_data()) | reinterpret_cast<uintptr_t>(b.untyped_data());
   return dim * element % 16 == 0 && address % 16 == 0;
 }
 
@@ -83,7 +89,8 @@ ffi::Error invalid_argument(const char* op, const std::string& what) {
   return ffi::Error::InvalidArgument(std::string(op) + ": " + what);
 }
 
-bool has_shape(const ffi::AnyBuffer& buffer, ffi::DataType type, std::initializer_list<int64_t> shape) {
+bool has_shape(const ffi::AnyBuffer& buffer, ffi::DataType type,
+               std::initializer_list<int64_t> shape) {
   const auto dims = buffer.dimensions();
   return buffer.element_type() == type && dims.size() == shape.size() &&
          std::equal(dims.begin(), dims.end(), shape.begin());
@@ -91,7 +98,8 @@ bool has_shape(const ffi::AnyBuffer& buffer, ffi::DataType type, std::initialize
 
 ffi::Error read_problem(const char* op, const ffi::AnyBuffer& query, const ffi::AnyBuffer& key,
                         const ffi::AnyBuffer& value, const AttentionOptions& options,
-                        const AttentionAttributes& attributes, DType* dtype, AttentionProblem* problem) {
+                        const AttentionAttributes& attributes, DType* dtype,
+                        AttentionProblem* problem) {
   const auto type = query.element_type();
   switch (type) {
     case ffi::F16:
@@ -123,19 +131,25 @@ ffi::Error read_problem(const char* op, const ffi::AnyBuffer& query, const ffi::
 
   AttentionProblem& p = *problem;
   const bool packed = given(options.cu_seqlens_q);
-  const int64_t sequences =
-      packed && options.cu_seqlens_q.dimensions().size() == 2 ? options.cu_seqlens_q.dimensions()[1] - 1 : 1;
+  const int64_t sequences = packed && options.cu_seqlens_q.dimensions().size() == 2
+                                ? options.cu_seqlens_q.dimensions()[1] - 1
+                                : 1;
   const int64_t all = packs * sequences;
   if (sequences < 0 || all >= kMaxRows || packed != given(options.cu_seqlens_k) ||
       !read_integers(options.cu_seqlens_q, {packs, sequences + 1}, &p.cu_seqlens_q) ||
       !read_integers(options.cu_seqlens_k, {packs, sequences + 1}, &p.cu_seqlens_k))
-    return invalid_argument(op, "cu_seqlens_q and cu_seqlens_k must both be int32 [packs, sequences + 1]");
+    return invalid_argument(
+        op, "cu_seqlens_q and cu_seqlens_k must both be int32 [packs, sequences + 1]");
   p.packs = static_cast<int>(packs);
   p.sequences = static_cast<int>(sequences);
   p.q_rows = static_cast<int>(q_rows);
   p.k_rows = static_cast<int>(k_rows);
-  p.max_q = static_cast<int>(packed ? std::clamp<int64_t>(attributes.max_seqlen_q, 1, std::max<int64_t>(q_rows, 1)) : q_rows);
-  p.max_k = static_cast<int>(packed ? std::clamp<int64_t>(attributes.max_seqlen_k, 1, std::max<int64_t>(k_rows, 1)) : k_rows);
+  p.max_q = static_cast<int>(
+      packed ? std::clamp<int64_t>(attributes.max_seqlen_q, 1, std::max<int64_t>(q_rows, 1))
+             : q_rows);
+  p.max_k = static_cast<int>(
+      packed ? std::clamp<int64_t>(attributes.max_seqlen_k, 1, std::max<int64_t>(k_rows, 1))
+             : k_rows);
   p.heads = static_cast<int>(heads);
   p.kv_heads = static_cast<int>(kv_heads);
   p.group = static_cast<int>(heads / kv_heads);
@@ -173,7 +187,8 @@ ffi::Error read_problem(const char* op, const ffi::AnyBuffer& query, const ffi::
       return invalid_argument(op, "dropout_seed must be uint32 [B, Hq, 4]");
     p.dropout_seed = reinterpret_cast<const uint4*>(options.dropout_seed.typed_data<uint32_t>());
     const double rate = attributes.dropout_rate;
-    p.dropout_threshold = static_cast<uint32_t>(std::min(std::floor(rate * 4294967296.0), 4294967295.0));
+    p.dropout_threshold =
+        static_cast<uint32_t>(std::min(std::floor(rate * 4294967296.0), 4294967295.0));
     p.dropout_scale = rate < 1.0 ? static_cast<float>(1.0 / (1.0 - rate)) : 0.0f;
   }
   const int element = *dtype == DType::kF32 ? 4 : 2;

@@ -16,6 +16,7 @@ struct AttentionBias {
   const void* data;
   BiasType type;
   int64_t sequence_stride, head_stride, row_stride;  // in elements
+  int rows, keys;  // of packed calls: no sequence may reach past them
 };
 
 // Everything but the pass: shapes, strides, options. A sequence is a batch entry of a dense call, or one
@@ -34,7 +35,8 @@ struct AttentionProblem {
   const int32_t* kv_lengths;
   const int32_t* query_segments;  // null: none; [packs, q_rows]
   const int32_t* kv_segments;     // [packs, k_rows]
-  const int2* query_segment_range;  // least and greatest id of each kSegmentBlock rows; dense calls only
+  const int2*
+      query_segment_range;  // least and greatest id of each kSegmentBlock rows; dense calls only
   const int2* kv_segment_range;
   const int32_t* cu_seqlens_q;  // null: dense; [packs, sequences + 1]
   const int32_t* cu_seqlens_k;
@@ -55,8 +57,8 @@ inline constexpr int kSegmentBlock = 64;
 // Whether a call needs the kernels that can do everything: scores that go through more than a positive scale and
 // a mask, or rows that cannot be read 16 bytes at a time.
 inline bool has_features(const AttentionProblem& p) {
-  return !p.vector_q || !p.vector_v || p.bias.type != BiasType::kNone || p.alibi_slopes || p.soft_cap > 0.0f || p.dropout_seed ||
-         !(p.scale > 0.0f);
+  return !p.vector_q || !p.vector_v || p.bias.type != BiasType::kNone || p.alibi_slopes ||
+         p.soft_cap > 0.0f || p.dropout_seed || !(p.scale > 0.0f);
 }
 
 struct ForwardParams : AttentionProblem {

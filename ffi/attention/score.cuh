@@ -13,11 +13,11 @@ namespace jax_baracuda {
 
 // What the scores of one (sequence, query head) go through.
 struct ScoreModifier {
-  float scale;           // times log2(e), without a soft cap
-  float soft_cap;        // 0: none
-  float slope;           // times log2(e); 0: none
-  int offset;            // of the diagonal
-  AttentionBias bias;    // data: of this sequence and head
+  float scale;         // times log2(e), without a soft cap
+  float soft_cap;      // 0: none
+  float slope;         // times log2(e); 0: none
+  int offset;          // of the diagonal
+  AttentionBias bias;  // data: of this sequence and head
   uint2 seed;
   uint32_t head, batch, threshold;
 
@@ -44,7 +44,8 @@ struct ScoreModifier {
   }
 
   // The logit of row i and key j in base 2. d(logit)/d(product) / scale, at the same time, goes to `slope_of_cap`.
-  __device__ __forceinline__ float operator()(float product, int i, int j, float* slope_of_cap) const {
+  __device__ __forceinline__ float operator()(float product, int i, int j,
+                                              float* slope_of_cap) const {
     float x = product * scale;
     *slope_of_cap = 1.0f;
     if (soft_cap > 0.0f) {
@@ -77,7 +78,8 @@ struct ScoreModifier {
           return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i * stride + j]) * kLog2E;
         });
       case BiasType::kF32:
-        return f([=](int i, int j) { return static_cast<const float*>(data)[i * stride + j] * kLog2E; });
+        return f(
+            [=](int i, int j) { return static_cast<const float*>(data)[i * stride + j] * kLog2E; });
       case BiasType::kMask:
         return f([=](int i, int j) {
           return static_cast<const uint8_t*>(data)[i * stride + j] ? 0.0f : negative_infinity();

@@ -6,7 +6,8 @@ namespace jax_baracuda {
 namespace {
 
 // A warp a block of rows; blocks of a pack never cross into the next one.
-__global__ void segment_range_kernel(const int32_t* ids, int2* ranges, int rows, int blocks, int64_t total) {
+__global__ void segment_range_kernel(const int32_t* ids, int2* ranges, int rows, int blocks,
+                                     int64_t total) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (at >= total) return;
   const int lane = threadIdx.x % 32;
@@ -31,8 +32,8 @@ void fill(const int32_t* ids, int2* ranges, int rows, int packs, cudaStream_t st
   const int blocks = (rows + kSegmentBlock - 1) / kSegmentBlock;
   const int64_t total = static_cast<int64_t>(blocks) * packs;
   if (total == 0) return;
-  segment_range_kernel<<<static_cast<unsigned>((total + kWarps - 1) / kWarps), 32 * kWarps, 0, stream>>>(
-      ids, ranges, rows, blocks, total);
+  segment_range_kernel<<<static_cast<unsigned>((total + kWarps - 1) / kWarps), 32 * kWarps, 0,
+                         stream>>>(ids, ranges, rows, blocks, total);
 }
 
 }  // namespace

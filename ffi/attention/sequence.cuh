@@ -35,6 +35,10 @@ __device__ __forceinline__ Sequence find_sequence(const AttentionProblem& p, int
   }
   s.q_len = p.query_lengths ? clamped(p.query_lengths[index], 0, s.q_rows) : s.q_rows;
   s.kv_len = p.kv_lengths ? clamped(p.kv_lengths[index], 0, s.k_rows) : s.k_rows;
+  if (p.cu_seqlens_q && p.bias.type != BiasType::kNone) {  // a sequence longer than was said
+    s.q_len = min(s.q_len, p.bias.rows);
+    s.kv_len = min(s.kv_len, p.bias.keys);
+  }
   return s;
 }
 
@@ -54,7 +58,9 @@ struct Visibility {
         sink_tokens(p.sink_tokens),
         causal(p.causal) {}
 
-  __device__ __forceinline__ bool has_window() const { return window_left >= 0 || window_right >= 0; }
+  __device__ __forceinline__ bool has_window() const {
+    return window_left >= 0 || window_right >= 0;
+  }
 
   __device__ __forceinline__ bool operator()(int i, int j) const {
     const int from_diagonal = j - i - offset;
@@ -109,7 +115,7 @@ struct Visibility {
 enum class Overlap { kNone, kSome, kAll };
 
 struct Segments {
-  const int32_t *q, *k;        // of the sequence's first row and key; null: no segments
+  const int32_t *q, *k;           // of the sequence's first row and key; null: no segments
   const int2 *q_range, *k_range;  // of kSegmentBlock rows; null in packed calls
 
   Segments() = default;

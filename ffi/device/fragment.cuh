@@ -57,13 +57,13 @@ struct Mma {
   template <class TileT>
   static __device__ __forceinline__ B2 load_b(const TileT& tile, int n, int k, int lane) {
     B2 b;
-    load_matrices(b.r,
-                  tile.piece_of_lane(n, k / 8, (lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1));
+    load_matrices(b.r, tile.piece_of_lane(n, k / 8, (lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1));
     return b;
   }
   // B from a tile stored [k][n].
   template <class TileT>
-  static __device__ __forceinline__ B2 load_b_transposed(const TileT& tile, int n, int k, int lane) {
+  static __device__ __forceinline__ B2 load_b_transposed(const TileT& tile, int n, int k,
+                                                         int lane) {
     B2 b;
     load_matrices_transposed(
         b.r, tile.piece_of_lane(k, n / 8, ((lane >> 3) & 1) * 8 + (lane & 7), lane >> 4));
@@ -115,8 +115,8 @@ struct Mma<float> {
 
   // Element (row + lane_row, column + lane_column), lane_column < 8.
   template <class TileT>
-  static __device__ __forceinline__ uint32_t at(const TileT& tile, int row, int column, int lane_row,
-                                                int lane_column) {
+  static __device__ __forceinline__ uint32_t at(const TileT& tile, int row, int column,
+                                                int lane_row, int lane_column) {
     return tile.piece_of_lane(row, column / 4, lane_row, lane_column / 4) + lane_column % 4 * 4;
   }
 
@@ -141,7 +141,8 @@ struct Mma<float> {
     return {{SplitTf32(first.x), SplitTf32(first.y), SplitTf32(second.x), SplitTf32(second.y)}};
   }
   template <class TileT>
-  static __device__ __forceinline__ B2 load_b_transposed(const TileT& tile, int n, int k, int lane) {
+  static __device__ __forceinline__ B2 load_b_transposed(const TileT& tile, int n, int k,
+                                                         int lane) {
     const int row = 2 * (lane % 4), column = lane / 4;
     return {{SplitTf32(load_shared_float(at(tile, k, n, row, column))),
              SplitTf32(load_shared_float(at(tile, k, n, row + 1, column))),
@@ -156,10 +157,13 @@ struct Mma<float> {
 #pragma unroll
     for (int block = 0; block < 2; ++block) {
       const SplitTf32 b0 = b.r[2 * block], b1 = b.r[2 * block + 1];
-      float(&d)[4] = c[block];
+      // A sum of its own for these eight terms: the tensor core cuts off where an addition rounds.
+      float d[4] = {};
       mma_1688_tf32(d, a.r[0].low, a.r[1].low, a.r[2].low, a.r[3].low, b0.high, b1.high);
       mma_1688_tf32(d, a.r[0].high, a.r[1].high, a.r[2].high, a.r[3].high, b0.low, b1.low);
       mma_1688_tf32(d, a.r[0].high, a.r[1].high, a.r[2].high, a.r[3].high, b0.high, b1.high);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) c[block][e] += d[e];
     }
   }
   template <class TileT>

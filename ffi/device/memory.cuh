@@ -51,8 +51,8 @@ __device__ __forceinline__ void copy_async_4(void* shared, const void* global, b
 
 // Starts to copy 16 bytes to a shared address past L1, or zeros where `valid` is false.
 __device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global),
-               "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared),
+               "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
 
@@ -89,7 +89,10 @@ __device__ __forceinline__ void store_shared_float2(uint32_t shared, float2 v) {
 }
 __device__ __forceinline__ float2 load_shared_float2(uint32_t shared) {
   float2 v;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n" : "=f"(v.x), "=f"(v.y) : "r"(shared) : "memory");
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];\n"
+               : "=f"(v.x), "=f"(v.y)
+               : "r"(shared)
+               : "memory");
   return v;
 }
 __device__ __forceinline__ float load_shared_float(uint32_t shared) {

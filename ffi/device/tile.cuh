@@ -36,7 +36,8 @@ struct Tile {
   __device__ __forceinline__ uint32_t piece_of_lane(int row, int column, int lane_row,
                                                     int lane_piece) const {
     constexpr int kSwizzled = kPieces % 8 == 0 ? 7 : 3;
-    const uint32_t lane = base + lane_row * (kPieces * 16) + ((lane_piece ^ swizzle(lane_row)) << 4);
+    const uint32_t lane =
+        base + lane_row * (kPieces * 16) + ((lane_piece ^ swizzle(lane_row)) << 4);
     return (lane ^ ((column & kSwizzled) << 4)) + (column & ~kSwizzled) * 16 + row * (kPieces * 16);
   }
 };
@@ -51,13 +52,13 @@ struct GlobalRows {
 };
 
 // Copies rows [first, first + Tile::kRows) to the tile, zeros where there are none. The caller commits and
-// waits; element-wise copies are plain stores, which the same barrier makes visible.
-template <int kThreads, class T, int kRows, int kCols>
+// waits; element-wise copies are plain stores, which the same barrier makes visible. kVector: `from.vector` is known.
+template <int kThreads, bool kVector = false, class T, int kRows, int kCols>
 __device__ __forceinline__ void load_tile(Tile<T, kRows, kCols> tile, const GlobalRows<T>& from,
                                           int first, int thread) {
   using TileT = Tile<T, kRows, kCols>;
   constexpr int kCount = kRows * TileT::kPieces;
-  if (from.vector) {
+  if (kVector || from.vector) {
     if constexpr (kThreads % TileT::kPieces == 0 && kThreads / TileT::kPieces % 8 == 0) {
       // A thread keeps its column of pieces, and its swizzle.
       constexpr int kStep = kThreads / TileT::kPieces;

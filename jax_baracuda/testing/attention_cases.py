@@ -206,9 +206,6 @@ def make_attention_inputs(case: AttentionCase, seed: int = 0) -> AttentionInputs
     if case.segments == "padded":
         _pad(ids_q, _QUERY_PADDING)
         _pad(ids_k, _KEY_PADDING)
-        _poison(query, ids_q == _QUERY_PADDING)
-        for array in (key, value):
-            _poison(array, ids_k == _KEY_PADDING)
 
     bias = _bias(case, rng)
     hidden_q, hidden_k = _hidden_rows(case, rows_q, rows_k)

@@ -127,7 +127,7 @@ _VARLEN: dict[str, dict[str, Any]] = {
     "causal-lse": {"is_causal": True, "lse_cotangent": True, "sinks": True},
     "window": {"local_window_size": (20, 10), "sink_tokens": 2},
     "outside": {"cu_seqlens_q": (9, 70, 90, 150), "cu_seqlens_k": (3, 70, 100, 177)},
-    "bad-offsets": {"cu_seqlens_q": (-7, 90, 40, 500), "cu_seqlens_k": (3, 70, 50, 190)},
+    "offsets-outside": {"cu_seqlens_q": (-7, 90, 90, 500), "cu_seqlens_k": (3, 70, 70, 500)},
     "short-max": {"max_seqlens": (64, 16), "is_causal": True},
     "long-max": {"max_seqlens": (1000, 2000)},
     "one": {"cu_seqlens_q": (0, 200), "cu_seqlens_k": (0, 200), "is_causal": True},

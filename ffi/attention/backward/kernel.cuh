@@ -4,7 +4,7 @@
 #pragma once
 
 #include "attention/backward/config.h"
-#include "attention/backward/product.cuh"
+#include "device/product.cuh"
 #include "attention/backward/results.cuh"
 #include "attention/backward/score_gradient.cuh"
 #include "attention/backward/walk.cuh"
@@ -267,10 +267,10 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
         if constexpr (Traits::kInRegisters) {
           const auto queries = shared.query(stage);
           const auto douts = shared.dout(stage);
-          multiply_add<T, Traits::kPassRows>(
+          multiply_add<T, Traits::kPassRows, false>(
               dv, [&](int m, int k) { return M::from_accumulator(s[m / 16], k); },
               [&](int n, int k) { return M::load_b_transposed(douts, n, row + k, lane); });
-          multiply_add<T, Traits::kPassRows>(
+          multiply_add<T, Traits::kPassRows, false>(
               dk, [&](int m, int k) { return M::from_accumulator(d[m / 16], k); },
               [&](int n, int k) { return M::load_b_transposed(queries, n, row + k, lane); });
         } else {

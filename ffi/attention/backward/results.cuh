@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention/backward/params.h"
-#include "attention/backward/product.cuh"
+#include "device/product.cuh"
 #include "attention/sequence.cuh"
 
 namespace jax_baracuda {

@@ -28,35 +28,27 @@ struct ForwardTile {
 // The compiled tiles; the first that fits is taken, and instantiations.cmake names them. 32 rows a warp use every key
 // fragment twice; at 192 and 256 columns of output there are registers for 16. Features need registers of their own.
 constexpr ForwardTile kForwardTiles[] = {
-    {2, false, 32, 32, 128, 64, 4, 3},
-    {2, false, 64, 64, 128, 64, 4, 3},
-    {2, false, 96, 96, 128, 64, 4, 2},
-    {2, false, 128, 128, 128, 64, 4, 2},
+    {2, false, 32, 32, 128, 64, 4, 3},   {2, false, 64, 64, 128, 64, 4, 3},
+    {2, false, 96, 96, 128, 64, 4, 2},   {2, false, 128, 128, 128, 64, 4, 2},
     {2, false, 128, 128, 128, 32, 4, 2},  // SMs with less than 200 KB of shared memory
-    {2, false, 192, 128, 128, 32, 4, 2},
-    {2, false, 192, 192, 128, 64, 8, 1},
-    {2, false, 256, 256, 128, 64, 8, 1},
-    {2, false, 256, 256, 64, 32, 4, 1},  // 99 KB
-    {2, true, 32, 32, 128, 64, 4, 2},
-    {2, true, 64, 64, 128, 64, 4, 2},
-    {2, true, 96, 96, 128, 32, 4, 2},
-    {2, true, 128, 128, 128, 32, 4, 2},
-    {2, true, 256, 256, 128, 32, 8, 1},
-    {2, true, 256, 256, 64, 32, 4, 1},
-    {4, true, 64, 64, 64, 32, 4, 2},
-    {4, true, 128, 128, 64, 32, 4, 1},
-    {4, true, 256, 256, 64, 16, 4, 1},
-    {4, true, 256, 256, 32, 16, 2, 1},
+    {2, false, 192, 128, 128, 32, 4, 2}, {2, false, 192, 192, 128, 64, 8, 1},
+    {2, false, 256, 256, 128, 64, 8, 1}, {2, false, 256, 256, 64, 32, 4, 1},  // 99 KB
+    {2, true, 32, 32, 128, 64, 4, 2},    {2, true, 64, 64, 128, 64, 4, 2},
+    {2, true, 96, 96, 128, 32, 4, 2},    {2, true, 128, 128, 128, 32, 4, 2},
+    {2, true, 256, 256, 128, 32, 8, 1},  {2, true, 256, 256, 64, 32, 4, 1},
+    {4, true, 64, 64, 64, 32, 4, 2},     {4, true, 128, 128, 64, 32, 4, 1},
+    {4, true, 256, 256, 64, 16, 4, 1},   {4, true, 256, 256, 32, 16, 2, 1},
 };
 
 // The tile for these head dims where an SM has so much shared memory and a CTA may have so much of it; null if there
 // is none.
-inline const ForwardTile* choose_forward_tile(int element, bool features, int dim, int dim_v, int sm_shared,
-                                              int cta_shared) {
-  constexpr int kReserved = 2048;  // of a CTA: the system's kilobyte, and the kernel's static variables
+inline const ForwardTile* choose_forward_tile(int element, bool features, int dim, int dim_v,
+                                              int sm_shared, int cta_shared) {
+  constexpr int kReserved =
+      2048;  // of a CTA: the system's kilobyte, and the kernel's static variables
   for (const ForwardTile& tile : kForwardTiles)
-    if (tile.element == element && tile.features == features && dim <= tile.dim && dim_v <= tile.dim_v &&
-        tile.shared_bytes() + kReserved / 2 <= cta_shared &&
+    if (tile.element == element && tile.features == features && dim <= tile.dim &&
+        dim_v <= tile.dim_v && tile.shared_bytes() + kReserved / 2 <= cta_shared &&
         tile.ctas * (tile.shared_bytes() + kReserved) <= sm_shared)
       return &tile;
   return nullptr;
@@ -64,8 +56,8 @@ inline const ForwardTile* choose_forward_tile(int element, bool features, int di
 
 constexpr ForwardTile forward_tile(int element, bool features, int dim, int dim_v, int m, int n) {
   for (const ForwardTile& tile : kForwardTiles)
-    if (tile.element == element && tile.features == features && tile.dim == dim && tile.dim_v == dim_v &&
-        tile.m == m && tile.n == n)
+    if (tile.element == element && tile.features == features && tile.dim == dim &&
+        tile.dim_v == dim_v && tile.m == m && tile.n == n)
       return tile;
   return {};
 }

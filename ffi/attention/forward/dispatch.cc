@@ -15,7 +15,8 @@ std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
 
 cudaError_t prepare(int device, const ForwardKernel& kernel) {
   const auto index = &kernel - forward_kernels().data();
-  if (device < kMaxDevices && g_ready[device][index].load(std::memory_order_acquire)) return cudaSuccess;
+  if (device < kMaxDevices && g_ready[device][index].load(std::memory_order_acquire))
+    return cudaSuccess;
   const cudaError_t error = kernel.prepare();
   if (error == cudaSuccess && device < kMaxDevices)
     g_ready[device][index].store(true, std::memory_order_release);
@@ -24,14 +25,18 @@ cudaError_t prepare(int device, const ForwardKernel& kernel) {
 
 }  // namespace
 
-cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, const ForwardKernel** kernel) {
+cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem,
+                                   const ForwardKernel** kernel) {
   int device = 0, sm_shared = 0, cta_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (cudaError_t error = shared_per_multiprocessor(device, &sm_shared); error != cudaSuccess) return error;
-  if (cudaError_t error = max_shared_per_block(device, &cta_shared); error != cudaSuccess) return error;
+  if (cudaError_t error = shared_per_multiprocessor(device, &sm_shared); error != cudaSuccess)
+    return error;
+  if (cudaError_t error = max_shared_per_block(device, &cta_shared); error != cudaSuccess)
+    return error;
   const int element = dtype == DType::kF32 ? 4 : 2;
   const bool features = element == 4 || has_features(problem);
-  const ForwardTile* tile = choose_forward_tile(element, features, problem.dim, problem.dim_v, sm_shared, cta_shared);
+  const ForwardTile* tile =
+      choose_forward_tile(element, features, problem.dim, problem.dim_v, sm_shared, cta_shared);
   if (!tile) return cudaErrorInvalidConfiguration;
   for (const ForwardKernel& candidate : forward_kernels()) {
     if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
@@ -41,8 +46,8 @@ cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem,
   return cudaErrorInvalidConfiguration;
 }
 
-cudaError_t launch_attention_forward(const ForwardKernel& kernel, ForwardParams params, void* workspace,
-                                     cudaStream_t stream) {
+cudaError_t launch_attention_forward(const ForwardKernel& kernel, ForwardParams params,
+                                     void* workspace, cudaStream_t stream) {
   if (cudaError_t error = launch_segment_ranges(&params, workspace, stream); error != cudaSuccess)
     return error;
   const int tiles = (params.max_q + kernel.tile.m - 1) / kernel.tile.m;

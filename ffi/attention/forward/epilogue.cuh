@@ -9,8 +9,8 @@ namespace jax_baracuda {
 
 // Copies rows [0, rows) of a warp's part of a tile, which starts at tile row `first`, to `to`.
 template <class T, class TileT>
-__device__ __forceinline__ void store_rows(const TileT& tile, int first, T* to, int64_t stride, int rows,
-                                           int cols, bool vector, int lane) {
+__device__ __forceinline__ void store_rows(const TileT& tile, int first, T* to, int64_t stride,
+                                           int rows, int cols, bool vector, int lane) {
   for (int index = lane; index < rows * TileT::kPieces; index += 32) {
     const int row = index / TileT::kPieces, piece = index % TileT::kPieces;
     const int col = piece * TileT::kPieceElements;
@@ -30,7 +30,8 @@ __device__ __forceinline__ void store_rows(const TileT& tile, int first, T* to, 
 
 // Zeros and -inf: rows [begin, end) of all packs that belong to no sequence. One CTA a (pack, head).
 template <class T>
-__device__ void store_no_attention(const ForwardParams& p, int pack, int head, int64_t begin, int64_t end) {
+__device__ void store_no_attention(const ForwardParams& p, int pack, int head, int64_t begin,
+                                   int64_t end) {
   T* out = static_cast<T*>(p.out);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = (static_cast<int64_t>(pack) * p.q_rows + row) * p.heads + head;

@@ -26,24 +26,26 @@ struct ForwardCall {
   static auto bind(Binding&& binding) {
     return AttentionAttributes::bind(
         AttentionOptions::bind(std::forward<Binding>(binding)
-                                   .template Arg<ffi::AnyBuffer>()    // query
-                                   .template Arg<ffi::AnyBuffer>()    // key
-                                   .template Arg<ffi::AnyBuffer>())   // value
-            .template Ret<ffi::AnyBuffer>()    // out
-            .template Ret<ffi::AnyBuffer>()    // lse
-            .template Ret<ffi::AnyBuffer>());  // workspace
+                                   .template Arg<ffi::AnyBuffer>()   // query
+                                   .template Arg<ffi::AnyBuffer>()   // key
+                                   .template Arg<ffi::AnyBuffer>())  // value
+            .template Ret<ffi::AnyBuffer>()                          // out
+            .template Ret<ffi::AnyBuffer>()                          // lse
+            .template Ret<ffi::AnyBuffer>());                        // workspace
   }
 };
 
 // The parameters and the kernel; none where there is nothing to compute.
 ffi::Error plan(ForwardCall& c, ForwardParams* p, const ForwardKernel** kernel) {
   DType dtype;
-  if (ffi::Error error = read_problem(kOp, c.query, c.key, c.value, c.options, c.attributes, &dtype, p);
+  if (ffi::Error error =
+          read_problem(kOp, c.query, c.key, c.value, c.options, c.attributes, &dtype, p);
       error.failure())
     return error;
   if (!has_shape(*c.out, c.query.element_type(), {p->packs, p->q_rows, p->heads, p->dim_v}) ||
       !has_shape(*c.lse, ffi::F32, {p->packs, p->heads, p->q_rows}))
-    return invalid_argument(kOp, "out must be [B, S, Hq, Dv] like query and lse float32 [B, Hq, S]");
+    return invalid_argument(kOp,
+                            "out must be [B, S, Hq, Dv] like query and lse float32 [B, Hq, S]");
   if (static_cast<int64_t>(c.workspace->size_bytes()) < segment_range_bytes(*p))
     return invalid_argument(kOp, "the workspace is too small");
   p->out = c.out->untyped_data();
@@ -63,7 +65,8 @@ ffi::Error execute(cudaStream_t stream, ForwardCall c) {
   const ForwardKernel* kernel = nullptr;
   if (ffi::Error error = plan(c, &params, &kernel); error.failure()) return error;
   if (!kernel) return ffi::Error::Success();
-  return to_ffi_error(launch_attention_forward(*kernel, params, c.workspace->untyped_data(), stream), kOp);
+  return to_ffi_error(
+      launch_attention_forward(*kernel, params, c.workspace->untyped_data(), stream), kOp);
 }
 
 }  // namespace

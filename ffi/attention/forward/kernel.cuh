@@ -6,15 +6,16 @@
 #include "attention/forward/epilogue.cuh"
 #include "attention/forward/softmax.cuh"
 #include "attention/key_blocks.cuh"
-#include "device/fragment.cuh"
+#include "device/product.cuh"
 
 namespace jax_baracuda {
 
-template <class T_, int kDim_, int kDimV_, int kM_, int kN_, int kWarps_, int kCtas_, bool kFeatures_>
+template <class T_, int kDim_, int kDimV_, int kM_, int kN_, int kWarps_, int kCtas_,
+          bool kFeatures_>
 struct ForwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kM = kM_, kN = kN_, kWarps = kWarps_;
-  static constexpr int kCtas = kCtas_;  // on an SM, as far as registers go
+  static constexpr int kCtas = kCtas_;           // on an SM, as far as registers go
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kM / kWarps / 16;
@@ -27,58 +28,12 @@ struct ForwardTraits {
   static constexpr int kSharedBytes = kQueryBytes + 2 * kStageBytes;
 };
 
-// s = Q K^T for the rows of this warp.
-template <class Traits>
-__device__ __forceinline__ void multiply_query_key(Scores<Traits::kRowTiles, Traits::kN>& s,
-                                                   const typename Traits::Query& query,
-                                                   const typename Traits::Key& key, int row, int lane) {
-  using M = Mma<typename Traits::T>;
-#pragma unroll
-  for (int r = 0; r < Traits::kRowTiles; ++r)
-#pragma unroll
-    for (int n = 0; n < Traits::kN / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) s[r][n][e] = 0.0f;
-#pragma unroll
-  for (int k = 0; k < Traits::kDim; k += M::kK) {
-    typename M::A a[Traits::kRowTiles];
-#pragma unroll
-    for (int r = 0; r < Traits::kRowTiles; ++r) a[r] = M::load_a(query, row + 16 * r, k, lane);
-#pragma unroll
-    for (int n = 0; n < Traits::kN; n += 16) {
-      const typename M::B2 b = M::load_b(key, n, k, lane);
-#pragma unroll
-      for (int r = 0; r < Traits::kRowTiles; ++r) M::multiply(&s[r][n / 8], a[r], b);
-    }
-  }
-}
-
-// out += P V.
-template <class Traits>
-__device__ __forceinline__ void multiply_weights_value(
-    float (&out)[Traits::kRowTiles][Traits::kDimV / 8][4], const Scores<Traits::kRowTiles, Traits::kN>& p,
-    const typename Traits::Value& value, int lane) {
-  using M = Mma<typename Traits::T>;
-#pragma unroll
-  for (int k = 0; k < Traits::kN; k += M::kK) {
-    typename M::A a[Traits::kRowTiles];
-#pragma unroll
-    for (int r = 0; r < Traits::kRowTiles; ++r) a[r] = M::from_accumulator(p[r], k);
-#pragma unroll
-    for (int n = 0; n < Traits::kDimV; n += 16) {
-      const typename M::B2 b = M::load_b_transposed(value, n, k, lane);
-#pragma unroll
-      for (int r = 0; r < Traits::kRowTiles; ++r) M::multiply(&out[r][n / 8], a[r], b);
-    }
-  }
-}
-
 // The output and the LSE of this warp's rows, from registers.
 template <class Traits>
-__device__ __forceinline__ void store_output(const ForwardParams& p, const Sequence& sequence,
-                                             OnlineSoftmax<Traits::kRowTiles>& softmax,
-                                             const float (&out)[Traits::kRowTiles][Traits::kDimV / 8][4],
-                                             float scale, int head, int i0, uint32_t shared) {
+__device__ __forceinline__ void store_output(
+    const ForwardParams& p, const Sequence& sequence, OnlineSoftmax<Traits::kRowTiles>& softmax,
+    const float (&out)[Traits::kRowTiles][Traits::kDimV / 8][4], float scale, int head, int i0,
+    uint32_t shared) {
   using T = typename Traits::T;
   constexpr int kRowTiles = Traits::kRowTiles;
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * kRowTiles;
@@ -119,14 +74,14 @@ struct RowBlock {
   Sequence sequence;
   Visibility visible;
   SegmentBlocks segments;
-  GlobalRows<typename Traits::T> keys, values;
   ScoreModifier modify;
 };
 
 template <class Traits>
-__device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequence& sequence, int head,
-                                            int i0, uint32_t shared) {
+__device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequence& sequence,
+                                            int head, int i0, uint32_t shared) {
   using T = typename Traits::T;
+  using M = Mma<T>;
   constexpr int kRowTiles = Traits::kRowTiles, kN = Traits::kN, kThreads = Traits::kThreads;
   const int thread = threadIdx.x, lane = thread % 32, warp_row = thread / 32 * 16 * kRowTiles;
   const int kv_head = head / p.group;
@@ -138,15 +93,15 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
   const int64_t q_stride = static_cast<int64_t>(p.heads) * p.dim;
   const int64_t k_stride = static_cast<int64_t>(p.kv_heads) * p.dim;
   const int64_t v_stride = static_cast<int64_t>(p.kv_heads) * p.dim_v;
-  const GlobalRows<T> q_rows = {
-      static_cast<const T*>(p.query) + sequence.q_first * q_stride + static_cast<int64_t>(head) * p.dim,
-      q_stride, sequence.q_len, p.dim, !Traits::kFeatures || p.vector_q};
-  const GlobalRows<T> k_rows = {
-      static_cast<const T*>(p.key) + sequence.k_first * k_stride + static_cast<int64_t>(kv_head) * p.dim,
-      k_stride, sequence.kv_len, p.dim, !Traits::kFeatures || p.vector_q};
-  const GlobalRows<T> v_rows = {
-      static_cast<const T*>(p.value) + sequence.k_first * v_stride + static_cast<int64_t>(kv_head) * p.dim_v,
-      v_stride, sequence.kv_len, p.dim_v, !Traits::kFeatures || p.vector_v};
+  const GlobalRows<T> q_rows = {static_cast<const T*>(p.query) + sequence.q_first * q_stride +
+                                    static_cast<int64_t>(head) * p.dim,
+                                q_stride, sequence.q_len, p.dim, p.vector_q != 0};
+  const GlobalRows<T> k_rows = {static_cast<const T*>(p.key) + sequence.k_first * k_stride +
+                                    static_cast<int64_t>(kv_head) * p.dim,
+                                k_stride, sequence.kv_len, p.dim, p.vector_q != 0};
+  const GlobalRows<T> v_rows = {static_cast<const T*>(p.value) + sequence.k_first * v_stride +
+                                    static_cast<int64_t>(kv_head) * p.dim_v,
+                                v_stride, sequence.kv_len, p.dim_v, p.vector_v != 0};
   // Every thread works its blocks out, so that the first loads need not wait for a barrier.
   const Visibility mask(p, sequence);
   const KeyBlocks<kN> blocks(mask, i0, i0 + Traits::kM);
@@ -154,8 +109,6 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
     rows_of_cta.sequence = sequence;
     rows_of_cta.visible = mask;
     rows_of_cta.segments = SegmentBlocks(Segments(p, sequence), mask, i0, i0 + Traits::kM);
-    rows_of_cta.keys = k_rows;
-    rows_of_cta.values = v_rows;
     if constexpr (Traits::kFeatures) rows_of_cta.modify = ScoreModifier(p, sequence, head);
   }
   int block = blocks.before(blocks.last);
@@ -165,10 +118,13 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
   }
 
   const typename Traits::Query query(shared);
-  uint32_t stage = shared + Traits::kQueryBytes, other_stage = stage + Traits::kStageBytes;
-  auto load_block = [&](uint32_t to, const GlobalRows<T>& keys, const GlobalRows<T>& values, int first) {
-    load_tile<kThreads>(typename Traits::Key(to), keys, first, thread);
-    load_tile<kThreads>(typename Traits::Value(to + Traits::Key::kBytes), values, first, thread);
+  // The buffer of this block; `stages` less it is the other one.
+  uint32_t stage = shared + Traits::kQueryBytes;
+  const uint32_t stages = 2 * stage + Traits::kStageBytes;
+  auto load_block = [&](uint32_t to, int first) {
+    load_tile<kThreads, !Traits::kFeatures>(typename Traits::Key(to), k_rows, first, thread);
+    load_tile<kThreads, !Traits::kFeatures>(typename Traits::Value(to + Traits::Key::kBytes),
+                                            v_rows, first, thread);
     copy_async_commit();
   };
 
@@ -178,35 +134,38 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
   float out[kRowTiles][Traits::kDimV / 8][4] = {};
 
   if (block >= 0) {
-    load_tile<kThreads>(query, q_rows, i0, thread);
-    load_block(stage, k_rows, v_rows, block * kN);
+    load_tile<kThreads, !Traits::kFeatures>(query, q_rows, i0, thread);
+    load_block(stage, block * kN);
   }
   while (block >= 0) {
     const int j0 = block * kN;
     const int next = p.query_segments ? segments.before(blocks, block) : blocks.before(block);
     copy_async_wait<0>();
     __syncthreads();  // this block is there, and all warps have done with the one before
-    if (next >= 0) load_block(other_stage, rows_of_cta.keys, rows_of_cta.values, next * kN);
     const typename Traits::Key key(stage);
     const typename Traits::Value value(stage + Traits::Key::kBytes);
+    stage = stages - stage;
+    if (next >= 0) load_block(stage, next * kN);
 
     Scores<kRowTiles, kN> s;
-    multiply_query_key<Traits>(s, query, key, warp_row, lane);
-
+    clear(s);
+    multiply_add<T, Traits::kDim>(
+        s, [&](int m, int k) { return M::load_a(query, warp_row + m, k, lane); },
+        [&](int n, int k) { return M::load_b(key, n, k, lane); });
 
     const int i = i0 + warp_row;
     if (!blocks.whole(block)) hide_by_position<kRowTiles, kN>(s, visible, i, j0, lane);
     if (p.query_segments && segments.overlap<kN>(block) == Overlap::kSome)
-      hide_by_segment<kRowTiles, kN>(s, segments.segments, visible.q_len, visible.kv_len, i, j0, lane);
+      hide_by_segment<kRowTiles, kN>(s, segments.segments, visible.q_len, visible.kv_len, i, j0,
+                                     lane);
     if constexpr (Traits::kFeatures) modify_scores<kRowTiles, kN>(s, p, modify, i, j0, lane);
     softmax.template update<kN>(s, out, scale);
     if constexpr (Traits::kFeatures)
       if (p.dropout_seed) drop_weights<kRowTiles, kN>(s, modify, i, j0, lane);
-    multiply_weights_value<Traits>(out, s, value, lane);
+    multiply_add<T, kN, false>(
+        out, [&](int m, int k) { return M::from_accumulator(s[m / 16], k); },
+        [&](int n, int k) { return M::load_b_transposed(value, n, k, lane); });
     block = next;
-    const uint32_t done = stage;
-    stage = other_stage;
-    other_stage = done;
   }
 
   __syncthreads();  // the tile of the output lies where query (and key) were
@@ -232,7 +191,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     return;
   }
   const Sequence sequence = find_sequence(p, index);
-  for (int tile = tiles - 1 - blockIdx.x % tiles; tile * Traits::kM < sequence.q_rows; tile += tiles) {
+  for (int tile = tiles - 1 - blockIdx.x % tiles; tile * Traits::kM < sequence.q_rows;
+       tile += tiles) {
     attend_rows<Traits>(p, sequence, head, tile * Traits::kM, shared);
     __syncthreads();  // before the next tile of a sequence longer than max_q takes the shared memory
   }

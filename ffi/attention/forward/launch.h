@@ -26,10 +26,11 @@ ForwardKernel forward_kernel_entry();
 const std::vector<ForwardKernel>& forward_kernels();
 
 // Chooses the kernel for the current device and makes it ready. Called in the initialize stage.
-cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, const ForwardKernel** kernel);
+cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem,
+                                   const ForwardKernel** kernel);
 
 // Enqueues it: the same launches for every call with the same shapes.
-cudaError_t launch_attention_forward(const ForwardKernel& kernel, ForwardParams params, void* workspace,
-                                     cudaStream_t stream);
+cudaError_t launch_attention_forward(const ForwardKernel& kernel, ForwardParams params,
+                                     void* workspace, cudaStream_t stream);
 
 }  // namespace jax_baracuda

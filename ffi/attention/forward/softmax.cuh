@@ -11,15 +11,18 @@ template <int kRowTiles, int kN>
 using Scores = float[kRowTiles][kN / 8][4];
 
 // The row of entry e of row tile r, and the column of entry e of column block n.
-__device__ __forceinline__ int score_row(int r, int e, int lane) { return 16 * r + lane / 4 + (e >> 1) * 8; }
+__device__ __forceinline__ int score_row(int r, int e, int lane) {
+  return 16 * r + lane / 4 + (e >> 1) * 8;
+}
 __device__ __forceinline__ int score_column(int n, int e, int lane) {
   return 8 * n + 2 * (lane % 4) + (e & 1);
 }
 
 // Hides the keys that positions hide. i0: first row of the warp; j0: first key of the block.
 template <int kRowTiles, int kN>
-__device__ __forceinline__ void hide_by_position(Scores<kRowTiles, kN>& s, const Visibility& visible,
-                                                 int i0, int j0, int lane) {
+__device__ __forceinline__ void hide_by_position(Scores<kRowTiles, kN>& s,
+                                                 const Visibility& visible, int i0, int j0,
+                                                 int lane) {
   const int column = j0 + score_column(0, 0, lane);
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
@@ -28,7 +31,8 @@ __device__ __forceinline__ void hide_by_position(Scores<kRowTiles, kN>& s, const
       const int i = i0 + score_row(r, 2 * half, lane);
       const Visibility::Keys keys = visible.keys_of_rows(i, i + 1);
       // Bounds on the distance from this lane's first column, which the compiler knows for every element.
-      const int begin = keys.begin - column, end = keys.end - column, sink_end = keys.sink_end - column;
+      const int begin = keys.begin - column, end = keys.end - column,
+                sink_end = keys.sink_end - column;
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
@@ -60,7 +64,8 @@ __device__ __forceinline__ void hide_by_segment(Scores<kRowTiles, kN>& s, const 
 
 // Applies `change(&score, i, j)` to every score that is visible so far: only those lie within the operands for sure.
 template <int kRowTiles, int kN, class Change>
-__device__ __forceinline__ void for_visible(Scores<kRowTiles, kN>& s, int i0, int j0, int lane, Change change) {
+__device__ __forceinline__ void for_visible(Scores<kRowTiles, kN>& s, int i0, int j0, int lane,
+                                            Change change) {
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
@@ -74,7 +79,8 @@ __device__ __forceinline__ void for_visible(Scores<kRowTiles, kN>& s, int i0, in
 // Raw products to logits in base 2, one pass over the block for each option of the call.
 template <int kRowTiles, int kN>
 __device__ __forceinline__ void modify_scores(Scores<kRowTiles, kN>& s, const AttentionProblem& p,
-                                              const ScoreModifier& modify, int i0, int j0, int lane) {
+                                              const ScoreModifier& modify, int i0, int j0,
+                                              int lane) {
   const float scale = p.soft_cap > 0.0f ? p.scale : p.scale * kLog2E;
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
@@ -107,15 +113,16 @@ __device__ __forceinline__ void modify_scores(Scores<kRowTiles, kN>& s, const At
 
 // Sets dropped weights to zero; the others are scaled at the end.
 template <int kRowTiles, int kN>
-__device__ __forceinline__ void drop_weights(Scores<kRowTiles, kN>& s, const ScoreModifier& modify, int i0,
-                                             int j0, int lane) {
+__device__ __forceinline__ void drop_weights(Scores<kRowTiles, kN>& s, const ScoreModifier& modify,
+                                             int i0, int j0, int lane) {
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
     for (int n = 0; n < kN / 8; n += 2)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const uint4 words = modify.dropout_words(i0 + score_row(r, 0, lane), j0 + score_column(n, e, lane));
+        const uint4 words =
+            modify.dropout_words(i0 + score_row(r, 0, lane), j0 + score_column(n, e, lane));
         if (words.x < modify.threshold) s[r][n][e] = 0.0f;
         if (words.y < modify.threshold) s[r][n + 1][e] = 0.0f;
         if (words.z < modify.threshold) s[r][n][e + 2] = 0.0f;
@@ -179,7 +186,8 @@ struct OnlineSoftmax {
 
   // The factor that makes a row of the output an average, and the row's LSE (natural logarithm). A row that saw no
   // key gives 0 and -inf, with a sink too.
-  __device__ __forceinline__ float finish(int r, int half, float scale, const float* sink, float* lse) {
+  __device__ __forceinline__ float finish(int r, int half, float scale, const float* sink,
+                                          float* lse) {
     float total = butterfly_sum<1, 2>(sum[r][half]);
     if (total == 0.0f) {
       *lse = negative_infinity();

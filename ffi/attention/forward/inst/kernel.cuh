@@ -1,15 +1,15 @@
 // What an instantiation file needs: the kernel and the table entry that launches it.
 #pragma once
 
+#include "attention/element.cuh"
 #include "attention/forward/kernel.cuh"
 #include "attention/forward/launch.h"
-#include "attention/element.cuh"
 
 namespace jax_baracuda {
 
 template <DType dtype, int dim, int dim_v, int m, int n, bool features>
 ForwardKernel forward_kernel_entry() {
-  static constexpr ForwardTile tile = 
+  static constexpr ForwardTile tile =
       forward_tile(sizeof(Element<dtype>), features, dim, dim_v, m, n);
   static_assert(tile.m > 0, "no such tile in config.h");
   using Traits = ForwardTraits<Element<dtype>, dim, dim_v, m, n, tile.warps, tile.ctas, features>;
@@ -20,8 +20,8 @@ ForwardKernel forward_kernel_entry() {
                                         Traits::kSharedBytes);
           },
           [](const ForwardParams& params, int64_t ctas, int tiles, cudaStream_t stream) {
-            kernel<<<static_cast<unsigned>(ctas), Traits::kThreads, Traits::kSharedBytes, stream>>>(params,
-                                                                                                     tiles);
+            kernel<<<static_cast<unsigned>(ctas), Traits::kThreads, Traits::kSharedBytes, stream>>>(
+                params, tiles);
             return cudaGetLastError();
           }};
 }
