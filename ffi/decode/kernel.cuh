@@ -46,15 +46,16 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int token_offset = token_warp * Tile::kTokens;
   const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
 
-  // The query goes first: behind the keys it would wait until memory has served them all. An empty piece
-  // of a cluster's row reads no keys and takes part in the merge.
-  stage_query(p, cursor.row, shared, 0);
+  // The first keys are asked for before the query, which takes longer to find; behind the values it would
+  // wait until memory has served them all. An empty piece of a cluster's row reads no keys and takes part
+  // in the merge.
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
   {
     const KvSource source(p, cursor.row);
     tile.load_keys(p, source, token, limit);
+    stage_query(p, cursor.row, shared, 0);
     tile.load_values(p, source, token, limit);
   }
   copy_async_wait_all();
