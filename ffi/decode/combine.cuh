@@ -22,14 +22,11 @@ inline constexpr int kCombineWarps = 8;
 struct Contributions {
   int b, query_head;
   int64_t query_row;
-  int count;  // 0: the row has one owner, who has written its output
   int slot_head;
-  int64_t first_slot, second_slot;
-  int slot_step;  // from the second on
+  Parts parts;  // count 0: the row has one owner, who has written its output
 
   __device__ Partial operator()(const DecodeParams& p, int i) const {
-    const int64_t slot = i == 0 ? first_slot : second_slot + int64_t{i - 1} * slot_step;
-    return workspace_partial(p, slot, slot_head);
+    return workspace_partial(p, parts.slot(i), slot_head);
   }
 };
 
@@ -42,7 +39,7 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
   unsigned b, row;
   if (by_border) {
     const int total = chunks_before(p, p.batch);
-    const EvenCut cut(total, min(p.ctas, total));
+    const EvenCut cut = even_cut(total, min(p.ctas, total));
     const int border = cut.begin(candidate + 1);
     if (border >= total) return c;
     const Place place = find_position(p, border);
@@ -57,29 +54,21 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
     row = candidate - b * rows;
   }
   const Request request = load_request(p, b);
-  const Cursor cursor(p, request, b, row, 0, 0);
-  if (head >= cursor.heads(p)) return c;
+  const Row place(p, b, row);
+  if (head >= place.heads(p)) return c;
   c.b = b;
-  c.query_head = cursor.query_head(p) + head;
-  c.query_row = cursor.query_row(p) + head;
-  c.slot_head = first_slot_head(p, cursor.head_block) + head;
+  c.query_head = place.query_head(p) + head;
+  c.query_row = place.query_row(p) + head;
+  c.slot_head = first_slot_head(p, place.head_block) + head;
   if (p.splits > 0) {
-    c.count = min(p.splits, request.chunks);
-    c.first_slot = fixed_slot(p, b, cursor.kv_head, 0);
-    c.second_slot = c.first_slot + 1;
-    c.slot_step = 1;
+    c.parts = fixed_parts(p, place, request.chunks);
     return c;
   }
   const int total = chunks_before(p, p.batch);
-  const EvenCut cut(total, min(p.ctas, total));
+  const EvenCut cut = even_cut(total, min(p.ctas, total));
   const int row_begin = chunks_before(p, b) + row * request.chunks;
-  const int first = cut.piece_of(row_begin);
-  const int last = cut.piece_of(row_begin + request.chunks - 1);
-  if (first == last) return c;
-  c.count = last - first + 1;
-  c.first_slot = 2 * int64_t{first} + (cut.begin(first) == row_begin ? 0 : 1);
-  c.second_slot = 2 * (int64_t{first} + 1);
-  c.slot_step = 2;
+  c.parts = stream_parts(cut, row_begin, request.chunks);
+  if (c.parts.count == 1) c.parts.count = 0;
   return c;
 }
 
@@ -98,14 +87,14 @@ __device__ __forceinline__ void add_parts(const DecodeParams& p, const Contribut
   constexpr int kBatch = 32 / kPerLane;
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (; first < parts.count; first += kBatch * step) {
+  for (; first < parts.parts.count; first += kBatch * step) {
     float loaded[kBatch][kPerLane];
     float own_maximum[kBatch];
     float own_sum[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int part = first + i * step;
-      const bool valid = part < parts.count;
+      const bool valid = part < parts.parts.count;
       const Partial from = parts(p, valid ? part : first);
       own_maximum[i] = valid ? __ldcg(from.stats) : negative_infinity();
       own_sum[i] = valid ? __ldcg(from.stats + 1) : 0.0f;
@@ -162,7 +151,7 @@ __global__ void __launch_bounds__(kCombineWarps * 32)
   if (candidate < candidates) parts = find_contributions(p, candidate, head, by_border);
   // Every CTA waits, also those without work: this grid must not end before the one it follows.
   wait_for_dependency();
-  if (parts.count == 0) return;
+  if (parts.parts.count == 0) return;
 
   CombineState<kPerLane> state;
   if (by_warp) {

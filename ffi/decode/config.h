@@ -33,20 +33,33 @@ constexpr int warp_tokens(DType dtype, int dim_tile) {
 // Warps that take different keys, where `slices` warps already share the same ones: at least four in all.
 constexpr int token_warps_for(int slices) { return slices >= 4 ? 1 : ceil_div(4, slices); }
 
+// One merge buffer, in floats: the results of all warps and their statistics.
+constexpr int merge_floats(int block_heads, int token_warps, int dim_tile) {
+  return (block_heads * token_warps * (dim_tile + kMergePad + 2) + 3) / 4 * 4;
+}
+
 constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
-                                  int token_warps) {
+                                  int token_warps, int block_heads, int merge_buffers) {
   const int heads = slices * head_tile;
   const int query = 2 * heads * dim_tile * element_bytes(dtype);
-  const int warps = heads * token_warps * (dim_tile + kMergePad + 2) * 4;
-  const int cluster = heads * 2 * 4;
+  const int merge = merge_buffers * merge_floats(block_heads, token_warps, dim_tile) * 4;
+  const int cluster = block_heads * 2 * 4;
   const int slopes = 2 * heads * 4;
-  return query + warps + cluster + slopes;
+  return query + merge + cluster + slopes;
 }
+
+// Two merge buffers where that does not cost occupancy.
+inline constexpr int kMostSharedForTwoBuffers = 48 * 1024;
 
 inline void set_token_warps(const DecodeShape& s, int token_warps, DecodeConfig& c) {
   c.token_warps = token_warps;
   c.chunk_tokens = token_warps * warp_tokens(s.dtype, c.dim_tile);
-  c.shared_bytes = decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps);
+  const auto bytes = [&](int buffers) {
+    return decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps,
+                               c.block_heads, buffers);
+  };
+  c.merge_buffers = bytes(2) <= kMostSharedForTwoBuffers ? 2 : 1;
+  c.shared_bytes = bytes(c.merge_buffers);
 }
 
 // The layout of a CTA; nothing here depends on the batch, so that a fixed split count gives a request

@@ -87,13 +87,15 @@ cudaError_t prepare(const DecodeKernel& kernel, bool clusters, KernelState& stat
   if (state.prepared.load(std::memory_order_acquire)) return cudaSuccess;
   const int warps = max_warps(kernel.dtype, kernel.dim_tile, kernel.head_tile, kernel.vector);
   DecodeConfig largest;
+  largest.shared_bytes = kMostSharedForTwoBuffers;
   largest.slices = 1;
   largest.token_warps = warps;
   for (int slices = 1; slices <= kMaxSlices; ++slices) {
     const int token_warps = slices == 1 ? warps : token_warps_for(slices);
-    largest.shared_bytes = std::max(
-        largest.shared_bytes,
-        decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices, token_warps));
+    largest.shared_bytes =
+        std::max(largest.shared_bytes,
+                 decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices,
+                                     token_warps, slices * kernel.head_tile, 1));
   }
   cudaError_t error = kernel.prepare(largest.shared_bytes);
   if (error == cudaSuccess) error = prepare_combine(kernel.dtype, kernel.dim_tile);
@@ -150,7 +152,7 @@ cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
   const cudaLaunchConfig_t launch =
       launch_config(config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
   error = kKernels[find_kernel(shape.dtype, config)].launch(launch, params);
-  if (error != cudaSuccess || config.splits == 1 || config.cluster) return error;
+  if (error != cudaSuccess || config.partial_slots == 0) return error;
   return launch_combine(shape.dtype, config.dim_tile, params, major >= 9, stream);
 }
 

@@ -23,7 +23,7 @@ __device__ __forceinline__ Normalised normalise(const DecodeParams& p, float max
     sum = sum * factor + exp2f(sink - highest);
     maximum = highest;
   }
-  return {factor / sum, (maximum + log2f(sum)) * kLn2};
+  return {__fdividef(factor, sum), (maximum + log2f(sum)) * kLn2};
 }
 
 }  // namespace jax_baracuda

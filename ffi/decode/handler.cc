@@ -15,6 +15,8 @@ namespace {
 
 namespace ffi = xla::ffi;
 
+constexpr float kLog2E = 1.4426950408889634f;
+
 // Operands, results and attributes, in the order of the binding.
 struct DecodeCall {
   ffi::AnyBuffer query, key, value, kv_lengths, sinks, alibi_slopes;
@@ -135,7 +137,10 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.alibi_slopes = optional_floats(c.alibi_slopes);
   p.out = c.out->untyped_data();
   p.lse = c.lse->typed_data<float>();
-  p.partials = reinterpret_cast<float*>(c.workspace->untyped_data());
+  // The sums first: their rows of a multiple of four elements are then aligned to 16 bytes.
+  p.slot_heads = partial_heads(s, config);
+  p.partial_out = static_cast<float*>(c.workspace->untyped_data());
+  p.partial_stats = p.partial_out + config.partial_slots * p.slot_heads * s.head_dim;
   p.kv_batch_stride = int64_t{s.kv_heads} * s.kv_capacity * s.head_dim;
   p.kv_head_stride = c.nhd ? s.head_dim : int64_t{s.kv_capacity} * s.head_dim;
   p.kv_token_stride = c.nhd ? int64_t{s.kv_heads} * s.head_dim : s.head_dim;
@@ -148,8 +153,9 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.kv_capacity = s.kv_capacity;
   p.window_left = c.window_left < 0 ? -1 : static_cast<int>(std::min(c.window_left, kNoLimit));
   p.sink_tokens = static_cast<int>(std::min(c.sink_tokens, kNoLimit));
-  p.scale = c.scale;
-  p.soft_cap = c.logits_soft_cap;
+  p.capped = c.logits_soft_cap > 0.0f;
+  p.outer_scale = (p.capped ? c.logits_soft_cap : c.scale) * kLog2E;
+  p.inner_scale = p.capped ? c.scale / c.logits_soft_cap : 0.0f;
   p.slices = config.slices;
   p.token_warps = config.token_warps;
   p.chunk_tokens = Divisor(static_cast<uint32_t>(config.chunk_tokens));
@@ -158,7 +164,10 @@ DecodeParams make_params(DecodeCall& c, const DecodeShape& s, const DecodeConfig
   p.splits = config.splits;
   p.cluster = config.cluster;
   p.ctas = static_cast<int>(config.ctas);
-  p.slot_heads = partial_heads(s, config);
+  p.merge_buffers = config.merge_buffers;
+  p.merge_stride = config.merge_buffers == 1
+                       ? 0
+                       : merge_floats(config.block_heads, config.token_warps, config.dim_tile);
   if (config.splits == 0) {
     const int row_chunks = full_row_chunks(s, config);
     const int64_t total = int64_t{s.batch} * s.kv_heads * config.head_blocks * row_chunks;

@@ -9,7 +9,6 @@
 #include "decode/merge.cuh"
 #include "decode/params.h"
 #include "decode/schedule.cuh"
-#include "decode/score.cuh"
 #include "decode/shared.cuh"
 #include "decode/source.cuh"
 #include "device/memory.cuh"
@@ -18,14 +17,16 @@ namespace jax_baracuda {
 
 // Where the piece of a row that ends at `last` goes.
 __device__ __forceinline__ Destination destination(const DecodeParams& p, const Cursor& last,
-                                                   int segment_begin, bool first_segment) {
+                                                   int segment_begin) {
   if (p.cluster) return {Destination::kShared, -1};
   if (p.splits == 1) return {Destination::kOutput, -1};
-  if (p.splits > 0)
-    return {Destination::kWorkspace, fixed_slot(p, last.b, last.kv_head, blockIdx.x % p.splits)};
+  if (p.splits > 0) {
+    const int64_t line_row = int64_t{last.row.b} * p.kv_heads + last.row.kv_head;
+    return {Destination::kWorkspace, line_row * p.splits + blockIdx.x % p.splits};
+  }
   if (segment_begin == 0 && last.chunk + 1 == last.request.chunks)
     return {Destination::kOutput, -1};
-  return {Destination::kWorkspace, 2 * int64_t{blockIdx.x} + (first_segment ? 0 : 1)};
+  return {Destination::kWorkspace, 2 * int64_t{blockIdx.x} + (segment_begin == 0 ? 1 : 0)};
 }
 
 template <class Tile, template <class> class Source, int kMaxThreads>
@@ -40,27 +41,30 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (cursor.remaining == 0 && !p.cluster) return;
 
   const int warp = threadIdx.x / 32;
-  const int slice = p.slices == 1 ? 0 : warp % p.slices;
-  const int token_offset = (p.slices == 1 ? warp : warp / p.slices) * Tile::kTokens;
-  const Scorer scorer(p);
+  const int token_warp = p.slices == 1 ? warp : warp / p.slices;
+  const int slice = p.slices == 1 ? 0 : warp - token_warp * p.slices;
+  const int token_offset = token_warp * Tile::kTokens;
+  const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
 
-  // The query goes first: behind the keys it would wait until memory has served them all. An empty piece
-  // of a cluster's row reads no keys and takes part in the merge.
-  stage_query(p, cursor, shared, 0);
+  // The first keys are asked for before the query, which takes longer to find; behind the values it would
+  // wait until memory has served them all. An empty piece of a cluster's row reads no keys and takes part
+  // in the merge.
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
   {
-    const KvSource source(p, cursor);
+    const KvSource source(p, cursor.row);
     tile.load_keys(p, source, token, limit);
+    stage_query(p, cursor.row, shared, 0);
     tile.load_values(p, source, token, limit);
   }
   copy_async_wait_all();
   __syncthreads();
 
   int buffer = 0;
+  int merge_buffer = 0;
   int segment_begin = cursor.chunk;
-  bool first_segment = true;
+  bool row_begins = true;
 #pragma unroll 1
   while (true) {
     // Keys of the next chunk are asked for as soon as this chunk's registers are free, across the ends
@@ -69,37 +73,42 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     next.advance(p);
     const bool more = next.remaining > 0;
     const bool row_ends = !more || next.chunk == 0;
-    if (row_ends && more) stage_query(p, next, shared, buffer ^ 1);
-    const KvSource next_source(p, next);
+    if (row_begins && cursor.remaining > cursor.request.chunks - cursor.chunk) {
+      Row after = cursor.row;
+      after.advance(p);
+      stage_query(p, after, shared, buffer ^ 1);
+    }
+    row_begins = row_ends;
+    const KvSource next_source(p, next.row);
     const int next_token = next.begin(p) + token_offset;
     const int next_limit = more ? next.limit() : 0;
 
     tile.multiply_keys(shared.query_of(p, buffer, slice));
     tile.load_keys(p, next_source, next_token, next_limit);
-    tile.update_softmax(scorer,
-                        p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice),
+    tile.update_softmax(p, p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice),
                         token, limit, cursor.request.length - 1);
     tile.multiply_values();
     tile.load_values(p, next_source, next_token, next_limit);
 
     if (row_ends) {
-      const int slot = warp * Tile::kHeadTile;
-      tile.store(shared.out + slot * DecodeShared<Tile>::kRow, shared.stats + slot);
-      __syncthreads();
-      merge_warps(p, cursor, shared, destination(p, cursor, segment_begin, first_segment));
-      if (!more) break;
+      tile.store(shared.out + merge_buffer + result * DecodeShared<Tile>::kRow,
+                 shared.stats + merge_buffer + 2 * result,
+                 cursor.row.heads(p) - slice * Tile::kHeadTile);
       copy_async_wait_all();
       __syncthreads();
+      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, cursor, segment_begin));
+      if (!more) break;
+      if (p.merge_stride == 0) __syncthreads();
+      merge_buffer = p.merge_stride - merge_buffer;
       tile.reset();
       buffer ^= 1;
       segment_begin = 0;
-      first_segment = false;
     }
     cursor = next;
     token = next_token;
     limit = next_limit;
   }
-  if (p.cluster) merge_cluster(p, cursor, shared);
+  if (p.cluster) merge_cluster(p, cursor.row, shared);
 }
 
 }  // namespace jax_baracuda

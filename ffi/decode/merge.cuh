@@ -1,5 +1,5 @@
-// Adds up partial results: of the warps of a CTA, and of the CTAs of a cluster. Always in the same order,
-// so that the result is the same bits in every run.
+// Adds up partial results, of the warps of a CTA and of the CTAs of a cluster. Always in the same order, so
+// that the result is the same bits in every run.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@
 #include "decode/shared.cuh"
 #include "device/cluster.cuh"
 #include "device/math.cuh"
+#include "device/memory.cuh"
 
 namespace jax_baracuda {
 
@@ -22,58 +23,109 @@ __device__ __forceinline__ float weight_of(float maximum, float overall) {
   return overall == negative_infinity() ? 0.0f : exp2_approx(maximum - overall);
 }
 
+// Four elements of a query head, relative to a maximum.
+struct Quad {
+  float maximum = negative_infinity();
+  float sum = 0.0f;
+  float out[4] = {};
+
+  // Adds some parts with their maxima and sums.
+  template <int kCount>
+  __device__ __forceinline__ void add(const float2 (&stats)[kCount],
+                                      const float4 (&parts)[kCount]) {
+    float highest = maximum;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) highest = fmaxf(highest, stats[i].x);
+    const float correction = weight_of(maximum, highest);
+    maximum = highest;
+    sum *= correction;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) out[e] *= correction;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float weight = weight_of(stats[i].x, highest);
+      sum += weight * stats[i].y;
+      out[0] += weight * parts[i].x;
+      out[1] += weight * parts[i].y;
+      out[2] += weight * parts[i].z;
+      out[3] += weight * parts[i].w;
+    }
+  }
+};
+
+// Writes what lies inside the head dim of elements d .. d + 3. `to` is the start of the row.
+template <bool Vector, class T>
+__device__ __forceinline__ void store_quad(T* to, int d, int head_dim, const float (&out)[4]) {
+  if constexpr (Vector) {
+    if (d < head_dim) {
+      const T elements[4] = {from_float<T>(out[0]), from_float<T>(out[1]), from_float<T>(out[2]),
+                             from_float<T>(out[3])};
+      store_vector(to + d, elements);
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (d + e < head_dim) to[d + e] = from_float<T>(out[e]);
+  }
+}
+
+template <class Tile>
+__device__ __forceinline__ void write_output(const DecodeParams& p, const Row& row, int head, int d,
+                                             const Quad& quad) {
+  using Element = typename Tile::Element;
+  const int64_t query_row = row.query_row(p) + head;
+  const Normalised n = normalise(p, quad.maximum, quad.sum, row.b, row.query_head(p) + head);
+  if (d == 0) p.lse[query_row] = n.lse;
+  float out[4];
+#pragma unroll
+  for (int e = 0; e < 4; ++e) out[e] = quad.out[e] * n.factor;
+  store_quad<Tile::kVector>(static_cast<Element*>(p.out) + query_row * p.head_dim, d, p.head_dim,
+                            out);
+}
+
 // Each thread adds up four elements of one query head over the warps that took different keys.
 template <class Tile>
-__device__ __forceinline__ void merge_warps(const DecodeParams& p, const Cursor& cursor,
-                                            const DecodeShared<Tile>& shared, Destination to) {
-  using Element = typename Tile::Element;
+__device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& row,
+                                            const DecodeShared<Tile>& shared, int buffer,
+                                            Destination to) {
   constexpr unsigned kQuads = Tile::kDimTile / 4;
   constexpr int kRow = DecodeShared<Tile>::kRow;
-  const unsigned units = cursor.heads(p) * kQuads;
-  const int step = p.slices * Tile::kHeadTile;  // from one token warp to the next
+  constexpr int kBatch = 4;
+  const unsigned units = row.heads(p) * kQuads;
+  const int step = p.block_heads;  // from one token warp to the next
 #pragma unroll 1
   for (unsigned i = threadIdx.x; i < units; i += blockDim.x) {
     const int head = i / kQuads;
     const int d = i % kQuads * 4;
-    float maximum = negative_infinity();
-#pragma unroll 4
-    for (int w = 0; w < p.token_warps; ++w)
-      maximum = fmaxf(maximum, shared.stats[head + w * step].x);
-    float sum = 0.0f;
-    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
-    for (int w = 0; w < p.token_warps; ++w) {
-      const float2 stats = shared.stats[head + w * step];
-      const float4 out =
-          *reinterpret_cast<const float4*>(shared.out + (head + w * step) * kRow + d);
-      const float weight = weight_of(stats.x, maximum);
-      sum += weight * stats.y;
-      total.x += weight * out.x;
-      total.y += weight * out.y;
-      total.z += weight * out.z;
-      total.w += weight * out.w;
-    }
-    const float elements[4] = {total.x, total.y, total.z, total.w};
-    if (to.kind == Destination::kOutput) {
-      const int64_t query_row = cursor.query_row(p) + head;
-      const Normalised n = normalise(p, maximum, sum, cursor.b, cursor.query_head(p) + head);
-      if (d == 0) p.lse[query_row] = n.lse;
-      Element* out = static_cast<Element*>(p.out) + query_row * p.head_dim + d;
+    const float2* stats = reinterpret_cast<const float2*>(shared.stats + buffer) + head;
+    const float4* parts = reinterpret_cast<const float4*>(shared.out + buffer + head * kRow + d);
+    Quad quad;
+#pragma unroll 1
+    for (int first = 0; first < p.token_warps; first += kBatch) {
+      float2 own_stats[kBatch];
+      float4 own_parts[kBatch];
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (d + e < p.head_dim) out[e] = from_float<Element>(elements[e] * n.factor);
+      for (int j = 0; j < kBatch; ++j) {
+        const bool valid = first + j < p.token_warps;
+        own_stats[j] = valid ? stats[j * step] : make_float2(negative_infinity(), 0.0f);
+        own_parts[j] = valid ? parts[j * step * (kRow / 4)] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      }
+      quad.add(own_stats, own_parts);
+      stats += kBatch * step;
+      parts += kBatch * step * (kRow / 4);
+    }
+    if (to.kind == Destination::kOutput) {
+      write_output<Tile>(p, row, head, d, quad);
     } else {
       const Partial partial =
           to.kind == Destination::kShared
               ? Partial{shared.cluster_out + head * Tile::kDimTile, shared.cluster_stats + 2 * head}
-              : workspace_partial(p, to.slot, first_slot_head(p, cursor.head_block) + head);
+              : workspace_partial(p, to.slot, first_slot_head(p, row.head_block) + head);
       if (d == 0) {
-        partial.stats[0] = maximum;
-        partial.stats[1] = sum;
+        partial.stats[0] = quad.maximum;
+        partial.stats[1] = quad.sum;
       }
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (d + e < p.head_dim) partial.out[d + e] = elements[e];
+      store_quad<Tile::kVector>(partial.out, d, p.head_dim, quad.out);
     }
   }
 }
@@ -81,13 +133,13 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Cursor&
 // The CTAs of a cluster hold the pieces of one row in their shared memory; each of them finishes a share
 // of the row's elements.
 template <class Tile>
-__device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Cursor& cursor,
+__device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& row,
                                               const DecodeShared<Tile>& shared) {
   using Element = typename Tile::Element;
   const int pieces = p.splits;
   const unsigned rank = blockIdx.x % static_cast<unsigned>(pieces);
   cluster_sync();
-  const int units = cursor.heads(p) * Tile::kDimTile;
+  const int units = row.heads(p) * Tile::kDimTile;
 #pragma unroll 1
   for (int i = threadIdx.x * pieces + rank; i < units; i += blockDim.x * pieces) {
     const int head = i / Tile::kDimTile;
@@ -107,8 +159,8 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Curso
       sum += weight * load_remote(stats + 4, piece);
       total += weight * load_remote(out, piece);
     }
-    const int64_t query_row = cursor.query_row(p) + head;
-    const Normalised n = normalise(p, maximum, sum, cursor.b, cursor.query_head(p) + head);
+    const int64_t query_row = row.query_row(p) + head;
+    const Normalised n = normalise(p, maximum, sum, row.b, row.query_head(p) + head);
     if (d == 0) p.lse[query_row] = n.lse;
     static_cast<Element*>(p.out)[query_row * p.head_dim + d] =
         from_float<Element>(total * n.factor);

@@ -39,11 +39,12 @@ struct DecodeConfig {
   int head_tile = 0;   // query heads a warp holds
   bool vector = true;  // 16-byte loads; false: element by element, for head dims that rule them out
   // How a CTA is laid out.
-  int slices = 0;        // warps that share the same keys for different query heads
-  int token_warps = 0;   // warps that take different keys
-  int chunk_tokens = 0;  // keys that a CTA takes at once
-  int block_heads = 0;   // query heads of a CTA: min(group, slices * head_tile)
-  int head_blocks = 0;   // CTAs' worth of query heads in a group, 1 unless the group is huge
+  int slices = 0;         // warps that share the same keys for different query heads
+  int token_warps = 0;    // warps that take different keys
+  int chunk_tokens = 0;   // keys that a CTA takes at once
+  int block_heads = 0;    // query heads of a CTA: min(group, slices * head_tile)
+  int head_blocks = 0;    // CTAs' worth of query heads in a group, 1 unless the group is huge
+  int merge_buffers = 1;  // 2: rows end with one barrier less
   int shared_bytes = 0;
   // How the rows are spread.
   int splits = 0;        // 0: stream, else pieces per row
@@ -70,7 +71,9 @@ struct DecodeParams {
   const float* alibi_slopes;  // null: none
   void* out;
   float* lse;
-  float* partials;  // slots of [slot_heads][head_dim] floats, then [slot_heads][2]: max and sum
+  // The workspace: [slots][slot_heads][head_dim] sums, [slots][slot_heads][2] maximum and denominator.
+  float* partial_out;
+  float* partial_stats;
 
   int64_t kv_batch_stride;  // in elements
   int64_t kv_head_stride;
@@ -80,10 +83,14 @@ struct DecodeParams {
 
   int batch, kv_heads, group, head_dim, kv_capacity;
   int window_left, sink_tokens;
-  float scale, soft_cap;
+  // A base-2 logit is product * outer_scale; with a soft cap tanh(product * inner_scale) * outer_scale.
+  float outer_scale, inner_scale;
+  int capped;
 
   Divisor chunk_tokens;
   int slices, token_warps, block_heads, head_blocks;
+  int merge_buffers;
+  int merge_stride;  // floats from one merge buffer to the other; 0: there is one
   int splits, cluster, slot_heads;
   int ctas;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,

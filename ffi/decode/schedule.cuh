@@ -23,6 +23,7 @@ __device__ __forceinline__ unsigned divide(unsigned n, const Divisor& d) {
 struct Request {
   int length, window_begin, sink_end, sink_chunks, chunks;
 
+  Request() = default;
   __device__ Request(const DecodeParams& p, int raw_length) {
     length = min(max(raw_length, 0), p.kv_capacity);
     window_begin = 0;
@@ -37,6 +38,15 @@ struct Request {
       }
     }
     chunks = max(1, sink_chunks + chunks_of(p, length - window_begin));
+  }
+
+  // Of a request that fills the cache, without a window.
+  __device__ static Request full(const DecodeParams& p) {
+    Request request;
+    request.length = p.kv_capacity;
+    request.window_begin = request.sink_end = request.sink_chunks = 0;
+    request.chunks = p.full_row_chunks.divisor;
+    return request;
   }
 
   __device__ static int chunks_of(const DecodeParams& p, int tokens) {
@@ -110,9 +120,6 @@ __device__ inline Place find_position(const DecodeParams& p, int position) {
 struct EvenCut {
   unsigned quotient, remainder;
 
-  __device__ EvenCut(int chunks, int pieces)
-      : quotient(static_cast<unsigned>(chunks) / static_cast<unsigned>(pieces)),
-        remainder(chunks - quotient * pieces) {}
   __device__ int begin(unsigned piece) const { return piece * quotient + min(piece, remainder); }
   __device__ int size(unsigned piece) const { return quotient + (piece < remainder ? 1 : 0); }
   // The piece that holds a chunk; never an empty one.
@@ -123,28 +130,33 @@ struct EvenCut {
   }
 };
 
-// A walk along the chunks of one CTA.
-struct Cursor {
-  Request request;
-  int b, kv_head, head_block, chunk;
-  int remaining;  // chunks left for this CTA, this one included
+__device__ __forceinline__ EvenCut even_cut(int chunks, int pieces) {
+  const unsigned quotient = static_cast<unsigned>(chunks) / static_cast<unsigned>(pieces);
+  return {quotient, chunks - quotient * pieces};
+}
 
-  __device__ Cursor(const DecodeParams& p, const Request& request_, int b_, int row, int chunk_,
-                    int remaining_)
-      : request(request_),
-        b(b_),
-        kv_head(row),
-        head_block(0),
-        chunk(chunk_),
-        remaining(remaining_) {
+// A request, key/value head and block of its query heads.
+struct Row {
+  int b, kv_head, head_block;
+
+  Row() = default;
+  // `index` counts the rows of the request.
+  __device__ Row(const DecodeParams& p, int b_, int index) : b(b_), kv_head(index), head_block(0) {
     if (p.head_blocks > 1) {
-      kv_head = row / p.head_blocks;
-      head_block = row - kv_head * p.head_blocks;
+      kv_head = index / p.head_blocks;
+      head_block = index - kv_head * p.head_blocks;
     }
   }
 
-  __device__ int begin(const DecodeParams& p) const { return request.chunk_begin(p, chunk); }
-  __device__ int limit() const { return request.chunk_limit(chunk); }
+  // Moves on to the next row; true if it is another request's.
+  __device__ bool advance(const DecodeParams& p) {
+    if (++head_block < p.head_blocks) return false;
+    head_block = 0;
+    if (++kv_head < p.kv_heads) return false;
+    kv_head = 0;
+    ++b;
+    return true;
+  }
   // The row's first query head, and how many it has: the last block of a group may be short.
   __device__ int query_head(const DecodeParams& p) const {
     return kv_head * p.group + head_block * p.block_heads;
@@ -156,71 +168,99 @@ struct Cursor {
   __device__ int heads(const DecodeParams& p) const {
     return min(p.block_heads, p.group - head_block * p.block_heads);
   }
+};
+
+// A walk along the chunks of one CTA.
+struct Cursor {
+  Request request;
+  Row row;
+  int chunk;
+  int remaining;  // chunks left for this CTA, this one included
+
+  __device__ int begin(const DecodeParams& p) const { return request.chunk_begin(p, chunk); }
+  __device__ int limit() const { return request.chunk_limit(chunk); }
   __device__ void advance(const DecodeParams& p) {
     --remaining;
     if (++chunk < request.chunks) return;
     chunk = 0;
-    if (++head_block < p.head_blocks) return;
-    head_block = 0;
-    if (++kv_head < p.kv_heads) return;
-    kv_head = 0;
-    ++b;
-    if (remaining > 0 && p.kv_lengths != nullptr) request = load_request(p, b);
+    if (row.advance(p) && remaining > 0 && p.kv_lengths != nullptr)
+      request = load_request(p, row.b);
   }
 };
 
 // Where a CTA begins. Called by full warps.
 __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   const unsigned rows = rows_per_request(p);
+  if (p.splits == 0 && p.kv_lengths == nullptr && p.window_left < 0) {
+    const EvenCut cut{static_cast<unsigned>(p.full_piece),
+                      static_cast<unsigned>(p.full_longer_pieces)};
+    const int position = cut.begin(cta);
+    const unsigned line_row = divide(position, p.full_row_chunks);
+    const unsigned b = divide(line_row, p.full_request_rows);
+    const int chunk = position - line_row * p.full_row_chunks.divisor;
+    return {Request::full(p), Row(p, b, line_row - b * rows), chunk, cut.size(cta)};
+  }
   if (p.splits > 0) {
     const unsigned line_row = cta / static_cast<unsigned>(p.splits);
     const unsigned b = p.batch == 1 ? 0 : line_row / rows;
     const Request request = load_request(p, b);
-    const EvenCut cut(request.chunks, p.splits);
+    const EvenCut cut = even_cut(request.chunks, p.splits);
     const unsigned piece = cta - line_row * p.splits;
-    return Cursor(p, request, b, line_row - b * rows, cut.begin(piece), cut.size(piece));
-  }
-  if (p.kv_lengths == nullptr && p.window_left < 0) {
-    const unsigned longer = p.full_longer_pieces;
-    const int position = cta * p.full_piece + min(cta, longer);
-    const unsigned line_row = divide(position, p.full_row_chunks);
-    const unsigned b = divide(line_row, p.full_request_rows);
-    return Cursor(p, Request(p, p.kv_capacity), b, line_row - b * rows,
-                  position - line_row * p.full_row_chunks.divisor,
-                  p.full_piece + (cta < longer ? 1 : 0));
+    return {request, Row(p, b, line_row - b * rows), cut.begin(piece), cut.size(piece)};
   }
   const int total = chunks_before(p, p.batch);
-  if (cta >= total) return Cursor(p, Request(p, 0), 0, 0, 0, 0);
-  const EvenCut cut(total, min(p.ctas, total));
+  if (cta >= total) return {Request(p, 0), Row(p, 0, 0), 0, 0};
+  const EvenCut cut = even_cut(total, min(p.ctas, total));
   const int position = cut.begin(cta);
   const Place place = find_position(p, position);
   const Request request = load_request(p, place.b);
   const unsigned offset = position - place.line_begin;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  return Cursor(p, request, place.b, row, offset - row * request.chunks, cut.size(cta));
+  const int chunk = offset - row * request.chunks;
+  return {request, Row(p, place.b, row), chunk, cut.size(cta)};
 }
 
-// Where a partial result of one query head goes: to the workspace for the combine kernel, or to shared
-// memory for the cluster.
+// Where a partial result of one query head goes: to the workspace, or to shared memory for the cluster.
 struct Partial {
   float* out;    // [head_dim]
   float* stats;  // maximum and sum, base 2
 };
 
-// Slot `slot` of the workspace: [slot_heads][head_dim] floats, then the statistics of each head.
 __device__ __forceinline__ Partial workspace_partial(const DecodeParams& p, int64_t slot,
                                                      int slot_head) {
-  float* base = p.partials + slot * p.slot_heads * (p.head_dim + 2);
-  return {base + slot_head * p.head_dim, base + p.slot_heads * p.head_dim + 2 * slot_head};
+  const int64_t head = slot * p.slot_heads + slot_head;
+  return {p.partial_out + head * p.head_dim, p.partial_stats + 2 * head};
 }
 
 // With a fixed split count, head blocks of a row share the slot of its whole group.
 __device__ __forceinline__ int first_slot_head(const DecodeParams& p, int head_block) {
   return p.splits > 0 ? head_block * p.block_heads : 0;
 }
-__device__ __forceinline__ int64_t fixed_slot(const DecodeParams& p, int b, int kv_head,
-                                              int piece) {
-  return (int64_t{b} * p.kv_heads + kv_head) * p.splits + piece;
+
+// Where the parts of a row that several CTAs share lie, in the order in which they are added.
+struct Parts {
+  int count;
+  int64_t first_slot, second_slot;
+  int slot_step;  // from the second on
+
+  __device__ int64_t slot(int i) const {
+    return i == 0 ? first_slot : second_slot + int64_t{i - 1} * slot_step;
+  }
+};
+
+// With a fixed split count.
+__device__ inline Parts fixed_parts(const DecodeParams& p, const Row& row, int chunks) {
+  const int64_t line_row = int64_t{row.b} * p.kv_heads + row.kv_head;
+  const int64_t first = line_row * p.splits;
+  return {min(p.splits, chunks), first, first + 1, 1};
+}
+
+// In the stream a CTA leaves at most two: in its even slot the end or middle of a row that began before, in
+// its odd slot the beginning of a row that goes on.
+__device__ inline Parts stream_parts(const EvenCut& cut, int row_begin, int chunks) {
+  const int first = cut.piece_of(row_begin);
+  const int last = cut.piece_of(row_begin + chunks - 1);
+  return {last - first + 1, 2 * int64_t{first} + 1, 2 * (int64_t{first} + 1), 2};
 }
 
 }  // namespace jax_baracuda

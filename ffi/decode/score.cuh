@@ -6,23 +6,15 @@
 
 namespace jax_baracuda {
 
-// Scale and soft cap; ALiBi is added to what this gives.
-class Scorer {
- public:
-  __device__ explicit Scorer(const DecodeParams& p)
-      : capped_(p.soft_cap > 0.0f),
-        outer_scale_((capped_ ? p.soft_cap : p.scale) * kLog2E),
-        inner_scale_(capped_ ? p.scale / p.soft_cap : 0.0f) {}
-
-  __device__ __forceinline__ float operator()(float product) const {
-    if (capped_) product = tanhf(product * inner_scale_);
-    return product * outer_scale_;
+// Scale and soft cap of some products, in place; ALiBi is added to what this gives.
+template <int kCount>
+__device__ __forceinline__ void scale_products(const DecodeParams& p, float (&products)[kCount]) {
+  if (p.capped) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) products[i] = tanhf(products[i] * p.inner_scale);
   }
-
- private:
-  bool capped_;
-  float outer_scale_;  // scale * log2 e or, with a soft cap, cap * log2 e
-  float inner_scale_;  // scale / cap
-};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) products[i] *= p.outer_scale;
+}
 
 }  // namespace jax_baracuda

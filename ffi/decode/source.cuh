@@ -13,8 +13,8 @@ namespace jax_baracuda {
 template <class Element>
 class ContiguousSource {
  public:
-  __device__ ContiguousSource(const DecodeParams& p, const Cursor& cursor)
-      : origin_(cursor.b * p.kv_batch_stride + cursor.kv_head * p.kv_head_stride),
+  __device__ ContiguousSource(const DecodeParams& p, const Row& row)
+      : origin_(row.b * p.kv_batch_stride + row.kv_head * p.kv_head_stride),
         token_stride_(p.kv_token_stride) {}
 
   // Element offset of a token's row in both stores.

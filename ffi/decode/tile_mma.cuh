@@ -34,15 +34,15 @@ class MmaTile {
   static constexpr bool kVector = kVector_;
   static constexpr int kTokens = kDimTile == 64 ? 32 : 16;
 
-  // Where 4 bytes of a query head go in shared memory, in 4-byte units: a lane's operand for a k-step is
-  // one 16-byte load.
-  __device__ static int query_index(int head, int word) {
-    const int chunk = word / 4;
-    const int step = chunk / kChunkStep * 2 + word % 4 / 2;
+  // Where 16 bytes of a query head go in shared memory, in 4-byte units, and each of their words from there:
+  // a lane's operand for a k-step is one 16-byte load.
+  __device__ static int query_index(int head, int chunk) {
+    const int step = chunk / kChunkStep * 2;
     const int lane = head % 8 * 4 + chunk % 4;
     const int upper_rows = kHalves ? chunk % 8 / 4 : head / 8;
-    return (step * 32 + lane) * 4 + word % 2 * 2 + upper_rows;
+    return (step * 32 + lane) * 4 + upper_rows;
   }
+  __device__ static constexpr int query_word(int word) { return word / 2 * 128 + word % 2 * 2; }
 
   __device__ MmaTile() { reset(); }
 
@@ -123,23 +123,28 @@ class MmaTile {
 
   // Online softmax: scores become probabilities relative to the running maximum. Lane 4 g + q holds query
   // heads g (and g + 8), keys key_of(0), key_of(1), ...
-  __device__ __forceinline__ void update_softmax(const Scorer& scorer, const float* slopes_log2,
+  __device__ __forceinline__ void update_softmax(const DecodeParams& p, const float* slopes_log2,
                                                  int token, int limit, int query_position) {
     float corrections[kHeadGroups];
     bool moved = false;
 #pragma unroll
     for (int h = 0; h < kHeadGroups; ++h) {
-      const float slope = slopes_log2 == nullptr ? 0.0f : slopes_log2[h * 8 + lane() / 4];
+      auto& scores = scores_[h];
+      scale_products(p, scores);
+      if (slopes_log2 != nullptr) {
+        const float slope = slopes_log2[h * 8 + lane() / 4];
+#pragma unroll
+        for (int i = 0; i < kTokens / 4; ++i)
+          scores[i] -= slope * static_cast<float>(query_position - (token + key_of(i)));
+      }
+      if (token + kTokens > limit) {
+#pragma unroll
+        for (int i = 0; i < kTokens / 4; ++i)
+          if (token + key_of(i) >= limit) scores[i] = negative_infinity();
+      }
       float maximum = negative_infinity();
 #pragma unroll
-      for (int i = 0; i < kTokens / 4; ++i) {
-        const int key = token + key_of(i);
-        float& s = scores_[h][i];
-        s = scorer(s);
-        if (slopes_log2 != nullptr) s -= slope * static_cast<float>(query_position - key);
-        s = key < limit ? s : negative_infinity();
-        maximum = fmaxf(maximum, s);
-      }
+      for (int i = 0; i < kTokens / 4; ++i) maximum = fmaxf(maximum, scores[i]);
       maximum = fmaxf(butterfly_max<1, 2>(maximum), maximum_[h]);
       const float base = maximum == negative_infinity() ? 0.0f : maximum;
       corrections[h] = exp2_approx(maximum_[h] - base);
@@ -148,8 +153,8 @@ class MmaTile {
       float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < kTokens / 4; ++i) {
-        scores_[h][i] = exp2_approx(scores_[h][i] - base);
-        sum += scores_[h][i];
+        scores[i] = exp2_approx(scores[i] - base);
+        sum += scores[i];
       }
       sum_[h] = sum_[h] * corrections[h] + sum;  // this lane's keys only; added up at the end
     }
@@ -183,15 +188,19 @@ class MmaTile {
     }
   }
 
-  // This warp's result: out[head][kDimTile + kMergePad] relative to stats[head] = (maximum, sum).
-  __device__ __forceinline__ void store(float* out, float2* stats) {
+  // This warp's result for the first `heads` of its query heads: out[head][kDimTile + kMergePad] relative to
+  // stats[head] = (maximum, sum).
+  __device__ __forceinline__ void store(float* out, float* stats, int heads) {
 #pragma unroll
     for (int h = 0; h < kHeadGroups; ++h) {
       const float sum = butterfly_sum<1, 2>(sum_[h]);
-      if (lane() % 4 == 0) stats[h * 8 + lane() / 4] = make_float2(maximum_[h], sum);
+      const int own = h * 8 + lane() / 4;
+      if (lane() % 4 == 0 && own < heads)
+        reinterpret_cast<float2*>(stats)[own] = make_float2(maximum_[h], sum);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int head = h * 8 + lane() % 4 * 2 + e;
+        if (head >= heads) continue;
         float* row = out + head * (kDimTile + kMergePad) + lane() / 4 * 8;
 #pragma unroll
         for (int j = 0; j < kDimTile / 64; ++j) {

@@ -27,7 +27,8 @@ class SimtTile {
   static constexpr int kTokens = kPasses * kKeysAtOnce;
 
   // See MmaTile.
-  __device__ static int query_index(int head, int word) { return head * kDimTile + word; }
+  __device__ static int query_index(int head, int chunk) { return head * kDimTile + chunk * 4; }
+  __device__ static constexpr int query_word(int word) { return word; }
 
   __device__ SimtTile() { reset(); }
 
@@ -70,8 +71,10 @@ class SimtTile {
     }
   }
 
-  __device__ void update_softmax(const Scorer& scorer, const float* slopes_log2, int token,
+  __device__ void update_softmax(const DecodeParams& p, const float* slopes_log2, int token,
                                  int limit, int query_position) {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) scale_products(p, scores_[pass]);
 #pragma unroll
     for (int h = 0; h < kHeadTile; ++h) {
       const float slope = slopes_log2 == nullptr ? 0.0f : slopes_log2[h];
@@ -80,7 +83,7 @@ class SimtTile {
       for (int pass = 0; pass < kPasses; ++pass) {
         const int key = token + pass * kKeysAtOnce + key_in_warp();
         float& s = scores_[pass][h];
-        s = scorer(s) - slope * static_cast<float>(query_position - key);
+        s -= slope * static_cast<float>(query_position - key);
         s = key < limit ? s : negative_infinity();
         maximum = fmaxf(maximum, s);
       }
@@ -115,14 +118,15 @@ class SimtTile {
     }
   }
 
-  __device__ void store(float* out, float2* stats) {
+  __device__ void store(float* out, float* stats, int heads) {
 #pragma unroll
     for (int h = 0; h < kHeadTile; ++h) {
       const float maximum = butterfly_max<kLanesPerKey, 16>(maximum_[h]);
       const float base = maximum == negative_infinity() ? 0.0f : maximum;
       const float factor = exp2f(maximum_[h] - base);
       const float sum = butterfly_sum<kLanesPerKey, 16>(sum_[h] * factor);
-      if (threadIdx.x % 32 == 0) stats[h] = make_float2(maximum, sum);
+      if (threadIdx.x % 32 == 0 && h < heads)
+        reinterpret_cast<float2*>(stats)[h] = make_float2(maximum, sum);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float4 o;
@@ -130,7 +134,7 @@ class SimtTile {
         o.y = butterfly_sum<kLanesPerKey, 16>(out_[h][j * 4 + 1] * factor);
         o.z = butterfly_sum<kLanesPerKey, 16>(out_[h][j * 4 + 2] * factor);
         o.w = butterfly_sum<kLanesPerKey, 16>(out_[h][j * 4 + 3] * factor);
-        if (key_in_warp() == 0)
+        if (key_in_warp() == 0 && h < heads)
           *reinterpret_cast<float4*>(out + h * (kDimTile + kMergePad) +
                                      (lane_in_key() + kLanesPerKey * j) * 4) = o;
       }

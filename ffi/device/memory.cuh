@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 namespace jax_baracuda {
 
@@ -25,6 +27,16 @@ __device__ __forceinline__ uint4 load_global_16_if(const void* address, bool val
       : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
       : "l"(address), "r"(static_cast<int>(valid)));
   return v;
+}
+
+// Four elements at once.
+template <class T>
+__device__ __forceinline__ void store_vector(T* address, const T (&elements)[4]) {
+  using Vector = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+  static_assert(sizeof(Vector) == sizeof(elements));
+  Vector packed;
+  memcpy(&packed, elements, sizeof(packed));
+  *reinterpret_cast<Vector*>(address) = packed;
 }
 
 // Starts to copy 4 bytes to shared memory, or zeros where `valid` is false.
