@@ -1,13 +1,13 @@
 // The gradient of the bias: each CTA computes a tile of it anew from Q, K, V and dO, summed over
 // the dimensions that the bias repeats, in one order and without atomics.
 #include "attention/backward/launch.h"
-#include "device/product.cuh"
 #include "attention/element.cuh"
 #include "attention/score.cuh"
 #include "attention/segments.h"
 #include "attention/sequence.cuh"
 #include "device/fragment.cuh"
 #include "device/memory.cuh"
+#include "device/product.cuh"
 
 namespace jax_baracuda {
 namespace {

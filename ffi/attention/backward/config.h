@@ -20,9 +20,11 @@ struct BackwardTile {
   int ctas;  // an SM is to hold at least
 
   constexpr int shared_bytes(int element, int stages) const {
-    const int inputs = (keys + stages * rows) * (dim + dim_v) * element;
-    const int scores = (in_registers ? 1 : 2) * keys * rows * element;
-    return inputs + scores + stages * rows * 2 * static_cast<int>(sizeof(float));
+    const int padding = element == 2 ? 16 : 0;  // of a row: see PaddedTile
+    const int input = (dim + dim_v) * element + 2 * padding;
+    const int scores = (in_registers ? 1 : 2) * keys * (rows * element + padding);
+    return (keys + stages * rows) * input + scores +
+           stages * rows * 2 * static_cast<int>(sizeof(float));
   }
   constexpr bool operator==(const BackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && keys == o.keys;

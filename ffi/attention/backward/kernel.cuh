@@ -3,12 +3,16 @@
 // group's heads that see them.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/backward/config.h"
-#include "device/product.cuh"
+#include "attention/backward/padded_tile.cuh"
 #include "attention/backward/results.cuh"
+#include "attention/backward/rows.cuh"
 #include "attention/backward/score_gradient.cuh"
 #include "attention/backward/walk.cuh"
 #include "device/fragment.cuh"
+#include "device/product.cuh"
 
 namespace jax_baracuda {
 
@@ -21,11 +25,15 @@ struct BackwardTraits {
                        kRows = kTile.rows;
   static constexpr int kWarps = kTile.warps, kThreads = 32 * kWarps, kCtas = kTile.ctas;
 
-  using Key = Tile<T, kKeys, kDim>;
-  using Value = Tile<T, kKeys, kDimV>;
-  using Query = Tile<T, kRows, kDim>;
-  using DOut = Tile<T, kRows, kDimV>;
-  using Scores = Tile<T, kKeys, kRows>;
+  // Reads of single floats meet in no bank if rows are swizzled, ldmatrix either way.
+  template <int kTileRows, int kTileCols>
+  using SharedTile = std::conditional_t<sizeof(T) == 2, PaddedTile<T, kTileRows, kTileCols>,
+                                        Tile<T, kTileRows, kTileCols>>;
+  using Key = SharedTile<kKeys, kDim>;
+  using Value = SharedTile<kKeys, kDimV>;
+  using Query = SharedTile<kRows, kDim>;
+  using DOut = SharedTile<kRows, kDimV>;
+  using Scores = SharedTile<kKeys, kRows>;
 
   // Scores of a warp: all its rows at once, or 32 after 32 where weights stay in registers.
   static constexpr int kScoreKeyWarps = kTile.score_keys, kScoreRowWarps = kTile.score_rows;
@@ -51,8 +59,10 @@ struct BackwardTraits {
   static constexpr int kQueryColumns = kDim / (kWarps / kQueryRowWarps);
   static_assert(kQueryRows % 16 == 0 && kQueryColumns % 16 == 0);
 
-  // Shared memory: K, V, weights, gradients of the scores, then per stage Q, dO and (lse, delta) of
-  // each row.
+  using Place = typename Walk<kKeys, kRows>::Place;
+
+  // Shared memory: K, V, weights, gradients of the scores, then per stage Q, dO and the rows' LSE
+  // and delta.
   static constexpr int kStageBytes = Query::kBytes + DOut::kBytes + kRows * 8;
   static constexpr int kScoresAt = Key::kBytes + Value::kBytes;
   static constexpr int kStagesAt = kScoresAt + (kInRegisters ? 1 : 2) * Scores::kBytes;
@@ -83,9 +93,10 @@ struct BackwardShared {
   __device__ __forceinline__ typename Traits::DOut dout(int s) const {
     return typename Traits::DOut(stage(s) + Traits::Query::kBytes);
   }
-  __device__ __forceinline__ uint32_t stats(int s) const {
+  __device__ __forceinline__ uint32_t lse(int s) const {
     return stage(s) + Traits::Query::kBytes + Traits::DOut::kBytes;
   }
+  __device__ __forceinline__ uint32_t delta(int s) const { return lse(s) + Traits::kRows * 4; }
 };
 
 // What a CTA knows of its block of keys, and the modifier of each query head in turn. In shared
@@ -94,51 +105,49 @@ template <class Traits>
 struct KeyBlock {
   Sequence sequence;
   int kv_head;
+  GroupRows<typename Traits::T> rows;
   Walk<Traits::kKeys, Traits::kRows> walk;
-  ScoreModifier modify;  // kFeatures only
+  Visibility::Rows whole[Traits::kScoreKeyWarps];  // rows that see all keys of a warp
+  ScoreModifier modify;                            // kFeatures only
+
+  // All threads of the CTA call it.
+  __device__ __forceinline__ void begin(const BackwardParams& p, int index) {
+    __syncthreads();  // the block before may still be read
+    if (threadIdx.x == 0) walk = Walk<Traits::kKeys, Traits::kRows>(p, sequence, index);
+    __syncthreads();
+    const int first = index * Traits::kKeys + threadIdx.x * Traits::kWarpKeys;
+    if (threadIdx.x < Traits::kScoreKeyWarps)
+      whole[threadIdx.x] = walk.whole(first, first + Traits::kWarpKeys);
+  }
 };
 
 template <class Traits>
 __device__ __forceinline__ void load_key_block(const BackwardParams& p,
                                                const KeyBlock<Traits>& block,
                                                const BackwardShared<Traits>& shared) {
-  using T = typename Traits::T;
-  const int64_t row = block.sequence.k_first * p.kv_heads + block.kv_head;
-  const int first = block.walk.block * Traits::kKeys;
-  const GlobalRows<T> keys = {static_cast<const T*>(p.key) + row * p.dim,
-                              static_cast<int64_t>(p.kv_heads) * p.dim, block.sequence.kv_len,
-                              p.dim, p.vector_q != 0};
-  const GlobalRows<T> values = {static_cast<const T*>(p.value) + row * p.dim_v,
-                                static_cast<int64_t>(p.kv_heads) * p.dim_v, block.sequence.kv_len,
-                                p.dim_v, p.vector_v != 0};
-  load_tile<Traits::kThreads>(shared.key(), keys, first, threadIdx.x);
-  load_tile<Traits::kThreads>(shared.value(), values, first, threadIdx.x);
+  constexpr bool kVector = !Traits::kFeatures;  // see has_features()
+  const int first = block.walk.block * Traits::kKeys, rows = block.sequence.kv_len;
+  copy_rows<Traits::kThreads, kVector>(shared.key(), block.rows.key, p.kv_heads, first, rows, p.dim,
+                                       p.vector_q != 0);
+  copy_rows<Traits::kThreads, kVector>(shared.value(), block.rows.value, p.kv_heads, first, rows,
+                                       p.dim_v, p.vector_v != 0);
 }
 
-// Rows of Q and dO from `row` on, with their statistics. Rows that do not count are zeros.
+// Rows of Q and dO of a place, with their statistics. Rows that do not count are zeros.
 template <class Traits>
 __device__ __forceinline__ void load_rows(const BackwardParams& p, const KeyBlock<Traits>& block,
-                                          const BackwardShared<Traits>& shared, int stage, int head,
-                                          int first) {
-  using T = typename Traits::T;
-  const Sequence& s = block.sequence;
-  const int64_t row = s.q_first * p.heads + head;
-  const GlobalRows<T> queries = {static_cast<const T*>(p.query) + row * p.dim,
-                                 static_cast<int64_t>(p.heads) * p.dim, s.q_len, p.dim,
-                                 p.vector_q != 0};
-  const GlobalRows<T> douts = {static_cast<const T*>(p.dout) + row * p.dim_v,
-                               static_cast<int64_t>(p.heads) * p.dim_v, s.q_len, p.dim_v,
-                               p.vector_v != 0};
-  load_tile<Traits::kThreads>(shared.query(stage), queries, first, threadIdx.x);
-  load_tile<Traits::kThreads>(shared.dout(stage), douts, first, threadIdx.x);
-  const int64_t pack_row = s.q_first - static_cast<int64_t>(s.pack) * p.q_rows;
-  const int64_t at = (static_cast<int64_t>(s.pack) * p.heads + head) * p.q_rows + pack_row;
-  for (int i = threadIdx.x; i < Traits::kRows; i += Traits::kThreads) {
-    const bool valid = first + i < s.q_len;
-    const int64_t from = valid ? at + first + i : 0;
-    copy_async_4(shared.stats(stage) + i * 8, p.lse2 + from, valid);
-    copy_async_4(shared.stats(stage) + i * 8 + 4, p.delta + from, valid);
-  }
+                                          const BackwardShared<Traits>& shared, int stage,
+                                          typename Traits::Place at) {
+  constexpr bool kVector = !Traits::kFeatures;
+  const int rows = block.sequence.q_len;
+  copy_rows<Traits::kThreads, kVector>(shared.query(stage),
+                                       block.rows.query + wide_product(at.head, p.dim), p.heads,
+                                       at.row, rows, p.dim, p.vector_q != 0);
+  copy_rows<Traits::kThreads, kVector>(shared.dout(stage),
+                                       block.rows.dout + wide_product(at.head, p.dim_v), p.heads,
+                                       at.row, rows, p.dim_v, p.vector_v != 0);
+  copy_stats<Traits::kThreads, Traits::kRows>(shared.lse(stage), block.rows,
+                                              wide_product(at.head, p.q_rows), at.row, rows);
 }
 
 // Scores of rows [row, row + kPassRows) of the block from i0 against the warp's keys, to weights
@@ -160,34 +169,50 @@ __device__ __forceinline__ void compute_scores(ScoreBlock<Traits::kKeyTiles, Tra
   const auto douts = shared.dout(stage);
   const Visibility& visible = block.walk.visible;
   const int i = i0 + row, j = block.walk.block * Traits::kKeys + key;
-  uint32_t bits = ~0u;
-  const bool masked =
-      by_segment || !visible.sees_all(i, i + Traits::kPassRows, j, j + Traits::kWarpKeys);
-  if (masked) bits = visible_bits<kKeyTiles, kRowTiles>(visible, i, j, lane);
-  if (by_segment)
-    bits &= same_segment_bits<kKeyTiles, kRowTiles>(visible, block.walk.segments, i, j, lane);
-  clear(s);
-  clear(d);
-  multiply_add<T, Traits::kDim>(
-      s, [&](int m, int k) { return M::load_a(keys, key + m, k, lane); },
-      [&](int n, int k) { return M::load_b(queries, row + n, k, lane); });
-  multiply_add<T, Traits::kDimV>(
-      d, [&](int m, int k) { return M::load_a(values, key + m, k, lane); },
-      [&](int n, int k) { return M::load_b(douts, row + n, k, lane); });
-  const uint32_t stats = shared.stats(stage) + row * 8;
-  if constexpr (Traits::kFeatures)
-    featured_score_gradients<kKeyTiles, kRowTiles>(s, d, p, block.modify, bits, stats, i, j, lane);
-  else if (masked)
-    score_gradients<true, kKeyTiles, kRowTiles>(s, d, p.scale * kLog2E, bits, stats, lane);
-  else
-    score_gradients<false, kKeyTiles, kRowTiles>(s, d, p.scale * kLog2E, bits, stats, lane);
+  const Visibility::Rows whole = block.whole[key / Traits::kWarpKeys];
+  const bool masked = by_segment || i < whole.begin || i + Traits::kPassRows > whole.end;
+  const auto find_visible = [&] {
+    uint32_t bits = visible_bits<kKeyTiles, kRowTiles>(visible, i, j, lane);
+    if (by_segment)
+      bits &= same_segment_bits<kKeyTiles, kRowTiles>(visible, block.walk.segments, i, j, lane);
+    return bits;
+  };
+  const auto multiply_scores = [&] {
+    clear(s);
+    multiply_add<T, Traits::kDim>(
+        s, [&](int m, int k) { return M::load_a(keys, key + m, k, lane); },
+        [&](int n, int k) { return M::load_b(queries, row + n, k, lane); });
+  };
+  const auto multiply_gradients = [&] {
+    clear(d);
+    multiply_add<T, Traits::kDimV>(
+        d, [&](int m, int k) { return M::load_a(values, key + m, k, lane); },
+        [&](int n, int k) { return M::load_b(douts, row + n, k, lane); });
+  };
+  const uint32_t lse = shared.lse(stage) + row * 4, delta = shared.delta(stage) + row * 4;
+  if constexpr (Traits::kFeatures) {
+    const uint32_t bits = masked ? find_visible() : ~0u;
+    multiply_scores();
+    multiply_gradients();
+    featured_score_gradients<kKeyTiles, kRowTiles>(s, d, p, block.modify, bits, lse, delta, i, j,
+                                                   lane);
+  } else {
+    // The weights are found while the tensor cores multiply.
+    multiply_scores();
+    if (masked) hide_scores<kKeyTiles, kRowTiles>(s, find_visible());
+    scores_to_weights<kKeyTiles, kRowTiles>(s, p.scale * kLog2E, lse, lane);
+    multiply_gradients();
+    weights_to_gradients<kKeyTiles, kRowTiles>(s, d, delta, lane);
+  }
 }
 
 // The block's share of dQ, added to the sum in global memory.
 template <class Traits>
-__device__ __forceinline__ void compute_query_gradient(
-    const BackwardParams& p, const Sequence& sequence, const BackwardShared<Traits>& shared,
-    int head, int i0, int* turn_counter, int turn, bool begins, bool ends, int warp, int lane) {
+__device__ __forceinline__ void compute_query_gradient(const BackwardParams& p,
+                                                       const KeyBlock<Traits>& block,
+                                                       const BackwardShared<Traits>& shared,
+                                                       typename Traits::Place at, int* turn_counter,
+                                                       int turn, int warp, int lane) {
   using T = typename Traits::T;
   using M = Mma<T>;
   const int row = warp % Traits::kQueryRowWarps * Traits::kQueryRows;
@@ -199,12 +224,19 @@ __device__ __forceinline__ void compute_query_gradient(
   multiply_add<T, Traits::kKeys>(
       dq, [&](int m, int k) { return M::load_a_transposed(gradients, row + m, k, lane); },
       [&](int n, int k) { return M::load_b_transposed(keys, column + n, k, lane); });
-  if (p.deterministic && begins) {
+  if (p.deterministic && block.walk.begins_unit(at)) {
     if (threadIdx.x == 0) wait_for_turn(turn_counter, turn);
     __syncthreads();
   }
-  add_to_query_sum(p, sequence, head, i0 + row, column, dq, lane);
-  if (p.deterministic && ends) {
+  const int stride = p.heads * p.dq_width, i = at.row + row + lane / 4;
+  float* to = block.rows.dq_sum + wide_product(at.head, p.dq_width) + wide_product(i, stride) +
+              (column + 4 * (lane % 4));
+  const int rows = block.sequence.q_len;
+  if (at.row + Traits::kRows <= rows && p.dq_width == Traits::kDim)
+    add_to_query_sum<true>(to, stride, 0, 0, dq);
+  else
+    add_to_query_sum<false>(to, stride, rows - i, p.dq_width - column, dq);
+  if (p.deterministic && block.walk.ends_unit(at)) {
     __syncthreads();
     if (threadIdx.x == 0) pass_turn(turn_counter);
   }
@@ -229,12 +261,12 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
   clear(dk);
   clear(dv);
 
-  using Place = typename Walk<Traits::kKeys, Traits::kRows>::Place;
+  using Place = typename Traits::Place;
   Place at = block.walk.first();
   int stage = 0;
   if (!block.walk.at_end(at)) {
     load_key_block<Traits>(p, block, shared);
-    load_rows<Traits>(p, block, shared, 0, block.kv_head * p.group + at.head, at.row);
+    load_rows<Traits>(p, block, shared, 0, at);
     copy_async_commit();
   }
   int modified_head = -1;
@@ -244,7 +276,7 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
     const bool more = !block.walk.at_end(next);
     const int head = block.kv_head * p.group + at.head;
     const auto load_next = [&](int to) {
-      load_rows<Traits>(p, block, shared, to, block.kv_head * p.group + next.head, next.row);
+      load_rows<Traits>(p, block, shared, to, next);
       copy_async_commit();
     };
     if (Traits::kFeatures && at.head != modified_head) {
@@ -255,7 +287,7 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
     __syncthreads();  // the rows are there, and all warps have done with those before
     if (more && p.stages == 2) load_next(stage ^ 1);
 
-    const bool by_segment = block.walk.overlap(at.row) == Overlap::kSome;
+    const bool by_segment = block.walk.by_segment(at);
     if (Traits::kScoreKeyWarps * Traits::kScoreRowWarps == Traits::kWarps ||
         score_row < Traits::kRows) {
 #pragma unroll 1
@@ -263,7 +295,7 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
         Accumulator<Traits::kKeyTiles, Traits::kRowTiles> s, d;
         compute_scores<Traits>(s, d, p, block, shared, stage, by_segment, score_key, row, at.row,
                                lane);
-        store_tile<T>(shared.gradients(), score_key, row, d, lane);
+        store_block<T>(shared.gradients(), score_key, row, d, lane);
         if constexpr (Traits::kInRegisters) {
           const auto queries = shared.query(stage);
           const auto douts = shared.dout(stage);
@@ -274,18 +306,17 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
               dk, [&](int m, int k) { return M::from_accumulator(d[m / 16], k); },
               [&](int n, int k) { return M::load_b_transposed(queries, n, row + k, lane); });
         } else {
-          store_tile<T>(shared.weights(), score_key, row, s, lane);
+          store_block<T>(shared.weights(), score_key, row, s, lane);
         }
       }
     }
     // While others compute, the first warp looks up whose turn it is.
-    const bool begins = block.walk.begins_unit(at), ends = block.walk.ends_unit(at);
     int* counter = nullptr;
     int turn = 0;
     if (p.deterministic && warp == 0) {
       const int unit = at.row / block.walk.kUnit * block.walk.kUnit;
       counter = turn_counter(p, block.sequence, head, unit);
-      if (begins) turn = block.walk.turn(unit, lane);
+      if (block.walk.begins_unit(at)) turn = block.walk.turn(unit, lane);
     }
     __syncthreads();  // the gradients (and weights) are there
 
@@ -305,8 +336,7 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
       if (!Traits::kInRegisters) __syncthreads();  // all warps have done with the rows
       load_next(0);
     }
-    compute_query_gradient<Traits>(p, block.sequence, shared, head, at.row, counter, turn, begins,
-                                   ends, warp, lane);
+    compute_query_gradient<Traits>(p, block, shared, at, counter, turn, warp, lane);
     if (p.stages == 2) stage ^= 1;
     at = next;
   }
@@ -318,8 +348,8 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
     for (int n = 0; n < Traits::kGradColumns / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) dk[m][n][e] *= p.scale;
-  store_tile<T>(shared.key(), grad_key, grad_column, dk, lane);
-  store_tile<T>(shared.value(), grad_key, grad_column_v, dv, lane);
+  store_block<T>(shared.key(), grad_key, grad_column, dk, lane);
+  store_block<T>(shared.value(), grad_key, grad_column_v, dv, lane);
   __syncthreads();
   const Sequence& s = block.sequence;
   const int64_t row = s.k_first * p.kv_heads + block.kv_head;
@@ -356,6 +386,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   if (threadIdx.x == 0) {
     block.sequence = find_sequence(p, row / p.kv_heads);
     block.kv_head = row % p.kv_heads;
+    block.rows = GroupRows<typename Traits::T>(p, block.sequence, block.kv_head);
   }
   __syncthreads();
   // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
@@ -363,9 +394,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   const int share = (blocks + p.key_slots - 1) / p.key_slots;
   const int end = min((slot + 1) * share, blocks);
   for (int i = slot * share; i < end; ++i) {
-    __syncthreads();  // the block before may still be read
-    if (threadIdx.x == 0) block.walk = Walk<Traits::kKeys, Traits::kRows>(p, block.sequence, i);
-    __syncthreads();
+    block.begin(p, i);
     process_key_block<Traits>(p, block, shared);
   }
 }

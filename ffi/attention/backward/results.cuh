@@ -3,8 +3,8 @@
 #pragma once
 
 #include "attention/backward/params.h"
-#include "device/product.cuh"
 #include "attention/sequence.cuh"
+#include "device/product.cuh"
 
 namespace jax_baracuda {
 
@@ -23,34 +23,30 @@ __device__ __forceinline__ void add_global_float4(float* address, float x, float
 #endif
 }
 
-// Adds rows from `row` of the sequence, columns from `column`, to dq_sum.
-template <int kM, int kN>
-__device__ __forceinline__ void add_to_query_sum(const BackwardParams& p, const Sequence& s,
-                                                 int head, int row, int column,
-                                                 const Accumulator<kM, kN>& dq, int lane) {
+// Adds a lane's part of rows of dQ to their sum. `to` is where its first row and columns are, `stride`
+// (of rows) is in elements. kWhole: no row or column is one too many.
+template <bool kWhole, int kM, int kN>
+__device__ __forceinline__ void add_to_query_sum(float* to, int stride, int rows_left,
+                                                 int cols_left, const Accumulator<kM, kN>& dq) {
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = row + 16 * m + 8 * half + lane / 4;
-      if (i >= s.q_len) continue;
-      float* to =
-          p.dq_sum + ((s.q_first + i) * p.heads + head) * p.dq_width + column + 4 * (lane % 4);
+      if (kWhole || 16 * m + 8 * half < rows_left)
 #pragma unroll
-      for (int n = 0; n < kN; n += 2)
-        if (column + 8 * n < p.dq_width)
-          add_global_float4(to + 8 * n, dq[m][n][2 * half], dq[m][n][2 * half + 1],
-                            dq[m][n + 1][2 * half], dq[m][n + 1][2 * half + 1]);
+        for (int n = 0; n < kN; n += 2)
+          if (kWhole || 8 * n < cols_left)
+            add_global_float4(to + 8 * n, dq[m][n][2 * half], dq[m][n][2 * half + 1],
+                              dq[m][n + 1][2 * half], dq[m][n + 1][2 * half + 1]);
+      to += static_cast<int64_t>(8) * stride;
     }
 }
 
 // Writes a tile to rows [first, ...) of `to`, up to `rows`; zeros from row `counted` on.
-template <int kThreads, class T, int kRows, int kCols>
-__device__ __forceinline__ void store_rows(const Tile<T, kRows, kCols>& tile, T* to, int64_t stride,
-                                           int first, int rows, int counted, int cols,
-                                           bool vector) {
-  using TileT = Tile<T, kRows, kCols>;
-  for (int index = threadIdx.x; index < kRows * TileT::kPieces; index += kThreads) {
+template <int kThreads, class TileT, class T>
+__device__ __forceinline__ void store_rows(const TileT& tile, T* to, int64_t stride, int first,
+                                           int rows, int counted, int cols, bool vector) {
+  for (int index = threadIdx.x; index < TileT::kRows * TileT::kPieces; index += kThreads) {
     const int row = index / TileT::kPieces, piece = index % TileT::kPieces;
     const int col = piece * TileT::kPieceElements;
     if (first + row >= rows || col >= cols) continue;

@@ -105,35 +105,56 @@ __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i
   return bits;
 }
 
-// LSE in base 2 and delta of the rows of column block r; `stats` is the shared address of those of
-// the first row.
+// A lane's statistics of 16 rows, column blocks r and r + 1: entry [r % 2][e & 1]. `stats` is the
+// shared address of the first row's.
 struct RowStats {
-  float lse[2], delta[2];
+  float at[2][2];
   __device__ __forceinline__ RowStats(uint32_t stats, int r, int lane) {
-    const uint4 v = load_shared_16(stats + score_row(r, 0, lane) * 8);
-    lse[0] = __uint_as_float(v.x), delta[0] = __uint_as_float(v.y);
-    lse[1] = __uint_as_float(v.z), delta[1] = __uint_as_float(v.w);
+    const uint4 v = load_shared_16(stats + r * 32 + lane % 4 * 16);
+    at[0][0] = __uint_as_float(v.x), at[0][1] = __uint_as_float(v.y);
+    at[1][0] = __uint_as_float(v.z), at[1][1] = __uint_as_float(v.w);
   }
 };
 
-// s = k.q and d = dout.v become p, which weighs dout in dV, and the gradient of scale * k.q.
-template <bool kMasked, int kKeyTiles, int kRowTiles>
-__device__ __forceinline__ void score_gradients(ScoreBlock<kKeyTiles, kRowTiles>& s,
-                                                ScoreBlock<kKeyTiles, kRowTiles>& d, float scale,
-                                                uint32_t visible, uint32_t stats, int lane) {
+// Calls f(k, r, e, stat) for every entry of a block, with the statistic of its row.
+template <int kKeyTiles, int kRowTiles, class F>
+__device__ __forceinline__ void for_scores_and_stats(uint32_t stats, int lane, F f) {
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
-    const RowStats row(stats, r, lane);
+    const RowStats rows(stats, r & ~1, lane);
 #pragma unroll
     for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float p = exp2_approx(fmaf(s[k][r][e], scale, -row.lse[e & 1]));
-        if (kMasked && !is_set<kRowTiles>(visible, k, r, e)) p = 0.0f;
-        s[k][r][e] = p;
-        d[k][r][e] = p * (d[k][r][e] - row.delta[e & 1]);
-      }
+      for (int e = 0; e < 4; ++e) f(k, r, e, rows.at[r & 1][e & 1]);
   }
+}
+
+// Hides the scores without a flag.
+template <int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ void hide_scores(ScoreBlock<kKeyTiles, kRowTiles>& s, uint32_t visible) {
+  for_scores<kKeyTiles, kRowTiles>([&](int k, int r, int e) {
+    if (!is_set<kRowTiles>(visible, k, r, e)) s[k][r][e] = negative_infinity();
+  });
+}
+
+// s = k.q becomes p, which weighs dout in dV.
+template <int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ void scores_to_weights(ScoreBlock<kKeyTiles, kRowTiles>& s, float scale,
+                                                  uint32_t lse, int lane) {
+  for_scores_and_stats<kKeyTiles, kRowTiles>(lse, lane, [&](int k, int r, int e, float row_lse) {
+    s[k][r][e] = exp2_approx(fmaf(s[k][r][e], scale, -row_lse));
+  });
+}
+
+// d = dout.v becomes the gradient of scale * k.q.
+template <int kKeyTiles, int kRowTiles>
+__device__ __forceinline__ void weights_to_gradients(
+    const ScoreBlock<kKeyTiles, kRowTiles>& weights, ScoreBlock<kKeyTiles, kRowTiles>& d,
+    uint32_t delta, int lane) {
+  for_scores_and_stats<kKeyTiles, kRowTiles>(
+      delta, lane, [&](int k, int r, int e, float row_delta) {
+        d[k][r][e] = weights[k][r][e] * (d[k][r][e] - row_delta);
+      });
 }
 
 // The same through soft cap, ALiBi, bias and dropout, one pass over the block for each option of
@@ -143,8 +164,8 @@ __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, k
                                                          ScoreBlock<kKeyTiles, kRowTiles>& d,
                                                          const AttentionProblem& problem,
                                                          const ScoreModifier& modify,
-                                                         uint32_t visible, uint32_t stats, int i0,
-                                                         int j0, int lane) {
+                                                         uint32_t visible, uint32_t lse,
+                                                         uint32_t delta, int i0, int j0, int lane) {
   const auto for_all = [](auto f) { for_scores<kKeyTiles, kRowTiles>(f); };
   const float scale = problem.soft_cap > 0.0f ? problem.scale : problem.scale * kLog2E;
   for_all([&](int k, int r, int e) { s[k][r][e] *= scale; });
@@ -156,14 +177,8 @@ __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, k
       d[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? d[k][r][e] * up : 0.0f;
     });
   }
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-    const RowStats row(stats, r, lane);
-#pragma unroll
-    for (int k = 0; k < kKeyTiles; ++k)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) d[k][r][e] -= row.delta[e & 1];
-  }
+  for_scores_and_stats<kKeyTiles, kRowTiles>(
+      delta, lane, [&](int k, int r, int e, float row_delta) { d[k][r][e] -= row_delta; });
   if (problem.soft_cap > 0.0f) {
     const float cap = problem.soft_cap, inverse = 1.0f / cap;
     for_all([&](int k, int r, int e) {
@@ -187,19 +202,12 @@ __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, k
           s[k][r][e] += bias_at(i0 + score_row(r, e, lane), j0 + score_key(k, e, lane));
       });
     });
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-    const RowStats row(stats, r, lane);
-#pragma unroll
-    for (int k = 0; k < kKeyTiles; ++k)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float p = exp2_approx(s[k][r][e] - row.lse[e & 1]);
-        if (!is_set<kRowTiles>(visible, k, r, e)) p = 0.0f;
-        s[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? p * problem.dropout_scale : 0.0f;
-        d[k][r][e] *= p;
-      }
-  }
+  for_scores_and_stats<kKeyTiles, kRowTiles>(lse, lane, [&](int k, int r, int e, float row_lse) {
+    float p = exp2_approx(s[k][r][e] - row_lse);
+    if (!is_set<kRowTiles>(visible, k, r, e)) p = 0.0f;
+    s[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? p * problem.dropout_scale : 0.0f;
+    d[k][r][e] *= p;
+  });
 }
 
 }  // namespace jax_baracuda

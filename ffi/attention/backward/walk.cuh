@@ -47,9 +47,6 @@ struct Walk {
     return segments.overlap(unit, min(unit + kUnit, q_rows), other * kKeys,
                             min((other + 1) * kKeys, k_rows));
   }
-  __device__ __forceinline__ Overlap overlap(int row) const {
-    return overlap(block, row / kUnit * kUnit);
-  }
 
   // The first place from `at`, which begins a unit, that is not ruled out.
   __device__ __forceinline__ Place settle(Place at) const {
@@ -61,12 +58,26 @@ struct Walk {
   __device__ __forceinline__ Place first() const { return settle({0, begin}); }
   __device__ __forceinline__ Place after(Place at) const {
     at.row += kRows;
-    return at.row % kUnit == 0 ? settle(at) : at;
+    if (segments.any()) return begins_unit(at) ? settle(at) : at;
+    return at.row < end ? at : Place{at.head + 1, begin};
+  }
+  // Whether segment ids hide some of a block of rows.
+  __device__ __forceinline__ bool by_segment(Place at) const {
+    return segments.any() && overlap(block, at.row / kUnit * kUnit) == Overlap::kSome;
+  }
+  // Rows that see every key of [j0, j1), segments aside.
+  __device__ __forceinline__ Visibility::Rows whole(int j0, int j1) const {
+    const Visibility::Rows last = visible.rows_of_keys(j1 - 1, j1);
+    const int j = max(j0, visible.sink_tokens);  // the first that a window bounds
+    return j < j1 ? Visibility::Rows{last.begin, min(last.end, visible.rows_of_keys(j, j + 1).end)}
+                  : last;
   }
   __device__ __forceinline__ bool at_end(Place at) const { return at.head >= group; }
-  static __device__ __forceinline__ bool begins_unit(Place at) { return at.row % kUnit == 0; }
+  static __device__ __forceinline__ bool begins_unit(Place at) {
+    return kRows == kUnit || at.row % kUnit == 0;
+  }
   static __device__ __forceinline__ bool ends_unit(Place at) {
-    return (at.row + kRows) % kUnit == 0;
+    return kRows == kUnit || (at.row + kRows) % kUnit == 0;
   }
 
   // How many blocks of keys before this one meet the unit. All lanes of a warp call it.
