@@ -18,11 +18,14 @@ struct BackwardTile {
   // through shared memory, so that warps may divide dK and dV otherwise.
   bool in_registers;
   int ctas;  // an SM is to hold at least
+  // Two buffers of weights and gradients: a warp may begin with the next rows while others multiply
+  // those before.
+  bool ahead = false;
 
   constexpr int shared_bytes(int element, int stages) const {
     const int padding = element == 2 ? 16 : 0;  // of a row: see PaddedTile
     const int input = (dim + dim_v) * element + 2 * padding;
-    const int scores = (in_registers ? 1 : 2) * keys * (rows * element + padding);
+    const int scores = (in_registers ? 1 : 2) * (ahead ? 2 : 1) * keys * (rows * element + padding);
     return (keys + stages * rows) * input + scores +
            stages * rows * 2 * static_cast<int>(sizeof(float));
   }
@@ -34,11 +37,11 @@ struct BackwardTile {
 // In order of preference. Those after the first of a head dim are for SMs with 99 KB of shared
 // memory.
 constexpr BackwardTile kBackwardTiles16[] = {
-    {32, 32, 128, 64, 4, 4, 1, 4, 4, true, 2},    {64, 64, 128, 64, 4, 4, 1, 4, 2, true, 2},
-    {96, 96, 128, 64, 8, 4, 2, 4, 4, false, 1},   {96, 96, 64, 64, 8, 4, 2, 4, 4, false, 1},
-    {128, 128, 128, 64, 8, 4, 2, 4, 2, false, 1}, {128, 128, 64, 64, 8, 4, 2, 2, 2, false, 1},
-    {192, 128, 64, 64, 8, 2, 4, 2, 2, false, 1},  {192, 192, 64, 64, 8, 2, 4, 2, 2, false, 1},
-    {192, 192, 32, 64, 8, 2, 4, 2, 2, false, 1},  {256, 256, 64, 64, 8, 2, 4, 2, 2, false, 1},
+    {32, 32, 128, 64, 4, 4, 1, 4, 4, true, 2},          {64, 64, 128, 64, 4, 4, 1, 4, 2, true, 2},
+    {96, 96, 128, 64, 8, 4, 2, 4, 4, false, 1},         {96, 96, 64, 64, 8, 4, 2, 4, 4, false, 1},
+    {128, 128, 128, 64, 8, 4, 2, 4, 2, false, 1, true}, {128, 128, 64, 64, 8, 4, 2, 2, 2, false, 1},
+    {192, 128, 64, 64, 8, 2, 4, 2, 2, false, 1},        {192, 192, 64, 64, 8, 2, 4, 2, 2, false, 1},
+    {192, 192, 32, 64, 8, 2, 4, 2, 2, false, 1},        {256, 256, 64, 64, 8, 2, 4, 2, 2, false, 1},
     {256, 256, 32, 32, 8, 2, 2, 2, 2, false, 1},
 };
 constexpr BackwardTile kBackwardTiles32[] = {

@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "attention/backward/arrival.cuh"
 #include "attention/backward/config.h"
 #include "attention/backward/padded_tile.cuh"
 #include "attention/backward/results.cuh"
@@ -20,7 +21,7 @@ template <class T_, const BackwardTile& kTile, bool kFeatures_>
 struct BackwardTraits {
   using T = T_;
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
-  static constexpr bool kInRegisters = kTile.in_registers;
+  static constexpr bool kInRegisters = kTile.in_registers, kAhead = kTile.ahead;
   static constexpr int kDim = kTile.dim, kDimV = kTile.dim_v, kKeys = kTile.keys,
                        kRows = kTile.rows;
   static constexpr int kWarps = kTile.warps, kThreads = 32 * kWarps, kCtas = kTile.ctas;
@@ -65,7 +66,8 @@ struct BackwardTraits {
   // and delta.
   static constexpr int kStageBytes = Query::kBytes + DOut::kBytes + kRows * 8;
   static constexpr int kScoresAt = Key::kBytes + Value::kBytes;
-  static constexpr int kStagesAt = kScoresAt + (kInRegisters ? 1 : 2) * Scores::kBytes;
+  static constexpr int kScoresBytes = (kInRegisters ? 1 : 2) * Scores::kBytes;
+  static constexpr int kStagesAt = kScoresAt + (kAhead ? 2 : 1) * kScoresBytes;
   static_assert(kStagesAt + 2 * kStageBytes == kTile.shared_bytes(sizeof(T), 2));
 };
 
@@ -78,11 +80,11 @@ struct BackwardShared {
   __device__ __forceinline__ typename Traits::Value value() const {
     return typename Traits::Value(base + Traits::Key::kBytes);
   }
-  __device__ __forceinline__ typename Traits::Scores gradients() const {
-    return typename Traits::Scores(base + Traits::kScoresAt);
+  __device__ __forceinline__ typename Traits::Scores gradients(int buffer) const {
+    return typename Traits::Scores(base + Traits::kScoresAt + buffer * Traits::kScoresBytes);
   }
-  __device__ __forceinline__ typename Traits::Scores weights() const {
-    return typename Traits::Scores(base + Traits::kScoresAt + Traits::Scores::kBytes);
+  __device__ __forceinline__ typename Traits::Scores weights(int buffer) const {
+    return typename Traits::Scores(gradients(buffer).base + Traits::Scores::kBytes);
   }
   __device__ __forceinline__ uint32_t stage(int s) const {
     return base + Traits::kStagesAt + s * Traits::kStageBytes;
@@ -150,6 +152,19 @@ __device__ __forceinline__ void load_rows(const BackwardParams& p, const KeyBloc
                                               wide_product(at.head, p.q_rows), at.row, rows);
 }
 
+// Lets others know when the rows that this thread has asked for are there.
+template <class Traits>
+__device__ __forceinline__ void commit_rows(const BackwardParams& p, uint32_t arrival) {
+  if (!Traits::kAhead) {
+    copy_async_commit();
+  } else if (!Traits::kFeatures || (p.vector_q && p.vector_v)) {
+    arrive_with_copies(arrival);
+  } else {
+    copy_async_wait_all();
+    arrive(arrival);
+  }
+}
+
 // Scores of rows [row, row + kPassRows) of the block from i0 against the warp's keys, to weights
 // and gradients.
 template <class Traits>
@@ -208,16 +223,14 @@ __device__ __forceinline__ void compute_scores(ScoreBlock<Traits::kKeyTiles, Tra
 
 // The block's share of dQ, added to the sum in global memory.
 template <class Traits>
-__device__ __forceinline__ void compute_query_gradient(const BackwardParams& p,
-                                                       const KeyBlock<Traits>& block,
-                                                       const BackwardShared<Traits>& shared,
-                                                       typename Traits::Place at, int* turn_counter,
-                                                       int turn, int warp, int lane) {
+__device__ __forceinline__ void compute_query_gradient(
+    const BackwardParams& p, const KeyBlock<Traits>& block, const BackwardShared<Traits>& shared,
+    int buffer, typename Traits::Place at, int* turn_counter, int turn, int warp, int lane) {
   using T = typename Traits::T;
   using M = Mma<T>;
   const int row = warp % Traits::kQueryRowWarps * Traits::kQueryRows;
   const int column = warp / Traits::kQueryRowWarps * Traits::kQueryColumns;
-  const auto gradients = shared.gradients();
+  const auto gradients = shared.gradients(buffer);
   const auto keys = shared.key();
   Accumulator<Traits::kQueryRows / 16, Traits::kQueryColumns / 8> dq;
   clear(dq);
@@ -245,7 +258,8 @@ __device__ __forceinline__ void compute_query_gradient(const BackwardParams& p,
 // A block of keys, from loads to dK and dV.
 template <class Traits>
 __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBlock<Traits>& block,
-                                                  const BackwardShared<Traits>& shared) {
+                                                  const BackwardShared<Traits>& shared,
+                                                  uint32_t arrivals, uint32_t& phases) {
   using T = typename Traits::T;
   using M = Mma<T>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -263,11 +277,11 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
 
   using Place = typename Traits::Place;
   Place at = block.walk.first();
-  int stage = 0;
+  int stage = 0, buffer = 0;
   if (!block.walk.at_end(at)) {
     load_key_block<Traits>(p, block, shared);
     load_rows<Traits>(p, block, shared, 0, at);
-    copy_async_commit();
+    commit_rows<Traits>(p, arrivals);
   }
   int modified_head = -1;
 #pragma unroll 1
@@ -277,15 +291,22 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
     const int head = block.kv_head * p.group + at.head;
     const auto load_next = [&](int to) {
       load_rows<Traits>(p, block, shared, to, next);
-      copy_async_commit();
+      commit_rows<Traits>(p, arrivals + 8 * to);
     };
     if (Traits::kFeatures && at.head != modified_head) {
       if (threadIdx.x == 0) block.modify = ScoreModifier(p, block.sequence, head);
       modified_head = at.head;
+      if (Traits::kAhead) __syncthreads();
     }
-    copy_async_wait<0>();
-    __syncthreads();  // the rows are there, and all warps have done with those before
-    if (more && p.stages == 2) load_next(stage ^ 1);
+    if (Traits::kAhead) {
+      wait_for_arrival(arrivals + 8 * stage, phases >> stage & 1);
+      phases ^= 1u << stage;
+    } else {
+      copy_async_wait<0>();
+      __syncthreads();  // the rows are there, and all warps have done with those before
+    }
+    constexpr bool kLoadEarly = !Traits::kAhead || Traits::kInRegisters;
+    if (kLoadEarly && more && p.stages == 2) load_next(stage ^ 1);
 
     const bool by_segment = block.walk.by_segment(at);
     if (Traits::kScoreKeyWarps * Traits::kScoreRowWarps == Traits::kWarps ||
@@ -295,7 +316,7 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
         Accumulator<Traits::kKeyTiles, Traits::kRowTiles> s, d;
         compute_scores<Traits>(s, d, p, block, shared, stage, by_segment, score_key, row, at.row,
                                lane);
-        store_block<T>(shared.gradients(), score_key, row, d, lane);
+        store_block<T>(shared.gradients(buffer), score_key, row, d, lane);
         if constexpr (Traits::kInRegisters) {
           const auto queries = shared.query(stage);
           const auto douts = shared.dout(stage);
@@ -306,7 +327,7 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
               dk, [&](int m, int k) { return M::from_accumulator(d[m / 16], k); },
               [&](int n, int k) { return M::load_b_transposed(queries, n, row + k, lane); });
         } else {
-          store_block<T>(shared.weights(), score_key, row, s, lane);
+          store_block<T>(shared.weights(buffer), score_key, row, s, lane);
         }
       }
     }
@@ -319,12 +340,13 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
       if (block.walk.begins_unit(at)) turn = block.walk.turn(unit, lane);
     }
     __syncthreads();  // the gradients (and weights) are there
+    if (!kLoadEarly && more && p.stages == 2) load_next(stage ^ 1);
 
     if constexpr (!Traits::kInRegisters) {
       const auto queries = shared.query(stage);
       const auto douts = shared.dout(stage);
-      const auto weights = shared.weights();
-      const auto gradients = shared.gradients();
+      const auto weights = shared.weights(buffer);
+      const auto gradients = shared.gradients(buffer);
       multiply_add<T, Traits::kRows>(
           dv, [&](int m, int k) { return M::load_a(weights, grad_key + m, k, lane); },
           [&](int n, int k) { return M::load_b_transposed(douts, grad_column_v + n, k, lane); });
@@ -336,8 +358,9 @@ __device__ __forceinline__ void process_key_block(const BackwardParams& p, KeyBl
       if (!Traits::kInRegisters) __syncthreads();  // all warps have done with the rows
       load_next(0);
     }
-    compute_query_gradient<Traits>(p, block, shared, at, counter, turn, warp, lane);
+    compute_query_gradient<Traits>(p, block, shared, buffer, at, counter, turn, warp, lane);
     if (p.stages == 2) stage ^= 1;
+    if (Traits::kAhead) buffer ^= 1;
     at = next;
   }
 
@@ -371,8 +394,12 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   extern __shared__ __align__(128) unsigned char shared_memory[];
   __shared__ KeyBlock<Traits> block;
   __shared__ unsigned ticket;
+  __shared__ uint64_t arrival[2];  // of each stage's rows
   const BackwardShared<Traits> shared{
       static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory))};
+
+  const auto arrivals = static_cast<uint32_t>(__cvta_generic_to_shared(arrival));
+  uint32_t phases = 0;  // of arrival: a bit each
 
   unsigned index = blockIdx.x;
   if (p.deterministic) {
@@ -387,6 +414,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     block.sequence = find_sequence(p, row / p.kv_heads);
     block.kv_head = row % p.kv_heads;
     block.rows = GroupRows<typename Traits::T>(p, block.sequence, block.kv_head);
+    if (Traits::kAhead)
+      for (int i = 0; i < 2; ++i) init_arrival(arrivals + 8 * i, Traits::kThreads);
   }
   __syncthreads();
   // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
@@ -395,7 +424,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   const int end = min((slot + 1) * share, blocks);
   for (int i = slot * share; i < end; ++i) {
     block.begin(p, i);
-    process_key_block<Traits>(p, block, shared);
+    process_key_block<Traits>(p, block, shared, arrivals, phases);
   }
 }
 
