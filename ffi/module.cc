@@ -111,7 +111,8 @@ nb::dict attention_tiles(const std::string& dtype, bool features, int head_dim, 
     forward["shared_bytes"] = tile->shared_bytes();
     tiles["forward"] = forward;
   }
-  const BackwardChoice choice = choose_backward_tile(type, head_dim, value_dim, cta_shared);
+  const BackwardChoice choice =
+      choose_backward_tile(type, head_dim, value_dim, cta_shared - kBackwardStaticBytes);
   if (choice.tile) {
     nb::dict backward;
     backward["dim"] = choice.tile->dim;

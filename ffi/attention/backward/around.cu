@@ -62,11 +62,12 @@ __global__ void __launch_bounds__(kThreads)
     clear_unowned(p, static_cast<T*>(p.dv), static_cast<int64_t>(p.kv_heads) * p.dim_v);
   }
   const int lane = threadIdx.x % kLanes;
-  const int64_t pack_head = blockIdx.x / blocks;
+  const int pack_head = blockIdx.x / blocks;
   const int row = blockIdx.x % blocks * kRowsPerCta + threadIdx.x / kLanes;
   const bool valid = row < p.q_rows;
-  const int64_t stat = pack_head * p.q_rows + row;
-  const int64_t at = (pack_head / p.heads * p.q_rows + row) * p.heads + pack_head % p.heads;
+  const int64_t stat = static_cast<int64_t>(pack_head) * p.q_rows + row;
+  const int pack = pack_head / p.heads, head = pack_head % p.heads;
+  const int64_t at = (static_cast<int64_t>(pack) * p.q_rows + row) * p.heads + head;
   const float lse = valid ? p.lse[stat] : negative_infinity();
   const bool counts = lse != negative_infinity();
   float dot = 0.0f;
@@ -87,37 +88,37 @@ __global__ void __launch_bounds__(kThreads)
 // trades two of them with its neighbour for four columns that lie together in dQ.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    postprocess_kernel(const __grid_constant__ BackwardParams p, int64_t quads) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int quads_of_row = p.dq_width / 4;
-  const bool valid = index < quads;  // whole warps: a row has a multiple of 8
-  const float4 sum =
-      valid ? reinterpret_cast<const float4*>(p.dq_sum)[index] : make_float4(0, 0, 0, 0);
+    postprocess_kernel(const __grid_constant__ BackwardParams p, int64_t rows) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerCta + threadIdx.x / kLanes;
+  const bool valid = row < rows;
   const int t = threadIdx.x % 4;
   const bool odd = t % 2 != 0;
-  const float first = __shfl_xor_sync(0xffffffffu, odd ? sum.x : sum.z, 1);
-  const float second = __shfl_xor_sync(0xffffffffu, odd ? sum.y : sum.w, 1);
-  if (!valid) return;
-  const int64_t row = index / quads_of_row;
-  const int quad = static_cast<int>(index % quads_of_row);
-  // Even lanes: columns 2t .. 2t + 3; odd ones: 8 + 2(t - 1) .. 8 + 2t + 1.
-  const int column = quad / 4 * 16 + (odd ? 8 + 2 * (t - 1) : 2 * t);
-  const float values[4] = {odd ? first : sum.x, odd ? second : sum.y, odd ? sum.z : first,
-                           odd ? sum.w : second};
-  T* to = static_cast<T*>(p.dq) + row * p.dim + column;
-  if (p.vector_q && column < p.dim) {
-    alignas(16) T out[4];
+  const float4* sums = reinterpret_cast<const float4*>(p.dq_sum + row * p.dq_width);
+  T* to = static_cast<T*>(p.dq) + row * p.dim;
+#pragma unroll 4
+  for (int quad = threadIdx.x % kLanes; quad < p.dq_width / 4; quad += kLanes) {
+    const float4 sum = valid ? sums[quad] : make_float4(0, 0, 0, 0);
+    const float first = __shfl_xor_sync(0xffffffffu, odd ? sum.x : sum.z, 1);
+    const float second = __shfl_xor_sync(0xffffffffu, odd ? sum.y : sum.w, 1);
+    // Even lanes: columns 2t .. 2t + 3; odd ones: 8 + 2(t - 1) .. 8 + 2t + 1.
+    const int column = quad / 4 * 16 + (odd ? 8 + 2 * (t - 1) : 2 * t);
+    const float values[4] = {odd ? first : sum.x, odd ? second : sum.y, odd ? sum.z : first,
+                             odd ? sum.w : second};
+    if (!valid) continue;
+    if (p.vector_q && column < p.dim) {
+      alignas(16) T out[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = from_float<T>(values[i] * p.scale);
-    if constexpr (sizeof(T) == 4)
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(out);
-    else
-      *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(out);
-    return;
+      for (int i = 0; i < 4; ++i) out[i] = from_float<T>(values[i] * p.scale);
+      if constexpr (sizeof(T) == 4)
+        *reinterpret_cast<uint4*>(to + column) = *reinterpret_cast<const uint4*>(out);
+      else
+        *reinterpret_cast<uint2*>(to + column) = *reinterpret_cast<const uint2*>(out);
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (column + i < p.dim) to[column + i] = from_float<T>(values[i] * p.scale);
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (column + i < p.dim) to[i] = from_float<T>(values[i] * p.scale);
 }
 
 // Calls f with a value of the CUDA type.
@@ -152,11 +153,11 @@ cudaError_t launch_preprocess(DType dtype, const BackwardParams& p, cudaStream_t
 }
 
 cudaError_t launch_postprocess(DType dtype, const BackwardParams& p, cudaStream_t stream) {
-  const int64_t quads = int64_t{p.packs} * p.q_rows * p.heads * (p.dq_width / 4);
-  if (quads == 0) return cudaSuccess;
-  const auto ctas = static_cast<unsigned>((quads + kThreads - 1) / kThreads);
+  const int64_t rows = int64_t{p.packs} * p.q_rows * p.heads;
+  if (rows == 0) return cudaSuccess;
+  const auto ctas = static_cast<unsigned>((rows + kRowsPerCta - 1) / kRowsPerCta);
   return with_type(dtype, [&](auto type) {
-    postprocess_kernel<decltype(type)><<<ctas, kThreads, 0, stream>>>(p, quads);
+    postprocess_kernel<decltype(type)><<<ctas, kThreads, 0, stream>>>(p, rows);
     return cudaGetLastError();
   });
 }
