@@ -1,6 +1,5 @@
 // Before the backward kernel: delta, the LSE in base 2, cleared sums. After it: dQ from its sum.
 #include <algorithm>
-#include <type_traits>
 
 #include "attention/backward/launch.h"
 #include "attention/element.cuh"
@@ -85,40 +84,40 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = lane; i < p.dq_width / 4; i += kLanes) sum[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// Four columns of dQ, as far as there are so many.
-template <class T>
-__device__ __forceinline__ void store_scaled(const BackwardParams& p, T* row, int column, float x,
-                                             float y, float z, float w) {
-  const float values[4] = {x * p.scale, y * p.scale, z * p.scale, w * p.scale};
-  alignas(16) T out[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) out[i] = from_float<T>(values[i]);
-  if (p.vector_q) {
-    using Vector = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
-    if (column < p.dim)
-      *reinterpret_cast<Vector*>(row + column) = *reinterpret_cast<const Vector*>(out);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (column + i < p.dim) row[column + i] = out[i];
-}
-
-// Two neighbouring groups of four in the sum hold columns c, c + 1, c + 8, c + 9 and c + 2, c + 3,
-// c + 10, c + 11.
+// A thread has four columns that lie together in the sum: 2t, 2t + 1, 8 + 2t, 9 + 2t of 16. It
+// trades two of them with its neighbour for four columns that lie together in dQ.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     postprocess_kernel(const __grid_constant__ BackwardParams p, int64_t rows) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerCta + threadIdx.x / kLanes;
-  if (row >= rows) return;
+  const bool valid = row < rows;
+  const int t = threadIdx.x % 4;
+  const bool odd = t % 2 != 0;
   const float4* sums = reinterpret_cast<const float4*>(p.dq_sum + row * p.dq_width);
   T* to = static_cast<T*>(p.dq) + row * p.dim;
-#pragma unroll 2
-  for (int pair = threadIdx.x % kLanes; pair < p.dq_width / 8; pair += kLanes) {
-    const float4 a = sums[2 * pair], b = sums[2 * pair + 1];
-    const int column = pair / 2 * 16 + pair % 2 * 4;
-    store_scaled(p, to, column, a.x, a.y, b.x, b.y);
-    store_scaled(p, to, column + 8, a.z, a.w, b.z, b.w);
+#pragma unroll 4
+  for (int quad = threadIdx.x % kLanes; quad < p.dq_width / 4; quad += kLanes) {
+    const float4 sum = valid ? sums[quad] : make_float4(0, 0, 0, 0);
+    const float first = __shfl_xor_sync(0xffffffffu, odd ? sum.x : sum.z, 1);
+    const float second = __shfl_xor_sync(0xffffffffu, odd ? sum.y : sum.w, 1);
+    // Even lanes: columns 2t .. 2t + 3; odd ones: 8 + 2(t - 1) .. 8 + 2t + 1.
+    const int column = quad / 4 * 16 + (odd ? 8 + 2 * (t - 1) : 2 * t);
+    const float values[4] = {odd ? first : sum.x, odd ? second : sum.y, odd ? sum.z : first,
+                             odd ? sum.w : second};
+    if (!valid) continue;
+    if (p.vector_q && column < p.dim) {
+      alignas(16) T out[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[i] = from_float<T>(values[i] * p.scale);
+      if constexpr (sizeof(T) == 4)
+        *reinterpret_cast<uint4*>(to + column) = *reinterpret_cast<const uint4*>(out);
+      else
+        *reinterpret_cast<uint2*>(to + column) = *reinterpret_cast<const uint2*>(out);
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (column + i < p.dim) to[column + i] = from_float<T>(values[i] * p.scale);
   }
 }
 
