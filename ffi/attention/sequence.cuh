@@ -98,17 +98,6 @@ struct Visibility {
     if (window_left >= 0 && !sinks) end = min(end, j1 - offset + window_left);
     return {min(begin, max(end, 0)), max(end, 0)};
   }
-
-  // Whether every row of [i0, i1) sees every key of [j0, j1), segments aside.
-  __device__ __forceinline__ bool sees_all(int i0, int i1, int j0, int j1) const {
-    if (i1 > q_len || j1 > kv_len) return false;
-    const int nearest = j1 - 1 - i0 - offset;     // the key farthest right of its row's diagonal
-    const int farthest = j0 - (i1 - 1) - offset;  // farthest left
-    if (causal && nearest > 0) return false;
-    if (!has_window() || j1 <= sink_tokens) return true;
-    return (window_left < 0 || farthest >= -window_left) &&
-           (window_right < 0 || nearest <= window_right);
-  }
 };
 
 // What segment ids say of a block of rows and a block of keys.
