@@ -8,6 +8,7 @@ from jax_baracuda._src.attention.dot_product import dot_product_attention
 from jax_baracuda._src.attention.varlen import flash_attention_varlen
 from jax_baracuda._src.decode.api import flash_decode
 from jax_baracuda._src.explain import KernelInfo, explain
+from jax_baracuda._src.merge.api import merge_attention_states
 
 # An exported program knows its kernels only by name: importing the package makes them known to XLA.
 _registry.register()
@@ -20,4 +21,5 @@ __all__ = [
     "flash_attention",
     "flash_attention_varlen",
     "flash_decode",
+    "merge_attention_states",
 ]
