@@ -32,8 +32,10 @@ nb::dict target(Handler initialize, Handler execute) {
 nb::dict registrations() {
   nb::dict targets;
   targets["jax_baracuda_flash_decode"] = target(flash_decode_initialize, flash_decode_execute);
+  targets["jax_baracuda_paged_decode"] = target(paged_decode_initialize, paged_decode_execute);
   targets["jax_baracuda_flash_attention"] =
       target(flash_attention_initialize, flash_attention_execute);
+  targets["jax_baracuda_paged_prefill"] = target(paged_prefill_initialize, paged_prefill_execute);
   targets["jax_baracuda_flash_attention_backward"] =
       target(flash_attention_backward_initialize, flash_attention_backward_execute);
   targets["jax_baracuda_flash_attention_bias_grad"] =
@@ -101,8 +103,8 @@ nb::dict attention_tiles(const std::string& dtype, bool features, int head_dim, 
   const DType type = dtype_of(dtype);
   const int element = type == DType::kF32 ? 4 : 2;
   nb::dict tiles;
-  if (const ForwardTile* tile = choose_forward_tile(element, features || element == 4, head_dim,
-                                                    value_dim, sm_shared, cta_shared)) {
+  if (const ForwardTile* tile = choose_forward_tile(element, features || element == 4, false,
+                                                    head_dim, value_dim, sm_shared, cta_shared)) {
     nb::dict forward;
     forward["dim"] = tile->dim;
     forward["dim_v"] = tile->dim_v;

@@ -29,10 +29,9 @@ __device__ __forceinline__ Destination destination(const DecodeParams& p, const 
   return {Destination::kWorkspace, 2 * int64_t{blockIdx.x} + (segment_begin == 0 ? 1 : 0)};
 }
 
-template <class Tile, template <class> class Source, int kMaxThreads>
+template <class Tile, class Source, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_kernel(const __grid_constant__ DecodeParams p) {
-  using KvSource = Source<typename Tile::Element>;
   extern __shared__ uint4 shared_memory[];
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
@@ -53,7 +52,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
   {
-    const KvSource source(p, cursor.row);
+    const Source source(p, cursor, token, limit);
     tile.load_keys(p, source, token, limit);
     stage_query(p, cursor.row, shared, 0);
     tile.load_values(p, source, token, limit);
@@ -79,9 +78,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       stage_query(p, after, shared, buffer ^ 1);
     }
     row_begins = row_ends;
-    const KvSource next_source(p, next.row);
     const int next_token = next.begin(p) + token_offset;
     const int next_limit = more ? next.limit() : 0;
+    const Source next_source(p, next, next_token, next_limit);
 
     tile.multiply_keys(shared.query_of(p, buffer, slice));
     tile.load_keys(p, next_source, next_token, next_limit);

@@ -65,11 +65,12 @@ class MmaTile {
 #pragma unroll
       for (int t = 0; t < kProducts; ++t) {
         const int g = lane() / 4;
-        const int row = token + t * kProductKeys + (kHalves ? g / 2 : g);
+        const int key = t * kProductKeys + (kHalves ? g / 2 : g);
         const int chunk = lane() % 4 + (kHalves ? g % 2 * 4 : 0);
-        const Element* from = static_cast<const Element*>(p.key) + source.row(row);
+        const Element* from = static_cast<const Element*>(p.key) + source.row(token, key);
 #pragma unroll
-        for (int j = 0; j < kChunks; ++j) keys_[t][j] = load(from, row, chunk + kChunkStep * j);
+        for (int j = 0; j < kChunks; ++j)
+          keys_[t][j] = load(from, token + key, chunk + kChunkStep * j);
       }
     });
   }
@@ -82,11 +83,11 @@ class MmaTile {
       for (int m = 0; m < kTokens / 16; ++m) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          const int row = token + key_of(m * 4 + r);
-          const Element* from = static_cast<const Element*>(p.value) + source.row(row);
+          const int key = key_of(m * 4 + r);
+          const Element* from = static_cast<const Element*>(p.value) + source.row(token, key);
 #pragma unroll
           for (int j = 0; j < kDimTile / 64; ++j)
-            values_[m][r][j] = load(from, row, lane() / 4 + 8 * j);
+            values_[m][r][j] = load(from, token + key, lane() / 4 + 8 * j);
         }
       }
     });

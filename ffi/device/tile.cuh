@@ -100,4 +100,43 @@ __device__ __forceinline__ void load_tile(Tile<T, kRows, kCols> tile, const Glob
   }
 }
 
+// Rows of a matrix that lie anywhere in global memory: row i is row at[i] of `data`.
+template <class T>
+struct GatheredRows {
+  const T* data;
+  const uint32_t* at;  // in shared memory
+  int rows, cols;
+  bool vector;
+};
+
+// load_tile() of rows [0, Tile::kRows).
+template <int kThreads, bool kVector = false, class T, int kRows, int kCols>
+__device__ __forceinline__ void gather_tile(Tile<T, kRows, kCols> tile, const GatheredRows<T>& from,
+                                            int thread) {
+  using TileT = Tile<T, kRows, kCols>;
+  constexpr int kCount = kRows * TileT::kPieces;
+  constexpr bool kKeepsColumn = kThreads % TileT::kPieces == 0;
+  const int own_row = thread / TileT::kPieces, own_piece = thread % TileT::kPieces;
+#pragma unroll
+  for (int begin = 0; begin < kCount; begin += kThreads) {
+    const int index = begin + thread;
+    if (kCount % kThreads != 0 && index >= kCount) break;
+    const int row = kKeepsColumn ? begin / TileT::kPieces + own_row : index / TileT::kPieces;
+    const int piece = kKeepsColumn ? own_piece : index % TileT::kPieces;
+    const int col = piece * TileT::kPieceElements;
+    const bool valid = row < from.rows && col < from.cols;
+    const T* source =
+        from.data + (valid ? static_cast<int64_t>(from.at[row]) * from.cols + col : 0);
+    if (kVector || from.vector) {
+      copy_async_16(tile.piece(row, piece), source, valid);
+    } else {
+      alignas(16) T values[TileT::kPieceElements];
+#pragma unroll
+      for (int i = 0; i < TileT::kPieceElements; ++i)
+        values[i] = valid && col + i < from.cols ? source[i] : T(0.0f);
+      store_shared_16(tile.piece(row, piece), *reinterpret_cast<const uint4*>(values));
+    }
+  }
+}
+
 }  // namespace jax_baracuda
