@@ -75,11 +75,40 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
     """``call(*operands)`` with the sharding rule around it; ``call`` returns a tuple."""
     if layout.present[:3] != [0, 1, 2]:  # nothing to attend to
         return tuple(call(*operands))
+    dims = [layout.operands[index] for index in layout.present]
+    shapes = [operand.shape for operand in operands]
+    q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
+
+    def rule(mesh: Mesh) -> tuple[str, dict[str, Any]]:
+        return _sharding_rule(mesh, layout, dims, shapes)
+
+    def local_axes(mesh: Mesh, args: Sequence[Any], results: Sequence[Any]) -> dict[str, Axes]:
+        return _local_axes(mesh, layout, q_heads, kv_heads, dims, args, results)
+
+    return with_rule(call, layout, operands, rule, local_axes, _sum_parts)
+
+
+def with_rule(
+    call: Call,
+    layout: Layout,
+    operands: Sequence[jax.Array],
+    rule: Callable[[Mesh], tuple[str, dict[str, Any]]],
+    local_axes: Callable[[Mesh, Sequence[Any], Sequence[Any]], Mapping[str, Axes]],
+    finish: Callable[[Mapping[str, Axes], jax.Array, str], jax.Array],
+) -> tuple[jax.Array, ...]:
+    """``call(*operands)`` on the parts of every device, under jit.
+
+    Args:
+      call: takes the operands and returns a tuple.
+      layout: what their dimensions are. A missing operand is left out of what XLA sees.
+      operands: of the call.
+      rule: the sharding rule of the present operands, in Shardy's notation, and its options.
+      local_axes: the mesh axes of each letter, from what XLA proposes for operands and results.
+      finish: makes a result, whose letters are given, of what a device has of it.
+    """
     _refuse_a_part_of_the_mesh(layout.op)
     present = layout.present
     dims = [layout.operands[index] for index in present]
-    shapes = [operand.shape for operand in operands]
-    q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
     missing = [
         None if letters else (operand.shape, operand.dtype)
         for operand, letters in zip(operands, layout.operands, strict=True)
@@ -89,11 +118,10 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
         arrays = iter(given)
         return tuple(call(*(jnp.zeros(*like) if like else next(arrays) for like in missing)))
 
-    def rule(mesh: Mesh, *_: Any) -> tuple[str, dict[str, Any]]:
-        return _sharding_rule(mesh, layout, dims, shapes)
-
     def partition(mesh: Mesh, args: Sequence[Any], results: Sequence[Any]) -> Any:
-        axes = _local_axes(mesh, layout, q_heads, kv_heads, dims, args, results)
+        if mesh.empty:
+            raise NotImplementedError(f"{layout.op} under jit needs operands with a NamedSharding.")
+        axes = local_axes(mesh, args, results)
 
         def sharding(letters: str) -> NamedSharding:
             return NamedSharding(mesh, P(*(axes.get(letter) for letter in letters)))
@@ -101,7 +129,7 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
         def on_one_device(*given: jax.Array) -> tuple[jax.Array, ...]:
             with jax.sharding.use_abstract_mesh(_NO_MESH):  # whatever mesh the caller has set
                 parts = local(*given)
-            return tuple(map(functools.partial(_sum_parts, axes), parts, layout.results))
+            return tuple(map(functools.partial(finish, axes), parts, layout.results))
 
         return (
             mesh,
@@ -113,7 +141,9 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
     function = custom_partitioning(local)
     # Shardings arrive undecoded: jax's own decoding fails on a dimension that is sharded over
     # part of a mesh axis, as Shardy may propose; mesh_axes below does not.
-    function.def_partition(partition, sharding_rule=rule, decode_shardings=False)
+    function.def_partition(
+        partition, sharding_rule=lambda mesh, *_: rule(mesh), decode_shardings=False
+    )
     return tuple(function(*(operands[index] for index in present)))
 
 
@@ -187,8 +217,6 @@ def _local_axes(
     results: Sequence[Any],
 ) -> dict[str, Axes]:
     """Mesh axes for each letter, near to what XLA proposes, such that no device needs another."""
-    if mesh.empty:
-        raise NotImplementedError(f"{layout.op} under jit needs operands with a NamedSharding.")
     query, key = (args[0], dims[0]), (args[1], dims[1])
     result = (results[0], layout.results[0])
 
