@@ -9,6 +9,7 @@
 #include "attention/backward/handler.h"
 #include "attention/forward/config.h"
 #include "attention/forward/handler.h"
+#include "cache/handler.h"
 #include "decode/config.h"
 #include "decode/handler.h"
 #include "xla/ffi/api/c_api.h"
@@ -40,6 +41,8 @@ nb::dict registrations() {
       target(flash_attention_backward_initialize, flash_attention_backward_execute);
   targets["jax_baracuda_flash_attention_bias_grad"] =
       target(flash_attention_bias_grad_initialize, flash_attention_bias_grad_execute);
+  targets["jax_baracuda_append"] = target(append_initialize, append_execute);
+  targets["jax_baracuda_rope"] = target(rope_initialize, rope_execute);
   return targets;
 }
 

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
 
+  Source source(p);
   Cursor cursor = first_chunk(p, blockIdx.x);
   if (cursor.remaining == 0 && !p.cluster) return;
 
@@ -51,12 +52,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
-  {
-    const Source source(p, cursor, token, limit);
-    tile.load_keys(p, source, token, limit);
-    stage_query(p, cursor.row, shared, 0);
-    tile.load_values(p, source, token, limit);
-  }
+  source.move(p, cursor, token, limit);
+  tile.load_keys(p, source, token, limit);
+  stage_query(p, cursor.row, shared, 0);
+  tile.load_values(p, source, token, limit);
   copy_async_wait_all();
   __syncthreads();
 
@@ -80,14 +79,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     row_begins = row_ends;
     const int next_token = next.begin(p) + token_offset;
     const int next_limit = more ? next.limit() : 0;
-    const Source next_source(p, next, next_token, next_limit);
+    source.move(p, next, next_token, next_limit);
 
     tile.multiply_keys(shared.query_of(p, buffer, slice));
-    tile.load_keys(p, next_source, next_token, next_limit);
+    tile.load_keys(p, source, next_token, next_limit);
     tile.update_softmax(p, p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice),
                         token, limit, cursor.request.length - 1);
     tile.multiply_values();
-    tile.load_values(p, next_source, next_token, next_limit);
+    tile.load_values(p, source, next_token, next_limit);
 
     if (row_ends) {
       tile.store(shared.out + merge_buffer + result * DecodeShared<Tile>::kRow,

@@ -10,39 +10,64 @@
 
 namespace jax_baracuda {
 
-// A source is made for the keys [token, token + 32) of a row, by a full warp. row(token, i) is the element offset, in both
-// stores, of key token + i of those; full warps ask for it, also for keys at or past `limit`, which nobody then reads.
+// A source is moved by a full warp to the keys [token, token + 32) of a row. find(i) then says where key token + i lies,
+// and offset() of that is its element offset in both stores. Full warps ask, also for keys at or past `limit`, which
+// nobody then reads.
 
 // A cache [B, Hkv, K, D] or [B, K, Hkv, D], read by strides.
 class ContiguousSource {
  public:
-  __device__ ContiguousSource(const DecodeParams& p, const Cursor& at, int, int)
-      : origin_(at.row.b * p.kv_batch_stride + at.row.kv_head * p.kv_head_stride),
-        token_stride_(p.kv_token_stride) {}
+  __device__ explicit ContiguousSource(const DecodeParams&) {}
 
-  __device__ int64_t row(int token, int i) const { return origin_ + (token + i) * token_stride_; }
+  __device__ void move(const DecodeParams& p, const Cursor& at, int token, int) {
+    origin_ = at.row.b * p.kv_batch_stride + at.row.kv_head * p.kv_head_stride;
+    token_ = token;
+    token_stride_ = p.kv_token_stride;
+  }
+
+  __device__ int64_t find(int i) const { return origin_ + (token_ + i) * token_stride_; }
+  __device__ static int64_t offset(const DecodeParams&, int64_t found) { return found; }
 
  private:
   int64_t origin_;
   int64_t token_stride_;
+  int token_;
 };
 
-// A store in pages. Each lane looks one key up; who needs its address asks that lane. The look-up is under way while
-// the warp waits for the keys before these, so it costs no time of its own.
+// A store in pages. Each lane looks one key up, and who needs its address asks that lane. The pages of the next chunk of
+// the row are asked for one move ahead: a look-up behind the loads under way would wait as long as they do.
 class PagedSource {
  public:
-  __device__ PagedSource(const DecodeParams& p, const Cursor& at, int token, int limit)
-      : head_dim_(p.head_dim), row_(at.row.kv_head * p.pages.head_stride) {
+  __device__ explicit PagedSource(const DecodeParams& p) { prefetch_table(p.pages); }
+
+  __device__ void move(const DecodeParams& p, const Cursor& at, int token, int limit) {
+    const int first_entry = at.request.first_entry;
     const int own = token + static_cast<int>(threadIdx.x % 32);
-    if (own < limit) row_ += store_row(p.pages, at.request.first_entry, own);
+    int page = ahead_page_;
+    if (token != ahead_ || first_entry != ahead_entry_)  // the walk has come to another row
+      page = own < limit ? page_of(p.pages, first_entry, own) : 0;
+    row_ = store_row(p.pages, page, own) + at.row.kv_head * p.pages.head_stride;
+
+    const int chunk = p.chunk_tokens.divisor;
+    ahead_ = token + chunk < limit ? token + chunk : -1;
+    ahead_entry_ = first_entry;
+    ahead_page_ = own + chunk < limit ? page_of(p.pages, first_entry, own + chunk) : 0;
   }
 
-  __device__ int64_t row(int, int i) const {
-    return static_cast<int64_t>(__shfl_sync(0xffffffffu, row_, i)) * head_dim_;
+  __device__ uint32_t find(int i) const { return __shfl_sync(0xffffffffu, row_, i); }
+  __device__ static int64_t offset(const DecodeParams& p, uint32_t found) {
+    return uint64_t{found} * static_cast<uint32_t>(p.head_dim);
   }
 
  private:
-  int head_dim_;
+  // The CTAs together bring the table to L2 while they work out where they begin.
+  __device__ static void prefetch_table(const PageTable& t) {
+    constexpr int kLine = 128 / sizeof(int32_t);
+    const int64_t entry = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kLine;
+    if (entry < t.entries) prefetch_l2(t.indices + entry);
+  }
+
+  int ahead_ = -1, ahead_entry_ = 0, ahead_page_ = 0;
   uint32_t row_;
 };
 

@@ -155,7 +155,7 @@ class SimtTile {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       const int key = pass * kKeysAtOnce + key_in_warp();
-      const float* from = base + source.row(token, key);
+      const float* from = base + source.offset(p, source.find(key));
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         into[pass][j] = load_chunk<kVector>(from, lane_in_key() + kLanesPerKey * j, p.head_dim,

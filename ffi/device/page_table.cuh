@@ -21,12 +21,15 @@ __device__ __forceinline__ PagedRequest find_pages(const PageTable& t, int b) {
   return {first, pages <= 0 ? 0 : min((pages - 1) * page_size + last, t.max_length)};
 }
 
-// The row of the store that holds a token of a request, for key/value head 0.
-__device__ __forceinline__ uint32_t store_row(const PageTable& t, int first_entry, int token) {
-  const int entry = divide(token, t.page_size);
-  const unsigned page =
-      min(static_cast<unsigned>(__ldg(t.indices + first_entry + entry)), t.pages - 1u);
-  return page * t.page_stride + (token - entry * t.page_size.divisor) * t.token_stride;
+// The page of a token of a request, as the table has it.
+__device__ __forceinline__ int page_of(const PageTable& t, int first_entry, int token) {
+  return __ldg(t.indices + first_entry + divide(token, t.page_size));
+}
+
+// The row of the store where a token lies, for key/value head 0.
+__device__ __forceinline__ uint32_t store_row(const PageTable& t, int page, int token) {
+  const unsigned in_page = token - divide(token, t.page_size) * t.page_size.divisor;
+  return min(static_cast<unsigned>(page), t.pages - 1u) * t.page_stride + in_page * t.token_stride;
 }
 
 }  // namespace jax_baracuda

@@ -110,8 +110,9 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
     rows_of_cta.segments = SegmentBlocks(Segments(p, sequence), mask, i0, i0 + Traits::kM);
     if constexpr (Traits::kFeatures) rows_of_cta.modify = ScoreModifier(p, sequence, head);
   }
+  const bool has_segments = !Traits::kPaged && p.query_segments;
   int block = blocks.before(blocks.last);
-  if (p.query_segments) {
+  if (has_segments) {
     __syncthreads();
     block = segments.before(blocks, blocks.last);
   }
@@ -121,7 +122,7 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
   uint32_t stage = shared + Traits::kQueryBytes;
   const uint32_t stages = 2 * stage + Traits::kStageBytes;
   auto before = [&](int at) {
-    return p.query_segments ? segments.before(blocks, at) : blocks.before(at);
+    return has_segments ? segments.before(blocks, at) : blocks.before(at);
   };
   auto load_block = [&](uint32_t to, int first) {
     keys.load(to, first);
@@ -165,7 +166,7 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
 
     const int i = i0 + warp_row;
     if (!blocks.whole(block)) hide_by_position<kRowTiles, kN>(s, visible, i, j0, lane);
-    if (p.query_segments && segments.overlap<kN>(block) == Overlap::kSome)
+    if (has_segments && segments.overlap<kN>(block) == Overlap::kSome)
       hide_by_segment<kRowTiles, kN>(s, segments.segments, visible.q_len, visible.kv_len, i, j0,
                                      lane);
     if constexpr (Traits::kFeatures) modify_scores<kRowTiles, kN>(s, p, modify, i, j0, lane);

@@ -72,7 +72,8 @@ class PagedKeys {
   __device__ __forceinline__ void prefetch(const AttentionProblem& p, int first) {
     const int key = first + static_cast<int>(threadIdx.x);
     found_ = head_row_;
-    if (threadIdx.x < Traits::kN && key < keys_) found_ += store_row(p.pages, first_entry_, key);
+    if (threadIdx.x < Traits::kN && key < keys_)
+      found_ += store_row(p.pages, page_of(p.pages, first_entry_, key), key);
   }
   __device__ __forceinline__ void commit() {
     if (threadIdx.x < Traits::kN) shared_.rows[slot_][threadIdx.x] = found_;
@@ -82,11 +83,10 @@ class PagedKeys {
   __device__ __forceinline__ void load(uint32_t to, int first) {
     const uint32_t* rows = shared_.rows[load_slot_];
     load_slot_ ^= 1;
-    const GatheredRows<T> k = {key_, rows, keys_ - first, dim_, vector_};
-    const GatheredRows<T> v = {value_, rows, keys_ - first, dim_, vector_};
-    gather_tile<Traits::kThreads, !Traits::kFeatures>(typename Traits::Key(to), k, threadIdx.x);
-    gather_tile<Traits::kThreads, !Traits::kFeatures>(
-        typename Traits::Value(to + Traits::Key::kBytes), v, threadIdx.x);
+    const GatheredRows<T> both = {key_, value_, rows, keys_ - first, dim_, vector_};
+    gather_tiles<Traits::kThreads, !Traits::kFeatures>(
+        typename Traits::Key(to), typename Traits::Value(to + Traits::Key::kBytes), both,
+        threadIdx.x);
   }
 
  private:
