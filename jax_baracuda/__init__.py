@@ -11,6 +11,7 @@ from jax_baracuda._src.cache.rope import apply_rope
 from jax_baracuda._src.decode.api import flash_decode
 from jax_baracuda._src.explain import KernelInfo, explain
 from jax_baracuda._src.merge.api import merge_attention_states
+from jax_baracuda._src.paged.api import paged_decode, paged_prefill
 
 # An exported program knows its kernels only by name: importing the package makes them known to XLA.
 _registry.register()
@@ -27,4 +28,6 @@ __all__ = [
     "kv_cache_append",
     "merge_attention_states",
     "paged_append",
+    "paged_decode",
+    "paged_prefill",
 ]

@@ -62,6 +62,11 @@ class Layout:
         """Which operands there are."""
         return [index for index, letters in enumerate(self.operands) if letters]
 
+    @property
+    def spreads_over(self) -> str:
+        """What may stay sharded, in words."""
+        return "the batch and the heads" if "b" in "".join(self.operands) else "the heads"
+
     def size(self, letter: str, shapes: Sequence[tuple[int, ...]]) -> int:
         """The extent of a dimension."""
         return next(
@@ -177,8 +182,8 @@ def _sharding_rule(
     q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
     extra: dict[str, Any] = {}
     names = {"b": "b", "h": "h", "q": "q"}
-    batch = layout.size("b", shapes)
-    if batch > 1 and any("n" in letters for letters in dims):
+    with_parts = any("n" in letters for letters in dims)
+    if with_parts and (batch := layout.size("b", shapes)) > 1:
         extra["p"] = layout.size("n", shapes) // batch
         names["n"] = "(b p)"
         if extra["p"] == 1:  # a factor may not be 1
@@ -329,7 +334,7 @@ def result_specs(layout: Layout, avals: Sequence[Any]) -> list[P]:
                 raise ValueError(
                     f"{name} is sharded over {axes} along its "
                     f"{layout.words.get(letter, 'broadcast dimension')} (type {aval}); supported "
-                    "are the batch and the heads. Use jax.reshard first."
+                    f"are {layout.spreads_over}. Use jax.reshard first."
                 )
             letter = "b" if letter == "n" else letter
             other, known = found.setdefault(letter, (name, axes))
