@@ -19,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 import jax_baracuda
 
@@ -38,18 +37,19 @@ class Batch(NamedTuple):
     """The T rows of a step, packed, and the table of the histories they belong to.
 
     The table has an entry for each of E decoding requests, then one for each of C requests whose
-    prompts are worked on; unused ones are empty. Entries' rows come in the table's order.
+    prompts are worked on; unused ones are empty. Entries' rows come in the table's order. The host
+    makes all of it in numpy.
     """
 
-    tokens: ArrayLike  # int32 [T]; ~e: what the step before drew for entry e of its table
-    batch_indices: ArrayLike  # int32 [T], entry of the table; -1 for padding
-    positions: ArrayLike  # int32 [T], in the entry's history
-    chunk_indptr: ArrayLike  # int32 [C + 1], where the chunks' rows begin
-    page_indices: ArrayLike  # int32 [N]
-    page_indptr: ArrayLike  # int32 [E + C + 1]
-    last_page_len: ArrayLike  # int32 [E + C]
-    temperatures: ArrayLike  # float32 [E + C]
-    seeds: ArrayLike  # int32 [E + C]
+    tokens: Array  # int32 [T]; ~e: what the step before drew for entry e of its table
+    batch_indices: Array  # int32 [T], entry of the table; -1 for padding
+    positions: Array  # int32 [T], in the entry's history
+    chunk_indptr: Array  # int32 [C + 1], where the chunks' rows begin
+    page_indices: Array  # int32 [N]
+    page_indptr: Array  # int32 [E + C + 1]
+    last_page_len: Array  # int32 [E + C]
+    temperatures: Array  # float32 [E + C]
+    seeds: Array  # int32 [E + C]
 
 
 def empty_store(model: ModelConfig, serving: ServingConfig) -> PagedStore:
