@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -65,14 +64,16 @@ def copy_pages(
 def _copy(store: jax.Array, src: jax.Array, dst: jax.Array, layers: int) -> jax.Array:
     if not store.size or not src.size:
         return store
-    # One leading axis of pages: a scatter along any other would transpose the store.
-    *lead, _, _, _ = store.shape
-    flat = store.reshape(math.prod(lead), *store.shape[-3:])
-    pages = store.shape[-4] // layers
+    *lead, total = store.shape[:-3]
+    pages = total // layers
     real = (src >= 0) & (src < pages) & (dst >= 0) & (dst < pages)
-    first = jnp.arange(0, flat.shape[0], pages)[:, None]
+    first = jnp.arange(0, total, pages)[:, None]
     src = (first + jnp.where(real, src, 0)).ravel()
-    dst = jnp.where(real, first + dst, flat.shape[0]).ravel()
+    dst = jnp.where(real, first + dst, total).ravel()
+    # Every axis up to the pages is indexed: a scatter over these needs no transpose of the store.
+    outer = [jnp.arange(size) for size in lead]
     # The barrier keeps the reads out of the fusion of the writes, which then can be in place.
-    rows = jax.lax.optimization_barrier(flat.at[src].get(mode="promise_in_bounds"))
-    return flat.at[dst].set(rows, mode="drop").reshape(store.shape)
+    rows = jax.lax.optimization_barrier(
+        store.at[jnp.ix_(*outer, src)].get(mode="promise_in_bounds")
+    )
+    return store.at[jnp.ix_(*outer, dst)].set(rows, mode="drop")
