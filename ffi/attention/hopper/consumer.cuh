@@ -106,9 +106,11 @@ struct Consumer {
     }
   }
 
-  // Scores to weights. The maxima move; `rescale` is what the weights so far are to be multiplied with.
-  __device__ __forceinline__ void weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
+  // Scores to weights. The maxima move; `rescale` is what the weights so far are to be multiplied with. Returns whether
+  // that is anything but 1 in some row of the warp.
+  __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
                                         float (&rescale)[2]) const {
+    bool moved = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float top0 = s[0][0][2 * half], top1 = s[0][0][2 * half + 1];
@@ -118,20 +120,26 @@ struct Consumer {
         top1 = fmaxf(top1, s[0][n][2 * half + 1]);
       }
       const float before = softmax.maximum[0][half];
-      const float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
+      float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
+      if (Traits::kRescale == 2 && (top - before) * scale <= 8.0f) top = before;
+      moved = moved || top != before;
       const float shift = top == negative_infinity() ? 0.0f : top * scale;
       softmax.maximum[0][half] = top;
       rescale[half] = exp2_approx(before * scale - shift);
       float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) {
-        s[0][n][2 * half] = exp2_approx(s[0][n][2 * half] * scale - shift);
-        s[0][n][2 * half + 1] = exp2_approx(s[0][n][2 * half + 1] * scale - shift);
-        sum0 += s[0][n][2 * half];
-        sum1 += s[0][n][2 * half + 1];
+        float& a = s[0][n][2 * half];
+        float& b = s[0][n][2 * half + 1];
+        a = exp2_approx(a * scale - shift);
+        b = n % 4 < Traits::kPolynomial ? exp2_polynomial(b * scale - shift)
+                                        : exp2_approx(b * scale - shift);
+        sum0 += a;
+        sum1 += b;
       }
       softmax.sum[0][half] = sum0 + sum1;
     }
+    return Traits::kRescale == 0 || __any_sync(0xffffffffu, moved);
   }
 
   static __device__ __forceinline__ void pack(const Scores<1, kN>& s,
@@ -238,7 +246,7 @@ struct Consumer {
     hold(r.scores());
     release_keys(r.block);
     mask(r.s, r.block);
-    weigh(r.s, r.softmax, rescale);
+    const bool moved = weigh(r.s, r.softmax, rescale);
     warpgroup_wait<0>();
     hold(r.output());
     release(control.value_empty[value_place.stage]);
@@ -247,7 +255,7 @@ struct Consumer {
     if (new_tile) {
       store(ending_slot, ending, r.out);
       r.clear_output();
-    } else {
+    } else if (moved) {
 #pragma unroll
       for (int c = 0; c < kDimV / 8; ++c)
 #pragma unroll

@@ -14,6 +14,7 @@ struct TileOrder {
   int tiles;    // of a row
   int rows;     // sequences * heads
   int section;  // rows
+  int* counter; // null: static rounds
   int snake;    // every second round goes through the CTAs backwards: long tiles meet short ones
 };
 
