@@ -127,6 +127,7 @@ struct Consumer {
       softmax.maximum[0][half] = top;
       rescale[half] = exp2_approx(before * scale - shift);
       float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
+if (!(Traits::kAblate & 2))
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) {
         float& a = s[0][n][2 * half];
@@ -167,9 +168,18 @@ struct Consumer {
 
   __device__ __forceinline__ void store(int slot, OnlineSoftmax<1>& softmax,
                                         const float (&out)[kDimV / 8][4]) const {
+    if (Traits::kAblate & 1 && p.bias.rows == 12345) return;
     const QueryTile& tile = control.tile[slot];
     store_rows_and_lse<Traits>(p, tile.sequence, tile.head, tile.first_row + warp_row, softmax, out,
                                scale, lane);
+  }
+
+  // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
+  // are idle, unless a branch that needs the softmax's results stands between them. No sum is negative.
+  static __device__ __forceinline__ void weights_before_wait(const OnlineSoftmax<1>& softmax) {
+    asm volatile("{\n .reg .pred p;\n setp.lt.f32 p, %0, 0f00000000;\n @p trap;\n}\n" ::"f"(
+                     softmax.sum[0][0] + softmax.sum[0][1])
+                 : "memory");
   }
 
   // What a warpgroup holds of the block at hand and of the tile.
@@ -196,12 +206,16 @@ struct Consumer {
   __device__ __forceinline__ bool next_block(State& r) const {
     wait(control.key_full[key_place.stage], key_place.parity);
     r.block = control.block[key_place.stage];
-    return !(r.block.flags & kNoBlock);
+    return !__any_sync(0xffffffffu, r.block.flags & kNoBlock);
   }
-  __device__ __forceinline__ void wait_values(const KeyBlock& block, uint32_t shared_values) const {
+  __device__ __forceinline__ void wait_values() const {
     wait(control.value_full[value_place.stage], value_place.parity);
-    if (block.flags & kPaddedBlock)
-      clear_padding(block.first_key, control.tile[tile_slot].sequence.kv_len, shared_values);
+  }
+  // Values that need cleaning are waited for early.
+  __device__ __forceinline__ void clean_values(const KeyBlock& block, uint32_t shared_values) const {
+    if (!(block.flags & kPaddedBlock)) return;
+    wait_values();
+    clear_padding(block.first_key, control.tile[tile_slot].sequence.kv_len, shared_values);
   }
   __device__ __forceinline__ void release_keys(const KeyBlock& block) {
     release(control.key_empty[key_place.stage]);
@@ -240,6 +254,8 @@ struct Consumer {
     take_turn();
     warpgroup_arrive();
     issue_scores(r.scores());
+    wait_values();
+    warpgroup_arrive();
     issue_output(r.output(), r.weights);
     give_turn();
     warpgroup_wait<1>();
@@ -247,6 +263,7 @@ struct Consumer {
     release_keys(r.block);
     mask(r.s, r.block);
     const bool moved = weigh(r.s, r.softmax, rescale);
+    if (!(Traits::kAblate & 4)) weights_before_wait(r.softmax);
     warpgroup_wait<0>();
     hold(r.output());
     release(control.value_empty[value_place.stage]);
@@ -265,6 +282,7 @@ struct Consumer {
 
   // The last block's output, with nothing to overlap with.
   __device__ __forceinline__ void end(State& r) {
+    wait_values();
     warpgroup_arrive();
     issue_output(r.output(), r.weights);
     warpgroup_wait<0>();
@@ -285,7 +303,7 @@ struct Consumer {
       while (true) {
         const KeyBlock before = r.block;
         const bool more = next_block(r);
-        wait_values(before, shared_values);
+        clean_values(before, shared_values);
         if (!more) break;
         step<true>(r);
       }
@@ -297,7 +315,7 @@ struct Consumer {
           const KeyBlock before = r.block;
           const bool more = !(before.flags & kLastBlock);
           if (more) next_block(r);
-          wait_values(before, shared_values);
+          clean_values(before, shared_values);
           if (!more) break;
           step<false>(r);
         }

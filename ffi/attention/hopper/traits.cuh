@@ -43,9 +43,9 @@ struct HopperControl {
 };
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
-template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_, bool kPingpong_, int kRescale_ = 0, int kPolynomial_ = 0>
+template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_, bool kPingpong_, int kRescale_ = 2, int kPolynomial_ = 2, int kAblate_ = 0>
 struct HopperTraits {
-  static constexpr int kRescale = kRescale_, kPolynomial = kPolynomial_;
+  static constexpr int kRescale = kRescale_, kPolynomial = kPolynomial_, kAblate = kAblate_;
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
