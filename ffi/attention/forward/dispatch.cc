@@ -35,11 +35,13 @@ cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem,
     return error;
   const int element = dtype == DType::kF32 ? 4 : 2;
   const bool features = element == 4 || has_features(problem);
-  const ForwardTile* tile =
-      choose_forward_tile(element, features, problem.dim, problem.dim_v, sm_shared, cta_shared);
+  const bool paged = problem.pages.indptr != nullptr;
+  const ForwardTile* tile = choose_forward_tile(element, features, paged, problem.dim,
+                                                problem.dim_v, sm_shared, cta_shared);
   if (!tile) return cudaErrorInvalidConfiguration;
   for (const ForwardKernel& candidate : forward_kernels()) {
-    if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
+    if (candidate.dtype != dtype || candidate.paged != paged || !(candidate.tile == *tile))
+      continue;
     *kernel = &candidate;
     return prepare(device, candidate);
   }

@@ -28,6 +28,12 @@ __device__ __forceinline__ void store_rows(const TileT& tile, int first, T* to, 
   }
 }
 
+// The LSE of a row, counted within its pack.
+__device__ __forceinline__ float* lse_of(const ForwardParams& p, int pack, int head, int64_t row) {
+  return p.lse + static_cast<int64_t>(pack) * p.heads * p.q_rows + head * p.lse_head_stride +
+         row * p.lse_row_stride;
+}
+
 // Zeros and -inf: rows [begin, end) of all packs that belong to no sequence. One CTA a (pack, head).
 template <class T>
 __device__ void store_no_attention(const ForwardParams& p, int pack, int head, int64_t begin,
@@ -36,8 +42,7 @@ __device__ void store_no_attention(const ForwardParams& p, int pack, int head, i
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = (static_cast<int64_t>(pack) * p.q_rows + row) * p.heads + head;
     for (int col = threadIdx.x; col < p.dim_v; col += blockDim.x) out[at * p.dim_v + col] = T(0.0f);
-    if (threadIdx.x == 0)
-      p.lse[(static_cast<int64_t>(pack) * p.heads + head) * p.q_rows + row] = negative_infinity();
+    if (threadIdx.x == 0) *lse_of(p, pack, head, row) = negative_infinity();
   }
 }
 

@@ -50,6 +50,8 @@ ffi::Error plan(ForwardCall& c, ForwardParams* p, const ForwardKernel** kernel) 
     return invalid_argument(kOp, "the workspace is too small");
   p->out = c.out->untyped_data();
   p->lse = c.lse->typed_data<float>();
+  p->lse_head_stride = p->q_rows;
+  p->lse_row_stride = 1;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
   return to_ffi_error(plan_attention_forward(dtype, *p, kernel), kOp);
 }

@@ -14,12 +14,13 @@ namespace jax_baracuda {
 struct ForwardKernel {
   DType dtype;
   ForwardTile tile;
+  bool paged;
   cudaError_t (*prepare)();
   cudaError_t (*launch)(const ForwardParams& params, int64_t ctas, int tiles, cudaStream_t stream);
 };
 
 // Defined by ffi/attention/forward/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v, int m, int n, bool features>
+template <DType dtype, int dim, int dim_v, int m, int n, bool features, bool paged>
 ForwardKernel forward_kernel_entry();
 
 // All of them: generated from the list in instantiations.cmake.
