@@ -35,10 +35,10 @@ struct Consumer {
   using Value = typename Traits::Value;
   static constexpr int kN = Traits::kN, kDimV = Traits::kDimV;
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;
+  static constexpr float kTolerated = 8.0f;
 
   const ForwardParams& p;
   typename Traits::Control& control;
-  const int group, lane, warp_row;  // warp_row: first row of the warp within the tile
   const float scale;                // of scores, to base 2
 
   const uint64_t queries, keys, values;  // descriptors
@@ -50,29 +50,38 @@ struct Consumer {
                                       typename Traits::Control& control, uint32_t shared, int group)
       : p(params.problem),
         control(control),
-        group(group),
-        lane(threadIdx.x % 32),
-        warp_row(64 * group + threadIdx.x % 128 / 32 * 16),
         scale(params.problem.scale * kLog2E),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
         values(Value::descriptor(shared + Traits::kValueOffset)) {}
+
+  // Where this thread is: read anew where it is seldom needed, so that it takes no register in between.
+  struct Place {
+    int lane, warp_row;  // warp_row: first row of the warp within the tile
+  };
+  __device__ __forceinline__ Place place() const {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+    return {thread % 32, (thread - 128) / 32 * 16};
+  }
 
   static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
     mbarrier_wait(shared_address(&barrier), parity);
   }
   // One arrival a warp.
   __device__ __forceinline__ void release(uint64_t& barrier) const {
-    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared_address(&barrier));
   }
 
   // The warpgroups issue their products in turns.
   __device__ __forceinline__ void take_turn() const {
-    if constexpr (Traits::kPingpong) named_barrier_sync(1 + group, 256);
+    if constexpr (Traits::kTurn) named_barrier_sync(threadIdx.x / 128, 256);
   }
   __device__ __forceinline__ void give_turn() const {
-    if constexpr (Traits::kPingpong)
-      named_barrier_arrive(1 + (group + 1 == Traits::kGroups ? 0 : group + 1), 256);
+    if constexpr (Traits::kTurn) {
+      const int group = threadIdx.x / 128;  // from 1: the first warpgroup loads
+      named_barrier_arrive(group == Traits::kGroups ? 1 : group + 1, 256);
+    }
   }
 
   __device__ __forceinline__ void issue_scores(float (&s)[kScores]) const {
@@ -96,6 +105,7 @@ struct Consumer {
   __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
     if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
       const QueryTile& tile = control.tile[tile_slot];
+      const auto [lane, warp_row] = place();
       const int i = tile.first_row + warp_row;
       if (block.flags & kEndMasked)
         hide_end<kN>(s, tile.visible, i, block.first_key, lane);
@@ -106,8 +116,9 @@ struct Consumer {
     }
   }
 
-  // Scores to weights. The maxima move; `rescale` is what the weights so far are to be multiplied with. Returns whether
-  // that is anything but 1 in some row of the warp.
+  // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
+  // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
+  // whether that is anything but 1 in some row of the warp.
   __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
                                         float (&rescale)[2]) const {
     bool moved = false;
@@ -121,13 +132,12 @@ struct Consumer {
       }
       const float before = softmax.maximum[0][half];
       float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
-      if (Traits::kRescale == 2 && (top - before) * scale <= 8.0f) top = before;
+      if ((top - before) * scale <= kTolerated) top = before;
       moved = moved || top != before;
       const float shift = top == negative_infinity() ? 0.0f : top * scale;
       softmax.maximum[0][half] = top;
       rescale[half] = exp2_approx(before * scale - shift);
       float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
-if (!(Traits::kAblate & 2))
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) {
         float& a = s[0][n][2 * half];
@@ -140,7 +150,7 @@ if (!(Traits::kAblate & 2))
       }
       softmax.sum[0][half] = sum0 + sum1;
     }
-    return Traits::kRescale == 0 || __any_sync(0xffffffffu, moved);
+    return __any_sync(0xffffffffu, moved);
   }
 
   static __device__ __forceinline__ void pack(const Scores<1, kN>& s,
@@ -163,15 +173,21 @@ if (!(Traits::kAblate & 2))
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(to), "r"(0) : "memory");
     }
     fence_async_shared();
-    named_barrier_sync(4 + group, 128);
+    named_barrier_sync(4 + threadIdx.x / 128, 128);
   }
 
-  __device__ __forceinline__ void store(int slot, OnlineSoftmax<1>& softmax,
-                                        const float (&out)[kDimV / 8][4]) const {
-    if (Traits::kAblate & 1 && p.bias.rows == 12345) return;
+  __device__ __forceinline__ void finish(int slot, OnlineSoftmax<1>& softmax,
+                                         float (&factor)[2]) const {
     const QueryTile& tile = control.tile[slot];
-    store_rows_and_lse<Traits>(p, tile.sequence, tile.head, tile.first_row + warp_row, softmax, out,
-                               scale, lane);
+    const auto [lane, warp_row] = place();
+    finish_rows(p, tile.sequence, tile.head, tile.first_row + warp_row, softmax, scale, lane,
+                factor);
+  }
+  __device__ __forceinline__ void store(int slot, const float (&out)[kDimV / 8][4],
+                                        const float (&factor)[2]) const {
+    const QueryTile& tile = control.tile[slot];
+    const auto [lane, warp_row] = place();
+    store_rows<T, kDimV>(p, tile.sequence, tile.head, tile.first_row + warp_row, out, factor, lane);
   }
 
   // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
@@ -237,19 +253,17 @@ if (!(Traits::kAblate & 2))
     pack(r.s, r.weights);
   }
 
-  // The scores of the next block, which next_block() and wait_values() have waited for, and the output of the one
-  // before, which may be the last of another tile.
+  // The scores of the next block, which next_block() has waited for, and the output of the one before, which may be the
+  // last of another tile.
   template <bool kMayCross>
   __device__ __forceinline__ void step(State& r) {
     const bool new_tile = kMayCross && r.block.flags & kFirstBlock;
     const int ending_slot = tile_slot;
-    OnlineSoftmax<1> ending = r.softmax;
-    float rescale[2];
+    float rescale[2], factor[2];
     if (new_tile) {
       query_place.next();
       tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
       wait(control.query_full[query_place.stage], query_place.parity);
-      r.softmax = OnlineSoftmax<1>();
     }
     take_turn();
     warpgroup_arrive();
@@ -257,20 +271,26 @@ if (!(Traits::kAblate & 2))
     wait_values();
     warpgroup_arrive();
     issue_output(r.output(), r.weights);
-    give_turn();
+    if (Traits::kTurn == 1) give_turn();
+    if (new_tile) {
+      finish(ending_slot, r.softmax, factor);
+      r.softmax = OnlineSoftmax<1>();
+    }
     warpgroup_wait<1>();
+    if (Traits::kTurn == 2) give_turn();
     hold(r.scores());
     release_keys(r.block);
+    if constexpr (!Traits::kOverlap) end_output(r);
+    if (Traits::kTurn == 3) give_turn();
     mask(r.s, r.block);
     const bool moved = weigh(r.s, r.softmax, rescale);
-    if (!(Traits::kAblate & 4)) weights_before_wait(r.softmax);
-    warpgroup_wait<0>();
-    hold(r.output());
-    release(control.value_empty[value_place.stage]);
-    value_place.next();
+    if constexpr (Traits::kOverlap) {
+      weights_before_wait(r.softmax);
+      end_output(r);
+    }
     pack(r.s, r.weights);
     if (new_tile) {
-      store(ending_slot, ending, r.out);
+      store(ending_slot, r.out, factor);
       r.clear_output();
     } else if (moved) {
 #pragma unroll
@@ -280,22 +300,28 @@ if (!(Traits::kAblate & 2))
     }
   }
 
+  __device__ __forceinline__ void end_output(State& r) {
+    warpgroup_wait<0>();
+    hold(r.output());
+    release(control.value_empty[value_place.stage]);
+    value_place.next();
+  }
+
   // The last block's output, with nothing to overlap with.
   __device__ __forceinline__ void end(State& r) {
     wait_values();
     warpgroup_arrive();
     issue_output(r.output(), r.weights);
-    warpgroup_wait<0>();
-    hold(r.output());
-    release(control.value_empty[value_place.stage]);
-    value_place.next();
-    store(tile_slot, r.softmax, r.out);
+    end_output(r);
+    float factor[2];
+    finish(tile_slot, r.softmax, factor);
+    store(tile_slot, r.out, factor);
   }
 
   __device__ __forceinline__ void run(uint32_t shared_values) {
     State r;
     r.clear_output();
-    if (Traits::kPingpong && group == Traits::kGroups - 1) give_turn();
+    if (Traits::kTurn && threadIdx.x / 128 == Traits::kGroups) give_turn();
     if constexpr (Traits::kQueryStages > 1) {
       // The queries of the next tile are there in time: all tiles are one sequence of blocks.
       if (!next_block(r)) return;

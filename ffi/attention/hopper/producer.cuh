@@ -2,25 +2,13 @@
 // the consumers through shared memory what it loaded.
 #pragma once
 
+#include "attention/forward/epilogue.cuh"
 #include "attention/hopper/schedule.cuh"
 #include "attention/hopper/traits.cuh"
 #include "device/math.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
-
-// Zeros and -inf for rows [begin, end) of a pack's head. One warp.
-template <class T>
-__device__ __forceinline__ void store_nothing(const ForwardParams& p, int pack, int head, int begin,
-                                              int end, int lane) {
-  T* out = static_cast<T*>(p.out);
-  for (int row = begin; row < end; ++row) {
-    const int64_t at = (static_cast<int64_t>(pack) * p.q_rows + row) * p.heads + head;
-    for (int col = lane; col < p.dim_v; col += 32) out[at * p.dim_v + col] = T(0.0f);
-    if (lane == 0)
-      p.lse[(static_cast<int64_t>(pack) * p.heads + head) * p.q_rows + row] = negative_infinity();
-  }
-}
 
 template <class Traits>
 struct Producer {
@@ -89,8 +77,8 @@ struct Producer {
     int block = i0 < i1 ? segment_blocks.before(blocks, blocks.last) : -1;
     const int pack_row = static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
     if (block < 0) {
-      store_nothing<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
-                                        pack_row + min(i0 + Traits::kM, sequence.q_rows), lane);
+      store_no_attention<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
+                                        pack_row + min(i0 + Traits::kM, sequence.q_rows), lane, 32);
       return;
     }
     // The only buffer of queries is free when all products of the last tile with keys are done, which is no time to
@@ -160,8 +148,8 @@ struct Producer {
       const int32_t* cu = problem.cu_seqlens_q + static_cast<int64_t>(pack) * (problem.sequences + 1);
       const int begin = clamped(cu[0], 0, problem.q_rows);
       const int end = clamped(cu[problem.sequences], begin, problem.q_rows);
-      store_nothing<typename Traits::T>(problem, pack, head, 0, begin, lane);
-      store_nothing<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane);
+      store_no_attention<typename Traits::T>(problem, pack, head, 0, begin, lane, 32);
+      store_no_attention<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane, 32);
     }
   }
 };

@@ -43,14 +43,16 @@ struct HopperControl {
 };
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
-template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_, bool kPingpong_, int kRescale_ = 2, int kPolynomial_ = 2, int kAblate_ = 0>
+template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_, int kTurn_,
+          bool kOverlap_, int kPolynomial_ = 0>
 struct HopperTraits {
-  static constexpr int kRescale = kRescale_, kPolynomial = kPolynomial_, kAblate = kAblate_;
+  static constexpr int kPolynomial = kPolynomial_;
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
   static constexpr int kStages = 2, kQueryStages = kQueryStages_;
-  static constexpr bool kPingpong = kPingpong_;
+  static constexpr int kTurn = kTurn_;
+  static constexpr bool kOverlap = kOverlap_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : 232;
