@@ -340,7 +340,7 @@ class LayersCell(PagedCell):
     layers: int
     batch: int
     length: int  # with the new row
-    steps: int = 4  # of a program
+    steps: int = 2  # of a program
 
     op = "decode_step"
     passes = "step"

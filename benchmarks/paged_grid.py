@@ -232,5 +232,5 @@ def tiny() -> dict[str, list[PagedCell]]:
             RopeCell(jobs=(Job("jax_baracuda"), Job("xla")), tokens=8, **small),
         ],
         "shared": [PrefixCell(jobs=shared()[0].jobs, batch=3, prefix=128, suffix=64, **small)],
-        "layers": [LayersCell(jobs=STEP_JOBS, layers=3, batch=2, length=50, steps=2, **small)],
+        "layers": [LayersCell(jobs=STEP_JOBS, layers=3, batch=2, length=50, **small)],
     }

@@ -18,6 +18,7 @@ from paged_cells import PAGE, DecodeCell, Job, PrefillCell, PrefixCell, Table
 from paged_inputs import keys_and_values, normal, struct, structs
 
 import jax_baracuda
+from jax_baracuda import paged
 from jax_baracuda.testing import timing
 
 SAMPLES = 5
@@ -147,18 +148,16 @@ class Prefix(Rotated):
     """shared_prefix_decode, and paged_decode whose tables all name the prefix."""
 
     def tail(self, job: Job, cell: PrefixCell) -> tuple[np.ndarray, ...]:
-        """The prefix and the table of the suffixes, or the table of all."""
+        """The prefix, its length and the table of the suffixes; or the table of all."""
         prefix, own, whole = cell.tables(job.page_size)
-        return tuple(whole) if job.impl == "paged_decode" else (prefix, *own)
+        if job.impl == "paged_decode":
+            return tuple(whole)
+        return prefix, np.array(cell.prefix, np.int32), *own
 
     def op(self, job: Job, cell: PrefixCell) -> Call:
-        if job.impl == "paged_decode":
-            return lambda *operands: jax_baracuda.paged_decode(*operands)[0]
-        from jax_baracuda import paged
-
-        return lambda q, k, v, prefix, *own: paged.shared_prefix_decode(
-            q, k, v, prefix, np.int32(cell.prefix), *own
-        )[0]
+        plain = job.impl == "paged_decode"
+        decode = jax_baracuda.paged_decode if plain else paged.shared_prefix_decode
+        return lambda *operands: decode(*operands)[0]
 
     def rows(self, job: Job, cell: PrefixCell, store: jax.Array) -> jax.Array:
         whole = cell.tables(job.page_size)[2]

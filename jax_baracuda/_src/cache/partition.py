@@ -23,14 +23,12 @@ from jax_baracuda._src.sharding import Axes, Layout
 Results = tuple[jax.Array, ...]
 Call = Callable[..., Any]
 
-in_shard_map = sharding.in_shard_map
-
 _ROWS = ("key", "value", "query", "inv_freq")
-_NAMES = {
+NAMES = {
     "paged_append": (
         *("k_pages", "v_pages"),
         *_ROWS,
-        *("batch_indices", "positions", "page_indices", "page_indptr"),
+        *("batch_indices", "positions", "page_indices", "page_indptr", "layer"),
     ),
     "kv_cache_append": ("k_cache", "v_cache", *_ROWS, "lengths", "layer"),
     "apply_rope": ("x", "positions", "inv_freq"),
@@ -68,7 +66,7 @@ def layout(kind: str, shapes: Sequence[tuple[int, ...]], *, nhd: bool) -> Layout
     )
     return Layout(
         op=kind,
-        names=_NAMES[kind],
+        names=NAMES[kind],
         operands=letters,
         results=tuple(letters[index] or "i" * len(shapes[index]) for index in results),
         words=_WORDS | dict.fromkeys(_LEADING, "leading dimension") if len(shapes) == 3 else _WORDS,
@@ -79,14 +77,14 @@ def _append_letters(
     kind: str, shapes: Sequence[tuple[int, ...]], *, nhd: bool
 ) -> tuple[str, str, str, list[str]]:
     """Letters of the K store, the new keys, the query and the integers."""
-    if kind == "paged_append":
-        return "prHd" if nhd else "pHrd", "tHd", "tQd", ["t", "t", "i", "i"]
-    # After vmap there are more requests than the cache has, of several layers.
-    batch = "B" if shapes[0][1] == shapes[2][0] else "b"
-    rows = f"{batch}tHd" if nhd else f"{batch}Htd"
-    layers = batch if shapes[7] == shapes[6] and shapes[7] != (1,) else "i"
-    store = f"l{batch}rHd" if nhd else f"l{batch}Hrd"
-    return store, rows, rows.replace("H", "Q"), [batch, layers]
+    layer, slot = "l" if len(shapes[0]) == 5 else "", "p"
+    rows, index = "tHd", ["t", "t", "i", "i", "t"]
+    if kind == "kv_cache_append":
+        # After vmap there are more requests than a layer has caches.
+        slot = "B" if shapes[0][-4] == shapes[2][0] else "b"
+        rows, index = slot + ("tHd" if nhd else "Htd"), [slot, slot if shapes[7] != (1,) else "i"]
+    store = layer + slot + ("rHd" if nhd else "Hrd")
+    return store, rows, rows.replace("H", "Q"), index
 
 
 def partitioned(kind: str, call: Call) -> Call:
