@@ -258,12 +258,12 @@ def _forward_kernel(
     options: attention_shapes.AttentionOptions,
     arrays: dict[str, Any],
 ) -> tuple[str, str]:
-    """The kernel of the forward pass; on a Hopper GPU, what keeps a call from the one made for it."""
+    """The kernel of the forward pass; on a Hopper GPU, what keeps a call from its own kernel."""
     if registry.serving_architecture() != "90a":
         return "flash_attention_mma", ""
     obstacles = {
         "float32": shape.dtype == "float32",
-        "head dimensions that are no multiples of 8": shape.head_dim % 8 or shape.value_dim % 8,
+        "head dimensions that are not multiples of 8": (shape.head_dim | shape.value_dim) % 8 > 0,
         "bias": arrays.get("bias") is not None,
         "alibi_slopes": arrays.get("alibi_slopes") is not None,
         "logits_soft_cap": options["logits_soft_cap"] > 0,

@@ -56,14 +56,13 @@ int64_t forward_workspace_bytes(const AttentionProblem& problem) {
   return segment_range_bytes(problem) + kHopperWorkspaceBytes;
 }
 
-cudaError_t launch_attention_forward(const ForwardPlan& plan, ForwardParams params,
-                                     void* workspace, cudaStream_t stream) {
+cudaError_t launch_attention_forward(const ForwardPlan& plan, ForwardParams params, void* workspace,
+                                     cudaStream_t stream) {
   if (cudaError_t error = launch_segment_ranges(&params, workspace, stream); error != cudaSuccess)
     return error;
   if (plan.hopper)
-    return launch_hopper_forward(*plan.hopper, params,
-                                 static_cast<char*>(workspace) + segment_range_bytes(params),
-                                 stream);
+    return launch_hopper_forward(
+        *plan.hopper, params, static_cast<char*>(workspace) + segment_range_bytes(params), stream);
   const ForwardKernel& kernel = *plan.portable;
   const int tiles = (params.max_q + kernel.tile.m - 1) / kernel.tile.m;
   // Packed calls have a row of CTAs a pack more, for the tokens of no sequence.

@@ -25,13 +25,13 @@ struct ForwardCall {
   template <class Binding>
   static auto bind(Binding&& binding) {
     return AttentionAttributes::bind(
-        AttentionOptions::bind(std::forward<Binding>(binding)
-                                   .template Arg<ffi::AnyBuffer>()   // query
-                                   .template Arg<ffi::AnyBuffer>()   // key
-                                   .template Arg<ffi::AnyBuffer>())  // value
-            .template Ret<ffi::AnyBuffer>()                          // out
-            .template Ret<ffi::AnyBuffer>()                          // lse
-            .template Ret<ffi::AnyBuffer>())                         // workspace
+               AttentionOptions::bind(std::forward<Binding>(binding)
+                                          .template Arg<ffi::AnyBuffer>()   // query
+                                          .template Arg<ffi::AnyBuffer>()   // key
+                                          .template Arg<ffi::AnyBuffer>())  // value
+                   .template Ret<ffi::AnyBuffer>()                          // out
+                   .template Ret<ffi::AnyBuffer>()                          // lse
+                   .template Ret<ffi::AnyBuffer>())                         // workspace
         .template Attr<bool>("portable");
   }
 };
@@ -68,8 +68,8 @@ ffi::Error execute(cudaStream_t stream, ForwardCall c) {
   ForwardPlan chosen;
   if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(
-      launch_attention_forward(chosen, params, c.workspace->untyped_data(), stream), kOp);
+  return to_ffi_error(launch_attention_forward(chosen, params, c.workspace->untyped_data(), stream),
+                      kOp);
 }
 
 }  // namespace

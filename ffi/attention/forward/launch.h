@@ -39,8 +39,8 @@ cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem,
                                    ForwardPlan* plan);
 
 // Enqueues it: the same launches for every call with the same shapes.
-cudaError_t launch_attention_forward(const ForwardPlan& plan, ForwardParams params,
-                                     void* workspace, cudaStream_t stream);
+cudaError_t launch_attention_forward(const ForwardPlan& plan, ForwardParams params, void* workspace,
+                                     cudaStream_t stream);
 
 // Bytes of the workspace that launch_attention_forward takes.
 int64_t forward_workspace_bytes(const AttentionProblem& problem);

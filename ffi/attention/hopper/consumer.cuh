@@ -1,5 +1,5 @@
 // A consumer warpgroup: 64 query rows against the blocks of keys that the producer loads, tile after tile without a
-// break. While the tensor cores work on P.V of one block and Q.K^T of the next, the other warpgroup is at its softmax.
+// break. While the tensor cores work on Q.K^T of its next block and P.V of the last, another warpgroup is at its softmax.
 #pragma once
 
 #include "attention/forward/softmax.cuh"
@@ -12,13 +12,14 @@ namespace jax_baracuda {
 
 // Hides the keys from each row's end on: the causal diagonal and the end of the sequence.
 template <int kN>
-__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, int i0, int j0,
-                                         int lane) {
+__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, int i0,
+                                         int j0, int lane) {
   const int column = j0 + score_column(0, 0, lane);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = i0 + score_row(0, 2 * half, lane);
-    const int end = (visible.causal ? min(visible.kv_len, i + visible.offset + 1) : visible.kv_len) - column;
+    const int end =
+        (visible.causal ? min(visible.kv_len, i + visible.offset + 1) : visible.kv_len) - column;
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
@@ -39,7 +40,7 @@ struct Consumer {
 
   const ForwardParams& p;
   typename Traits::Control& control;
-  const float scale;                // of scores, to base 2
+  const float scale;  // of scores, to base 2
 
   const uint64_t queries, keys, values;  // descriptors
   RingPlace<Traits::kStages> key_place, value_place;
@@ -75,10 +76,10 @@ struct Consumer {
 
   // The warpgroups issue their products in turns.
   __device__ __forceinline__ void take_turn() const {
-    if constexpr (Traits::kTurn) named_barrier_sync(threadIdx.x / 128, 256);
+    if constexpr (Traits::kPingpong) named_barrier_sync(threadIdx.x / 128, 256);
   }
   __device__ __forceinline__ void give_turn() const {
-    if constexpr (Traits::kTurn) {
+    if constexpr (Traits::kPingpong) {
       const int group = threadIdx.x / 128;  // from 1: the first warpgroup loads
       named_barrier_arrive(group == Traits::kGroups ? 1 : group + 1, 256);
     }
@@ -107,12 +108,12 @@ struct Consumer {
       const QueryTile& tile = control.tile[tile_slot];
       const auto [lane, warp_row] = place();
       const int i = tile.first_row + warp_row;
-      if (block.flags & kEndMasked)
-        hide_end<kN>(s, tile.visible, i, block.first_key, lane);
+      if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, i, block.first_key, lane);
       if (block.flags & kPositionMasked)
         hide_by_position<1, kN>(s, tile.visible, i, block.first_key, lane);
       if (block.flags & kSegmentMasked)
-        hide_by_segment<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len, tile.visible.kv_len, i, block.first_key, lane);
+        hide_by_segment<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
+                               tile.visible.kv_len, i, block.first_key, lane);
     }
   }
 
@@ -143,8 +144,7 @@ struct Consumer {
         float& a = s[0][n][2 * half];
         float& b = s[0][n][2 * half + 1];
         a = exp2_approx(a * scale - shift);
-        b = n % 4 < Traits::kPolynomial ? exp2_polynomial(b * scale - shift)
-                                        : exp2_approx(b * scale - shift);
+        b = exp2_approx(b * scale - shift);
         sum0 += a;
         sum1 += b;
       }
@@ -163,13 +163,17 @@ struct Consumer {
   }
 
   // Values past the end of the sequence may be NaN, and 0 times that, too. Every warpgroup clears them for itself.
-  __device__ __forceinline__ void clear_padding(int first_key, int kv_len, uint32_t shared_values) const {
+  __device__ __forceinline__ void clear_padding(int first_key, int kv_len,
+                                                uint32_t shared_values) const {
     constexpr int kPieces = Value::kColumns / 8;
     const int first = max(kv_len - first_key, 0);
     const uint32_t at = shared_values + value_place.stage * Value::kBytes;
-    for (int piece = threadIdx.x % 128; piece < (kN - first) * kPieces * Value::kPanels; piece += 128) {
-      const int row = first + piece / kPieces % (kN - first), panel = piece / kPieces / (kN - first);
-      const uint32_t to = at + panel * Value::kPanelBytes + Value::row_offset(row) + piece % kPieces * 16;
+    for (int piece = threadIdx.x % 128; piece < (kN - first) * kPieces * Value::kPanels;
+         piece += 128) {
+      const int row = first + piece / kPieces % (kN - first),
+                panel = piece / kPieces / (kN - first);
+      const uint32_t to =
+          at + panel * Value::kPanelBytes + Value::row_offset(row) + piece % kPieces * 16;
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(to), "r"(0) : "memory");
     }
     fence_async_shared();
@@ -190,14 +194,6 @@ struct Consumer {
     store_rows<T, kDimV>(p, tile.sequence, tile.head, tile.first_row + warp_row, out, factor, lane);
   }
 
-  // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
-  // are idle, unless a branch that needs the softmax's results stands between them. No sum is negative.
-  static __device__ __forceinline__ void weights_before_wait(const OnlineSoftmax<1>& softmax) {
-    asm volatile("{\n .reg .pred p;\n setp.lt.f32 p, %0, 0f00000000;\n @p trap;\n}\n" ::"f"(
-                     softmax.sum[0][0] + softmax.sum[0][1])
-                 : "memory");
-  }
-
   // What a warpgroup holds of the block at hand and of the tile.
   struct State {
     Scores<1, kN> s;
@@ -206,13 +202,11 @@ struct Consumer {
     OnlineSoftmax<1> softmax;
     KeyBlock block;
 
-    __device__ __forceinline__ float (&scores())[kScores] {
-      return reinterpret_cast<float(&)[kScores]>(s);
-    }
-    __device__ __forceinline__ float (&output())[kOut] {
-      return reinterpret_cast<float(&)[kOut]>(out);
-    }
-    __device__ __forceinline__ void clear_output() {
+    __device__ __forceinline__ float (&scores())
+        [kScores] { return reinterpret_cast<float (&)[kScores]>(s); } __device__ __forceinline__
+        float (&output())
+            [kOut] { return reinterpret_cast<float (&)[kOut]>(out); } __device__ __forceinline__
+        void clear_output() {
 #pragma unroll
       for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
     }
@@ -228,10 +222,15 @@ struct Consumer {
     wait(control.value_full[value_place.stage], value_place.parity);
   }
   // Values that need cleaning are waited for early.
-  __device__ __forceinline__ void clean_values(const KeyBlock& block, uint32_t shared_values) const {
+  __device__ __forceinline__ void clean_values(const KeyBlock& block,
+                                               uint32_t shared_values) const {
     if (!(block.flags & kPaddedBlock)) return;
     wait_values();
     clear_padding(block.first_key, control.tile[tile_slot].sequence.kv_len, shared_values);
+  }
+  __device__ __forceinline__ void next_tile() {
+    query_place.next();
+    tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
   }
   __device__ __forceinline__ void release_keys(const KeyBlock& block) {
     release(control.key_empty[key_place.stage]);
@@ -253,16 +252,14 @@ struct Consumer {
     pack(r.s, r.weights);
   }
 
-  // The scores of the next block, which next_block() has waited for, and the output of the one before, which may be the
-  // last of another tile.
-  template <bool kMayCross>
+  // The scores of the next block, which next_block() has waited for, and the output of the one before; kNewTile: that was
+  // the last block of another tile.
+  template <bool kNewTile>
   __device__ __forceinline__ void step(State& r) {
-    const bool new_tile = kMayCross && r.block.flags & kFirstBlock;
     const int ending_slot = tile_slot;
     float rescale[2], factor[2];
-    if (new_tile) {
-      query_place.next();
-      tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
+    if constexpr (kNewTile) {
+      next_tile();
       wait(control.query_full[query_place.stage], query_place.parity);
     }
     take_turn();
@@ -271,25 +268,19 @@ struct Consumer {
     wait_values();
     warpgroup_arrive();
     issue_output(r.output(), r.weights);
-    if (Traits::kTurn == 1) give_turn();
-    if (new_tile) {
+    give_turn();
+    if constexpr (kNewTile) {
       finish(ending_slot, r.softmax, factor);
       r.softmax = OnlineSoftmax<1>();
     }
     warpgroup_wait<1>();
-    if (Traits::kTurn == 2) give_turn();
     hold(r.scores());
     release_keys(r.block);
-    if constexpr (!Traits::kOverlap) end_output(r);
-    if (Traits::kTurn == 3) give_turn();
+    end_output(r);
     mask(r.s, r.block);
     const bool moved = weigh(r.s, r.softmax, rescale);
-    if constexpr (Traits::kOverlap) {
-      weights_before_wait(r.softmax);
-      end_output(r);
-    }
     pack(r.s, r.weights);
-    if (new_tile) {
+    if constexpr (kNewTile) {
       store(ending_slot, r.out, factor);
       r.clear_output();
     } else if (moved) {
@@ -321,7 +312,7 @@ struct Consumer {
   __device__ __forceinline__ void run(uint32_t shared_values) {
     State r;
     r.clear_output();
-    if (Traits::kTurn && threadIdx.x / 128 == Traits::kGroups) give_turn();
+    if (Traits::kPingpong && threadIdx.x / 128 == Traits::kGroups) give_turn();
     if constexpr (Traits::kQueryStages > 1) {
       // The queries of the next tile are there in time: all tiles are one sequence of blocks.
       if (!next_block(r)) return;
@@ -331,7 +322,10 @@ struct Consumer {
         const bool more = next_block(r);
         clean_values(before, shared_values);
         if (!more) break;
-        step<true>(r);
+        if (r.block.flags & kFirstBlock)
+          step<true>(r);
+        else
+          step<false>(r);
       }
       end(r);
     } else {
@@ -348,8 +342,7 @@ struct Consumer {
         end(r);
         r.softmax = OnlineSoftmax<1>();
         r.clear_output();
-        query_place.next();
-        tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
+        next_tile();
       }
     }
   }

@@ -27,9 +27,7 @@ cudaError_t prepare(int device, const HopperKernel& kernel) {
   return error;
 }
 
-int64_t rows_of(const AttentionProblem& p) {
-  return int64_t{p.packs} * p.sequences * p.heads;
-}
+int64_t rows_of(const AttentionProblem& p) { return int64_t{p.packs} * p.sequences * p.heads; }
 
 int tiles_of(const AttentionProblem& p, const HopperTile& tile) {
   return (p.max_q + tile.m() - 1) / tile.m();
@@ -59,7 +57,7 @@ cudaError_t plan_hopper_forward(int device, DType dtype, const AttentionProblem&
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperTile* tile = choose_hopper_tile(p.dim, p.dim_v);
+  const HopperTile* tile = choose_hopper_tile(p.dim, p.dim_v, p.causal, p.max_k);
   if (major != 9 || !tile || tiles_of(p, *tile) * rows_of(p) >= kMaxTiles) return cudaSuccess;
   for (const HopperKernel& candidate : hopper_kernels()) {
     if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;

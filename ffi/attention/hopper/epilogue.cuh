@@ -63,7 +63,8 @@ __device__ __forceinline__ void finish_rows(const ForwardParams& p, const Sequen
 
 template <class T, int kDimV>
 __device__ __forceinline__ void store_rows(const ForwardParams& p, const Sequence& sequence,
-                                           int head, int first_row, const float (&out)[kDimV / 8][4],
+                                           int head, int first_row,
+                                           const float (&out)[kDimV / 8][4],
                                            const float (&factor)[2], int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
