@@ -5,6 +5,7 @@
 """
 
 from jax_baracuda._src.pages.allocator import OutOfPagesError, PageAllocator
+from jax_baracuda._src.pages.cascade import shared_prefix_decode
 from jax_baracuda._src.pages.copying import copy_pages
 from jax_baracuda._src.pages.tables import NewTokens, PageCopies, PageTable
 
@@ -15,4 +16,5 @@ __all__ = [
     "PageCopies",
     "PageTable",
     "copy_pages",
+    "shared_prefix_decode",
 ]

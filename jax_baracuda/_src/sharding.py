@@ -49,6 +49,7 @@ class Layout:
         ``words``. A missing operand, an empty array, has no letters.
       results: likewise; without b or q, the result is a sum over that dimension.
       words: the other letters, in words.
+      fixed: the letters along which no operand may be sharded, not even to be gathered.
     """
 
     op: str
@@ -56,6 +57,7 @@ class Layout:
     operands: tuple[str, ...]
     results: tuple[str, ...]
     words: Mapping[str, str]
+    fixed: str = ""
 
     @property
     def present(self) -> list[int]:
@@ -126,6 +128,7 @@ def with_rule(
     def partition(mesh: Mesh, args: Sequence[Any], results: Sequence[Any]) -> Any:
         if mesh.empty:
             raise NotImplementedError(f"{layout.op} under jit needs operands with a NamedSharding.")
+        _refuse_to_gather(mesh, layout, args)
         axes = local_axes(mesh, args, results)
 
         def sharding(letters: str) -> NamedSharding:
@@ -150,6 +153,19 @@ def with_rule(
         partition, sharding_rule=lambda mesh, *_: rule(mesh), decode_shardings=False
     )
     return tuple(function(*(operands[index] for index in present)))
+
+
+def _refuse_to_gather(mesh: Mesh, layout: Layout, args: Sequence[Any]) -> None:
+    """Raises if XLA would have to gather an operand that may be too large for that."""
+    for index, array in zip(layout.present, args, strict=True):
+        for place, letter in enumerate(layout.operands[index]):
+            axes = mesh_axes(mesh, array, place) if letter in layout.fixed else ()
+            if axes:
+                raise NotImplementedError(
+                    f"{layout.op}: {layout.names[index]} is sharded over {axes} along its "
+                    f"{layout.words[letter]}, and would have to be gathered; supported are "
+                    f"{layout.spreads_over}. Use shard_map, or reshard first."
+                )
 
 
 def _sum_parts(axes: Mapping[str, Axes], part: jax.Array, letters: str) -> jax.Array:

@@ -45,6 +45,14 @@ def test_pages_of_every_layer_are_copied(lead, dtype):
     check(arrays, src, dst, copy_pages(*map(jnp.asarray, arrays), src, dst))
 
 
+def test_layers_end_to_end():
+    arrays = stores(3)
+    src, dst = np.array([4, -1, 0, 6], np.int32), np.array([5, -1, 3, 1], np.int32)
+    flat = [jnp.asarray(array.reshape(3 * PAGES, *array.shape[2:])) for array in arrays]
+    got = copy_pages(*flat, src, dst, layers=3)
+    check(arrays, src, dst, [array.reshape(3, PAGES, *array.shape[1:]) for array in got])
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32, np.int64])
 def test_sources_are_read_before_anything_is_written(dtype):
     arrays = stores()
@@ -139,6 +147,8 @@ def test_vmap_over_layers():
         (dict(src=jnp.zeros((1, 1), jnp.int32)), ["src", "(1, 1)", "[N]"]),
         (dict(dst=jnp.zeros(2, jnp.int32)), ["dst", "(2,)", "(1,)"]),
         (dict(src=jnp.zeros(1)), ["src", "float32", "integer"]),
+        (dict(layers=4), ["layers is 4", "6 pages"]),
+        (dict(layers=0), ["layers is 0"]),
         (dict(dst=jnp.zeros(1, bool)), ["dst", "bool", "integer"]),
     ],
 )
@@ -150,6 +160,6 @@ def test_errors_name_argument_given_and_supported(changes, words):
         dst=jnp.zeros(1, jnp.int32),
     )
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are the match
-        copy_pages(*(arguments | changes).values())
+        copy_pages(**arguments | changes)
     for word in words:
         assert word in str(error.value)

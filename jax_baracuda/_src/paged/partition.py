@@ -22,6 +22,7 @@ Results = tuple[jax.Array, ...]
 
 _WORDS = {
     "d": "head dimension",
+    "e": "head dimension",
     "i": "entries",
     "p": "pages",
     "r": "requests",
@@ -35,7 +36,7 @@ def layout(
 ) -> sharding.Layout:
     """The dimensions of operands of these shapes."""
     rows = "r" if kind == "paged_decode" else "t"
-    letters = dict.fromkeys(shapes.STORES, "pshd" if nhd else "phsd")
+    letters = dict.fromkeys(shapes.STORES, "pshe" if nhd else "phse")
     letters |= {"query": f"{rows}qd", "sinks": "rq", "alibi_slopes": "rq"}
     letters |= {"last_page_len": "r"}  # and of all other integers "i"
     names = shapes.OPERANDS[kind]
@@ -48,6 +49,7 @@ def layout(
         ),
         results=(letters["query"], f"{rows}q"),
         words=_WORDS,
+        fixed="pse",
     )
 
 

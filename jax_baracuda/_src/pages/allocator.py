@@ -40,9 +40,9 @@ class PageAllocator:
     never change, so that one compiled step serves any set of requests.
 
     A step is: ``alloc``, ``fork``, ``append`` and ``free`` as requests come, grow and go;
-    ``copy_pages`` if ``pending_copies``; then the tables, and the call that writes the tokens. The
-    tokens of an append may be shared by a fork only once that call is made: fork before the append,
-    or after the step.
+    ``copy_pages`` if there are ``pending_copies``; then the tables, and the call that writes the
+    tokens. Copies take what the steps before have written. So of tokens that are appended and not
+    yet written, ``fork`` may share whole pages, which are never copied, and no part of one.
 
     Every operation takes time in proportion to the pages that it names, ``append`` to those that it
     takes. One that fails changes nothing. It is not safe to call from several threads at once.
