@@ -248,8 +248,8 @@ def _attention(
         deterministic=deterministic,
         batch_invariant=True,
         workspace_bytes=attention_shapes.workspace_bytes("forward", shape),
-        note=f"{products}{why}; the output repeats bit for bit, gradients {repeats}; the backward pass "
-        f"takes {backward} bytes of workspace{obstacle}",
+        note=f"{products}{why}; the output repeats bit for bit, gradients {repeats}; the backward "
+        f"pass takes {backward} bytes of workspace{obstacle}",
     )
 
 
