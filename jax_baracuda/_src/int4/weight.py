@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_baracuda._src.int4 import formats, image
+from jax_baracuda._src import validation
+from jax_baracuda._src.int4 import formats, image, reference
 
 GROUP_UNIT = 32
 _DTYPES = ("float16", "bfloat16", "float32")
@@ -65,8 +66,12 @@ class Int4Weight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(IC, OC)."""
-        return self.in_features, self.out_features
+        """(IC, OC). In shard_map, those of this device's part."""
+        strips, tiles = self.packed.shape[-3:-1]
+        return (
+            min(self.in_features, tiles * image.TILE),
+            min(self.out_features, strips * image.STRIP),
+        )
 
     @property
     def dtype(self) -> Any:
@@ -78,11 +83,16 @@ class Int4Weight:
         return dataclasses.replace(self, scales=self.scales.astype(dtype))
 
     def dequantize(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """The matrix [IC, OC]. In float32 it is exact."""
-        q = image.unpack(self.packed).astype(jnp.float32)
-        rows = jnp.arange(q.shape[0]) // self.group_size
-        zeros, scales = (part[rows].astype(jnp.float32) for part in (self.zeros, self.scales))
-        matrix = ((q - zeros) * scales)[: self.in_features, : self.out_features]
+        """The matrix [IC, OC]. In float32 it is exact. For stacked weights use ``jax.vmap``."""
+        if self.packed.ndim != 3:
+            raise ValueError(
+                f"packed has shape {self.packed.shape}; dequantize takes one weight, whose packed "
+                "is [OCp/64, ICp/64, 2048]. Use jax.vmap for stacked ones."
+            )
+        rows, columns = self.shape
+        matrix = reference.dequantise(
+            self.packed, self.scales, self.zeros, group_size=self.group_size
+        )[:rows, :columns]
         if self.order is not None:
             matrix = jnp.zeros_like(matrix).at[self.order].set(matrix)
         return matrix.astype(dtype)
@@ -163,14 +173,10 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("qzeros", qzeros, (groups, columns // 8))
         _expect("scales", scales, (groups, columns))
-        order = None
-        if g_idx is not None:
-            _expect("g_idx", g_idx, (rows,))
-            order = formats.group_order(np.asarray(g_idx), group)
         plain = formats.from_gptq(
             words, _words("qzeros", qzeros), jnp.asarray(scales), zero_offset=zero_offset
         )
-        return cls._pack(plain, group, order)
+        return cls._pack(plain, group, _order(g_idx, rows, group))
 
     @classmethod
     def from_compressed_tensors(
@@ -179,26 +185,40 @@ class Int4Weight:
         weight_scale: ArrayLike,
         weight_zero_point: ArrayLike | None = None,
         *,
+        g_idx: ArrayLike | None = None,
         group_size: int = 128,
+        in_features: int | None = None,
     ) -> Int4Weight:
         """From compressed-tensors' "pack-quantized" format, symmetric or not.
 
         Args:
-          weight_packed: int32 [OC, IC/8].
+          weight_packed: int32 [OC, ceil(IC/8)].
           weight_scale: float [OC, IC/g].
-          weight_zero_point: int32 [OC/8, IC/g]; None if the weight is symmetric.
+          weight_zero_point: int32 [ceil(OC/8), IC/g]; None if the weight is symmetric.
+          g_idx: int [IC], the group of each input channel ("actorder": "group"), not traced; or
+            None.
           group_size: g; -1 for one group a channel.
+          in_features: IC, where it is not a multiple of 8; None if it is.
         """
         words = _words("weight_packed", weight_packed)
         columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
+        if in_features is not None:
+            if not 0 <= rows - in_features < formats.NIBBLES:
+                raise ValueError(
+                    f"in_features is {in_features} and weight_packed has shape {words.shape}; it "
+                    f"must be [OC, ceil(in_features / 8)]."
+                )
+            rows = in_features
         group, groups = _groups(rows, group_size)
         _expect("weight_scale", weight_scale, (columns, groups))
         zeros = None
         if weight_zero_point is not None:
-            _expect("weight_zero_point", weight_zero_point, (columns // 8, groups))
+            zero_words = -(-columns // formats.NIBBLES)
+            _expect("weight_zero_point", weight_zero_point, (zero_words, groups))
             zeros = _words("weight_zero_point", weight_zero_point)
         plain = formats.from_compressed_tensors(words, jnp.asarray(weight_scale), zeros)
-        return cls._pack(plain, group)
+        plain = plain._replace(q=plain.q[:rows], zeros=plain.zeros[:, :columns])
+        return cls._pack(plain, group, _order(g_idx, rows, group))
 
     @classmethod
     def from_packed(
@@ -299,13 +319,21 @@ def _expect(name: str, array: ArrayLike, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {given}; it must be {shape}.")
 
 
+def _order(g_idx: ArrayLike | None, rows: int, group_size: int) -> np.ndarray | None:
+    """The order of the input channels that puts groups together; None if they are."""
+    if g_idx is None:
+        return None
+    _expect("g_idx", g_idx, (rows,))
+    return formats.group_order(np.asarray(g_idx), group_size)
+
+
 def _groups(rows: int, group_size: int) -> tuple[int, int]:
     """The size and the number of groups."""
     if group_size == -1:
         group_size = max(rows, 1)
-    elif group_size < GROUP_UNIT or group_size % GROUP_UNIT:
+    elif validation.index(group_size) is None or group_size <= 0 or group_size % GROUP_UNIT:
         raise ValueError(
-            f"group_size is {group_size}; supported are multiples of {GROUP_UNIT}, and -1 for one "
-            "group over all input channels."
+            f"group_size is {group_size!r}; supported are multiples of {GROUP_UNIT}, and -1 for "
+            "one group over all input channels."
         )
     return group_size, max(1, -(-rows // group_size))
