@@ -24,11 +24,11 @@ struct HopperTile {
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {64, 64, 128, 3, 2, true, 0, 2048},
+    {64, 64, 128, 3, 1, true, 0, 2048},
     {64, 64, 128, 2, 2, true, 0, 0},
     {96, 96, 128, 2, 2, true, 0, 0},
     {128, 128, 176, 2, 1, true, 2048, 4096},
-    {128, 128, 128, 2, 2, true, 0, 0},
+    {128, 128, 128, 2, 1, true, 0, 0},
     {192, 128, 128, 2, 1, false, 0, 0},
     {192, 192, 112, 2, 1, false, 0, 0},
     {256, 256, 80, 2, 1, false, 0, 0},
