@@ -118,23 +118,39 @@ struct AppendCall {
   const char* op() const { return paged ? "paged_append" : "kv_cache_append"; }
 };
 
-// Stores [P, page] and rows [T], by a page table.
-ffi::Error read_pages(AppendCall& c, RowParams* p) {
+// The layers of stores [L, ...]; without L, there is one. `rows`: how many may each have a layer of its own.
+ffi::Error read_layers(AppendCall& c, int64_t rows, RowParams* p) {
   const auto store = c.k_store.dimensions();
+  const bool stacked = store.size() == 5;
+  const int64_t count = stacked ? store[0] : 1, slots = store[stacked ? 1 : 0];
+  const int64_t given = c.layers.element_count();
+  if (!has_shape(c.layers, ffi::S32, {given}) ||
+      (stacked ? given != 1 && given != rows : given != 0))
+    return invalid_argument(c.op(), "layers must be int32 [1] or one a row for stacked stores");
+  if (!fit_int32({count * slots}))
+    return invalid_argument(c.op(), "the stores must have less than 2^31 pages or caches");
+  p->layers = stacked ? c.layers.typed_data<int32_t>() : nullptr;
+  p->layer_stride = given == 1 ? 0 : 1;
+  p->layer_count = static_cast<int>(count);
+  p->layer_slots = static_cast<int>(slots);
+  return ffi::Error::Success();
+}
+
+// Stores [P, page] and rows [T], by a page table.
+ffi::Error read_pages(AppendCall& c, int64_t page_size, RowParams* p) {
   const int64_t tokens = c.key.dimensions()[0], entries = c.page_indices.element_count();
-  const int64_t bounds = c.page_indptr.element_count(), page_size = store[c.nhd ? 1 : 2];
+  const int64_t bounds = c.page_indptr.element_count();
   if (!has_shape(c.positions, ffi::S32, {tokens}) ||
       !has_shape(c.batch_indices, ffi::S32, {tokens}) ||
       !has_shape(c.page_indices, ffi::S32, {entries}) ||
       !has_shape(c.page_indptr, ffi::S32, {bounds}) || bounds < 1)
     return invalid_argument(c.op(), "the integers must be int32 [T], [T], [N] and [B + 1]");
-  if (page_size < 1 || !fit_int32({store[0], page_size, tokens, entries, bounds}))
+  if (page_size < 1 || !fit_int32({page_size, tokens, entries, bounds}))
     return invalid_argument(c.op(), "page_size must be positive and every size below 2^31");
   p->placement = Placement::kPages;
   p->positions = c.positions.typed_data<int32_t>();
   p->tokens = static_cast<int>(tokens);
   p->request_tokens = Divisor(static_cast<uint32_t>(std::max<int64_t>(tokens, 1)));
-  p->slots = static_cast<int>(store[0]);
   p->slot_rows = static_cast<int>(page_size);
   p->page_size = Divisor(static_cast<uint32_t>(page_size));
   p->batch_indices = c.batch_indices.typed_data<int32_t>();
@@ -142,58 +158,55 @@ ffi::Error read_pages(AppendCall& c, RowParams* p) {
   p->page_indptr = c.page_indptr.typed_data<int32_t>();
   p->table_requests = static_cast<int>(bounds - 1);
   p->entries = static_cast<int>(entries);
-  return ffi::Error::Success();
+  return read_layers(c, tokens, p);
 }
 
-// Stores [L, B, K] and rows [R, T]: row r belongs to cache r % B of its layer.
-ffi::Error read_cache(AppendCall& c, RowParams* p) {
-  const auto store = c.k_store.dimensions(), rows = c.key.dimensions();
+// Stores [B, K] and rows [R, T]: row r belongs to cache r % B.
+ffi::Error read_cache(AppendCall& c, int64_t capacity, RowParams* p) {
+  const auto rows = c.key.dimensions();
   const int64_t requests = rows[0], request_tokens = rows[c.nhd ? 1 : 2];
-  const int64_t capacity = store[c.nhd ? 2 : 3], layers = c.layers.element_count();
-  if (!has_shape(c.positions, ffi::S32, {requests}) || !has_shape(c.layers, ffi::S32, {layers}) ||
-      (layers != 1 && layers != requests))
-    return invalid_argument(c.op(), "lengths must be int32 [R] and layers int32 [1] or [R]");
-  if (!fit_int32({store[0] * store[1], capacity, requests * request_tokens}))
+  if (!has_shape(c.positions, ffi::S32, {requests}))
+    return invalid_argument(c.op(), "lengths must be int32 [B]");
+  if (!fit_int32({capacity, requests * request_tokens}))
     return invalid_argument(c.op(), "every size must be below 2^31");
   p->placement = Placement::kCache;
   p->positions = c.positions.typed_data<int32_t>();
   p->tokens = static_cast<int>(requests * request_tokens);
   p->request_tokens = Divisor(static_cast<uint32_t>(std::max<int64_t>(request_tokens, 1)));
-  p->slots = static_cast<int>(store[0] * store[1]);
   p->slot_rows = static_cast<int>(capacity);
-  p->layers = c.layers.typed_data<int32_t>();
-  p->layer_stride = layers == 1 ? 0 : 1;
-  p->layer_count = static_cast<int>(store[0]);
-  p->cache_requests = Divisor(static_cast<uint32_t>(std::max<int64_t>(store[1], 1)));
+  if (ffi::Error error = read_layers(c, requests, p); error.failure()) return error;
+  p->cache_requests = Divisor(static_cast<uint32_t>(std::max(p->layer_slots, 1)));
   return ffi::Error::Success();
 }
 
 // A store, its result and its new rows, `tokens` of them, fit each other.
 bool fits(const AppendCall& c, const ffi::AnyBuffer& store, const ffi::AnyBuffer& result,
           const ffi::AnyBuffer& rows, int64_t heads, int64_t tokens) {
-  const auto s = store.dimensions(), r = rows.dimensions();
+  const auto s = store.dimensions(), k = c.k_store.dimensions(), r = rows.dimensions();
   const size_t rank = c.key.dimensions().size();
-  return s.size() == rank + 1 && r.size() == rank && s.back() >= 1 && s.back() == r.back() &&
-         s[c.nhd ? rank - 1 : rank - 2] == heads && r[c.nhd || c.paged ? rank - 2 : 1] == heads &&
+  return s.size() == k.size() && std::equal(k.begin(), k.end() - 1, s.begin()) && s.back() >= 1 &&
+         r.size() == rank && r.back() == s.back() && r[c.nhd || c.paged ? rank - 2 : 1] == heads &&
          static_cast<int64_t>(rows.element_count()) == tokens * heads * r.back() &&
          is_like(result, store) && store.element_type() == c.k_store.element_type() &&
          rows.element_type() == store.element_type();
 }
 
 ffi::Error read_append(AppendCall& c, RowCall* call) {
-  const auto store = c.k_store.dimensions(), rows = c.key.dimensions();
-  const size_t rank = c.paged ? 4 : 5;
+  const auto store = c.k_store.dimensions();
+  const size_t rank = c.paged ? 3 : 4;  // of the rows
   if (ffi::Error error = read_dtype(c.op(), c.k_store, &call->plan.dtype); error.failure())
     return error;
-  if (store.size() != rank || rows.size() != rank - 1)
+  if (store.size() < 4 || store.size() > 5 || c.key.dimensions().size() != rank)
     return invalid_argument(c.op(), "the stores or the rows have a wrong rank");
+  const size_t last = store.size() - 1;
+  const int64_t heads = store[c.nhd ? last - 1 : last - 2], dim = store[last];
+  const int64_t slot_rows = store[c.nhd ? last - 2 : last - 1];
   RowParams& p = call->params;
-  if (ffi::Error error = c.paged ? read_pages(c, &p) : read_cache(c, &p); error.failure())
+  if (ffi::Error error = c.paged ? read_pages(c, slot_rows, &p) : read_cache(c, slot_rows, &p);
+      error.failure())
     return error;
-  const int64_t heads = store[rank - (c.nhd ? 2 : 3)], dim = store[rank - 1];
   if (!fits(c, c.k_store, *c.k_result, c.key, heads, p.tokens) ||
-      !fits(c, c.v_store, *c.v_result, c.value, heads, p.tokens) ||
-      !std::equal(store.begin(), store.end() - 1, c.v_store.dimensions().begin()))
+      !fits(c, c.v_store, *c.v_result, c.value, heads, p.tokens))
     return invalid_argument(c.op(), "key and value must fit their stores");
   if (ffi::Error error =
           read_rotation(c.op(), c.inv_freq, dim, c.interleaved, c.attention_factor, call);
@@ -208,8 +221,8 @@ ffi::Error read_append(AppendCall& c, RowCall* call) {
   };
   add_rows(call, c.key, *c.k_result, of_rows(heads, dim), strides(c.nhd, heads, p.slot_rows, dim),
            heads, dim, rotary_dim, true);
-  if (const auto q = c.query.dimensions(); q.size() == rank - 1) {
-    const int64_t q_heads = q[rows_nhd ? rank - 3 : 1];
+  if (const auto q = c.query.dimensions(); q.size() == rank) {
+    const int64_t q_heads = q[rows_nhd ? rank - 2 : 1];
     if (c.query.element_type() != c.k_store.element_type() || q.back() != dim ||
         static_cast<int64_t>(c.query.element_count()) != p.tokens * q_heads * dim ||
         !is_like(*c.rotated_query, c.query))
@@ -217,7 +230,7 @@ ffi::Error read_append(AppendCall& c, RowCall* call) {
     const Strides same = of_rows(q_heads, dim);
     add_rows(call, c.query, *c.rotated_query, same, same, q_heads, dim, rotary_dim, false);
   }
-  const int64_t value_dim = c.v_store.dimensions()[rank - 1];
+  const int64_t value_dim = c.v_store.dimensions()[last];
   add_rows(call, c.value, *c.v_result, of_rows(heads, value_dim),
            strides(c.nhd, heads, p.slot_rows, value_dim), heads, value_dim, 0, true);
   return finish(c.op(), call);

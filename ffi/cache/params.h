@@ -35,26 +35,25 @@ struct RowParams {
   int set_count;
 
   int tokens;
-  Divisor
-      request_tokens;  // tokens of a request in the sources; all of them where there are no requests
+  Divisor request_tokens;    // tokens of a request in the sources; without requests, all of them
   const int32_t* positions;  // [tokens]; kCache: [requests], of the first token of each
   const float* inv_freq;     // [rotary_dim / 2]
   float attention_factor;
 
+  // A store has slots, pages or caches, in every layer.
   Placement placement;
-  int slots,
-      slot_rows;  // of a store: pages and their rows, or caches (of all layers) and their rows
+  int slot_rows, layer_slots, layer_count;
+  const int32_t*
+      layers;        // [1], or [tokens] (kPages), [requests] (kCache); null: there is one layer
+  int layer_stride;  // 0 or 1
   // kPages
   const int32_t* batch_indices;  // [tokens]
   const int32_t* page_indices;   // [entries]
   const int32_t* page_indptr;    // [table_requests + 1]
   int table_requests, entries;
   Divisor page_size;
-  // kCache
-  const int32_t* layers;  // [1] or [requests]
-  int layer_stride;       // 0 or 1
+  // kCache: request r has cache r % layer_slots
   Divisor cache_requests;
-  int layer_count;
 
   int lane_bits;    // 2^lane_bits lanes work on a token
   int slice_heads;  // heads of a set that they take one after the other

@@ -36,14 +36,15 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
 
-  Source source(p);
-  Cursor cursor = first_chunk(p, blockIdx.x);
-  if (cursor.remaining == 0 && !p.cluster) return;
-
   const int warp = threadIdx.x / 32;
   const int token_warp = p.slices == 1 ? warp : warp / p.slices;
   const int slice = p.slices == 1 ? 0 : warp - token_warp * p.slices;
   const int token_offset = token_warp * Tile::kTokens;
+  Source source(p, token_offset);
+
+  Cursor cursor = first_chunk(p, blockIdx.x);
+  if (cursor.remaining == 0 && !p.cluster) return;
+
   const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
 
   // The first keys are asked for before the query, which takes longer to find; behind the values it would
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
-  source.move(p, cursor, token, limit);
+  source.start(p, cursor);
   tile.load_keys(p, source, token, limit);
   stage_query(p, cursor.row, shared, 0);
   tile.load_values(p, source, token, limit);
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     row_begins = row_ends;
     const int next_token = next.begin(p) + token_offset;
     const int next_limit = more ? next.limit() : 0;
-    source.move(p, next, next_token, next_limit);
+    source.move(p, next);
 
     tile.multiply_keys(shared.query_of(p, buffer, slice));
     tile.load_keys(p, source, next_token, next_limit);

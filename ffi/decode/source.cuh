@@ -10,18 +10,21 @@
 
 namespace jax_baracuda {
 
-// A source is moved by a full warp to the keys [token, token + 32) of a row. find(i) then says where key token + i lies,
-// and offset() of that is its element offset in both stores. Full warps ask, also for keys at or past `limit`, which
-// nobody then reads.
+// A source follows a warp's walk: start() at its first chunk, then move() to each further one. find(i) says where the i-th of
+// the warp's keys in the chunk lies, and offset() of that is its element offset in both stores. Full warps ask, also for
+// keys past the end of the row, which nobody then reads.
 
 // A cache [B, Hkv, K, D] or [B, K, Hkv, D], read by strides.
 class ContiguousSource {
  public:
-  __device__ explicit ContiguousSource(const DecodeParams&) {}
+  // `token_offset`: of the warp's keys in a chunk.
+  __device__ ContiguousSource(const DecodeParams&, int token_offset)
+      : token_offset_(token_offset) {}
 
-  __device__ void move(const DecodeParams& p, const Cursor& at, int token, int) {
+  __device__ void start(const DecodeParams& p, const Cursor& at) { move(p, at); }
+  __device__ void move(const DecodeParams& p, const Cursor& at) {
     origin_ = at.row.b * p.kv_batch_stride + at.row.kv_head * p.kv_head_stride;
-    token_ = token;
+    token_ = at.begin(p) + token_offset_;
     token_stride_ = p.kv_token_stride;
   }
 
@@ -31,27 +34,28 @@ class ContiguousSource {
  private:
   int64_t origin_;
   int64_t token_stride_;
-  int token_;
+  int token_, token_offset_;
 };
 
-// A store in pages. Each lane looks one key up, and who needs its address asks that lane. The pages of the next chunk of
-// the row are asked for one move ahead: a look-up behind the loads under way would wait as long as they do.
+// A store in pages. Each lane looks one key up, and who needs its address asks that lane. Pages are asked for one move
+// ahead: a look-up behind the loads under way would wait as long as they do.
 class PagedSource {
  public:
-  __device__ explicit PagedSource(const DecodeParams& p) { prefetch_table(p.pages); }
+  __device__ PagedSource(const DecodeParams& p, int token_offset)
+      : own_offset_(token_offset + threadIdx.x % 32) {
+    prefetch_table(p.pages);
+  }
 
-  __device__ void move(const DecodeParams& p, const Cursor& at, int token, int limit) {
-    const int first_entry = at.request.first_entry;
-    const int own = token + static_cast<int>(threadIdx.x % 32);
-    int page = ahead_page_;
-    if (token != ahead_ || first_entry != ahead_entry_)  // the walk has come to another row
-      page = own < limit ? page_of(p.pages, first_entry, own) : 0;
-    row_ = store_row(p.pages, page, own) + at.row.kv_head * p.pages.head_stride;
-
-    const int chunk = p.chunk_tokens.divisor;
-    ahead_ = token + chunk < limit ? token + chunk : -1;
-    ahead_entry_ = first_entry;
-    ahead_page_ = own + chunk < limit ? page_of(p.pages, first_entry, own + chunk) : 0;
+  __device__ void start(const DecodeParams& p, const Cursor& at) {
+    page_ = look_up(p, at);
+    move(p, at);
+  }
+  __device__ void move(const DecodeParams& p, const Cursor& at) {
+    row_ =
+        store_row(p.pages, page_, at.begin(p) + own_offset_) + at.row.kv_head * p.pages.head_stride;
+    Cursor next = at;
+    next.advance(p);
+    page_ = look_up(p, next);
   }
 
   __device__ uint32_t find(int i) const { return __shfl_sync(0xffffffffu, row_, i); }
@@ -67,7 +71,14 @@ class PagedSource {
     if (entry < t.entries) prefetch_l2(t.indices + entry);
   }
 
-  int ahead_ = -1, ahead_entry_ = 0, ahead_page_ = 0;
+  // The page of this lane's key in a chunk; any page if there is no such key.
+  __device__ int look_up(const DecodeParams& p, const Cursor& at) const {
+    const int token = at.begin(p) + own_offset_;
+    return at.remaining > 0 && token < at.limit() ? page_of(p.pages, at.request.first_entry, token)
+                                                  : 0;
+  }
+
+  int own_offset_, page_;
   uint32_t row_;
 };
 

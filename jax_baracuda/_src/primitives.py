@@ -41,7 +41,7 @@ class Op:
     abstract_eval: Callable[..., Any]
     kernel: Call
     reference: Call
-    partitioned: Callable[[Call], Call]
+    partitioned: Callable[[Any], Any]
     batch: Callable[..., Any]
 
 

@@ -49,6 +49,7 @@ class Layout:
         ``words``. A missing operand, an empty array, has no letters.
       results: likewise; without b or q, the result is a sum over that dimension.
       words: the other letters, in words.
+      fixed: the letters along which no operand may be sharded, not even to be gathered.
     """
 
     op: str
@@ -56,11 +57,17 @@ class Layout:
     operands: tuple[str, ...]
     results: tuple[str, ...]
     words: Mapping[str, str]
+    fixed: str = ""
 
     @property
     def present(self) -> list[int]:
         """Which operands there are."""
         return [index for index, letters in enumerate(self.operands) if letters]
+
+    @property
+    def spreads_over(self) -> str:
+        """What may stay sharded, in words."""
+        return "the batch and the heads" if "b" in "".join(self.operands) else "the heads"
 
     def size(self, letter: str, shapes: Sequence[tuple[int, ...]]) -> int:
         """The extent of a dimension."""
@@ -95,6 +102,8 @@ def with_rule(
     rule: Callable[[Mesh], tuple[str, dict[str, Any]]],
     local_axes: Callable[[Mesh, Sequence[Any], Sequence[Any]], Mapping[str, Axes]],
     finish: Callable[[Mapping[str, Axes], jax.Array, str], jax.Array],
+    *,
+    call_on: Callable[[Mapping[str, Axes]], Call] | None = None,
 ) -> tuple[jax.Array, ...]:
     """``call(*operands)`` on the parts of every device, under jit.
 
@@ -105,6 +114,7 @@ def with_rule(
       rule: the sharding rule of the present operands, in Shardy's notation, and its options.
       local_axes: the mesh axes of each letter, from what XLA proposes for operands and results.
       finish: makes a result, whose letters are given, of what a device has of it.
+      call_on: the call for the parts of one device, where it is not ``call``.
     """
     _refuse_a_part_of_the_mesh(layout.op)
     present = layout.present
@@ -114,13 +124,14 @@ def with_rule(
         for operand, letters in zip(operands, layout.operands, strict=True)
     ]
 
-    def local(*given: jax.Array) -> tuple[jax.Array, ...]:
+    def run(call: Call, *given: jax.Array) -> tuple[jax.Array, ...]:
         arrays = iter(given)
         return tuple(call(*(jnp.zeros(*like) if like else next(arrays) for like in missing)))
 
     def partition(mesh: Mesh, args: Sequence[Any], results: Sequence[Any]) -> Any:
         if mesh.empty:
             raise NotImplementedError(f"{layout.op} under jit needs operands with a NamedSharding.")
+        _refuse_to_gather(mesh, layout, args)
         axes = local_axes(mesh, args, results)
 
         def sharding(letters: str) -> NamedSharding:
@@ -128,7 +139,7 @@ def with_rule(
 
         def on_one_device(*given: jax.Array) -> tuple[jax.Array, ...]:
             with jax.sharding.use_abstract_mesh(_NO_MESH):  # whatever mesh the caller has set
-                parts = local(*given)
+                parts = run(call_on(axes) if call_on else call, *given)
             return tuple(map(functools.partial(finish, axes), parts, layout.results))
 
         return (
@@ -138,7 +149,7 @@ def with_rule(
             tuple(map(sharding, dims)),
         )
 
-    function = custom_partitioning(local)
+    function = custom_partitioning(functools.partial(run, call))
     # Shardings arrive undecoded: jax's own decoding fails on a dimension that is sharded over
     # part of a mesh axis, as Shardy may propose; mesh_axes below does not.
     function.def_partition(
@@ -147,14 +158,32 @@ def with_rule(
     return tuple(function(*(operands[index] for index in present)))
 
 
+def _refuse_to_gather(mesh: Mesh, layout: Layout, args: Sequence[Any]) -> None:
+    """Raises if XLA would have to gather an operand that may be too large for that."""
+    for index, array in zip(layout.present, args, strict=True):
+        for place, letter in enumerate(layout.operands[index]):
+            axes = mesh_axes(mesh, array, place) if letter in layout.fixed else ()
+            if axes:
+                raise NotImplementedError(
+                    f"{layout.op}: {layout.names[index]} is sharded over {axes} along its "
+                    f"{layout.words[letter]}, and would have to be gathered; supported are "
+                    f"{layout.spreads_over}. Use shard_map, or reshard first."
+                )
+
+
 def _sum_parts(axes: Mapping[str, Axes], part: jax.Array, letters: str) -> jax.Array:
     """Adds up what the devices have of a result that lacks the batch or the query heads."""
     kept = {name for letter in letters for name in axes.get(letter, ())}
     names = tuple(name for name in axes["b"] + axes["q"] if name not in kept)
     if not names:
         return part
-    total: jax.Array = _psum_p.bind(part.astype(jnp.float32), names=names)
-    return total.astype(part.dtype)
+    return sum_over(names, part.astype(jnp.float32)).astype(part.dtype)
+
+
+def sum_over(names: Axes, part: jax.Array) -> jax.Array:
+    """jax.lax.psum, for what runs on one device of a rule."""
+    total: jax.Array = _psum_p.bind(part, names=names)
+    return total
 
 
 def _lower_psum(context: Any, part: Any, *, names: Axes) -> Any:
@@ -177,8 +206,8 @@ def _sharding_rule(
     q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
     extra: dict[str, Any] = {}
     names = {"b": "b", "h": "h", "q": "q"}
-    batch = layout.size("b", shapes)
-    if batch > 1 and any("n" in letters for letters in dims):
+    with_parts = any("n" in letters for letters in dims)
+    if with_parts and (batch := layout.size("b", shapes)) > 1:
         extra["p"] = layout.size("n", shapes) // batch
         names["n"] = "(b p)"
         if extra["p"] == 1:  # a factor may not be 1
@@ -329,7 +358,7 @@ def result_specs(layout: Layout, avals: Sequence[Any]) -> list[P]:
                 raise ValueError(
                     f"{name} is sharded over {axes} along its "
                     f"{layout.words.get(letter, 'broadcast dimension')} (type {aval}); supported "
-                    "are the batch and the heads. Use jax.reshard first."
+                    f"are {layout.spreads_over}. Use jax.reshard first."
                 )
             letter = "b" if letter == "n" else letter
             other, known = found.setdefault(letter, (name, axes))

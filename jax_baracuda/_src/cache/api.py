@@ -31,6 +31,7 @@ def paged_append(
     kv_layout: Literal["HND", "NHD"] = "HND",
     query: None = None,
     rope: Mapping[str, Any] | None = None,
+    layer: ArrayLike | None = None,
     implementation: Literal["cuda", "reference"] | None = None,
 ) -> Stores: ...
 
@@ -49,6 +50,7 @@ def paged_append(
     kv_layout: Literal["HND", "NHD"] = "HND",
     query: ArrayLike,
     rope: Mapping[str, Any] | None,
+    layer: ArrayLike | None = None,
     implementation: Literal["cuda", "reference"] | None = None,
 ) -> StoresAndQuery: ...
 
@@ -66,6 +68,7 @@ def paged_append(
     kv_layout: Literal["HND", "NHD"] = "HND",
     query: ArrayLike | None = None,
     rope: Mapping[str, Any] | None = None,
+    layer: ArrayLike | None = None,
     implementation: Literal["cuda", "reference"] | None = None,
 ) -> Stores | StoresAndQuery:
     """Writes new keys and values into the pages of their requests, in place under ``jit``.
@@ -82,11 +85,11 @@ def paged_append(
 
     Shapes: P pages of page_size rows, Hkv key/value heads, D head dimension of keys and queries,
     Dv that of values (any; multiples of 16 bytes run at full speed), T tokens, B requests, N
-    entries of the table. T, P and N may be 0.
+    entries of the table, L layers. T, P and N may be 0.
 
     Args:
-      k_pages: [P, Hkv, page_size, D], or [P, page_size, Hkv, D] with ``kv_layout="NHD"``; float16,
-        bfloat16 or float32.
+      k_pages: [P, Hkv, page_size, D], or [P, page_size, Hkv, D] with ``kv_layout="NHD"``;
+        [L, P, ...] with ``layer``. float16, bfloat16 or float32.
       v_pages: the same with Dv.
       key: [T, Hkv, D], in the dtype of the stores.
       value: [T, Hkv, Dv].
@@ -99,13 +102,17 @@ def paged_append(
       query: [T, Hq, D] to be rotated; needs ``rope``. Dropped tokens are rotated, too.
       rope: None, or a mapping of ``apply_rope``'s options: ``theta``, ``interleaved``, ``scaling``,
         ``rotary_dim``. ``{}`` is their defaults.
+      layer: an integer scalar, which may be traced: the layer of stacked stores to write. One
+        outside 0..L-1 writes nothing. In a scan over layers, carry the stacked stores and give the
+        layer's number: then nothing is copied.
       implementation: None runs the CUDA kernel on a GPU and plain jax.numpy elsewhere; "cuda"
         raises where it cannot run the kernel; "reference" is always plain jax.numpy.
 
     Returns:
       ``(k_pages, v_pages)``, and the rotated query if there is one. Give the stores to ``jit`` as
-      donated arguments, or carry them in a loop: then they are written where they are. Otherwise
-      XLA copies them first.
+      donated arguments, or carry them in a loop: then they are written where they are. Give them as
+      they are, too: XLA copies a store that is not donated, and one that is reshaped between the
+      argument (or the loop) and this call.
 
     Raises:
       ValueError: at trace time, for an argument whose shape, dtype or value does not fit; it names
@@ -141,19 +148,19 @@ def paged_append(
     validation.check_implementation(implementation)
     k_pages, v_pages = convert.array("k_pages", k_pages), convert.array("v_pages", v_pages)
     key, value = convert.array("key", key), convert.array("value", value)
-    rotated = convert.optional("query", query)
-    integers = {
+    rotated, which = convert.optional("query", query), convert.optional("layer", layer)
+    table = {
         "batch_indices": convert.array("batch_indices", batch_indices),
         "positions": convert.array("positions", positions),
         "page_indices": convert.array("page_indices", page_indices),
         "page_indptr": convert.array("page_indptr", page_indptr),
     }
     nhd = shapes.check_paged_append(
-        k_pages, v_pages, key, value, rotated, **integers, kv_layout=kv_layout
+        k_pages, v_pages, key, value, rotated, **table, layer=which, kv_layout=kv_layout
     )
     rotation = shapes.check_rope(rope, rotated, k_pages.shape[-1])
     operands = [k_pages, v_pages, key, value, *_query_and_frequencies(rotated, rotation)]
-    operands += map(convert.int32, integers.values())
+    operands += [*map(convert.int32, table.values()), _layers(which)]
     results = _call("paged_append", operands, rotation, nhd=nhd, implementation=implementation)
     return results if rotated is not None else results[:2]
 
@@ -234,8 +241,9 @@ def kv_cache_append(
 
     Returns:
       ``(k_cache, v_cache)``, and the rotated query if there is one. Give the caches to ``jit`` as
-      donated arguments, or carry them in a loop: then they are written where they are. Otherwise
-      XLA copies them first.
+      donated arguments, or carry them in a loop: then they are written where they are. Give them as
+      they are, too: XLA copies a cache that is not donated, and one that is reshaped between the
+      argument (or the loop) and this call.
 
     Raises:
       ValueError: at trace time, for an argument whose shape, dtype or value does not fit; it names
@@ -277,21 +285,16 @@ def kv_cache_append(
         kv_layout=kv_layout,
     )
     rotation = shapes.check_rope(rope, rotated, k_cache.shape[-1])
-    if which is None:  # one layer: a reshape that moves nothing
-        stacked, layers = (
-            [jnp.expand_dims(k_cache, 0), jnp.expand_dims(v_cache, 0)],
-            jnp.zeros((1,), jnp.int32),
-        )
-    else:
-        stacked, layers = [k_cache, v_cache], convert.int32(which).reshape(1)
-    operands = [*stacked, key, value, *_query_and_frequencies(rotated, rotation)]
-    operands += [convert.int32(filled), layers]
-    k_new, v_new, new_query = _call(
-        "kv_cache_append", operands, rotation, nhd=nhd, implementation=implementation
-    )
-    if which is None:
-        k_new, v_new = jnp.squeeze(k_new, 0), jnp.squeeze(v_new, 0)
-    return (k_new, v_new) if rotated is None else (k_new, v_new, new_query)
+    operands = [k_cache, v_cache, key, value, *_query_and_frequencies(rotated, rotation)]
+    operands += [convert.int32(filled), _layers(which)]
+    results = _call("kv_cache_append", operands, rotation, nhd=nhd, implementation=implementation)
+    return results if rotated is not None else results[:2]
+
+
+def _layers(layer: jax.Array | None) -> jax.Array:
+    """int32 [1], or empty. A store is never reshaped: before an operand that a call writes in
+    place, XLA makes a copy of every reshape."""
+    return jnp.zeros((0,), jnp.int32) if layer is None else convert.int32(layer).reshape(1)
 
 
 def _query_and_frequencies(

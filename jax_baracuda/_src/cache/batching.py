@@ -1,12 +1,13 @@
-"""vmap of the primitives: the mapped axis folds into pages, requests or tokens.
+"""vmap of the primitives: the mapped axis becomes one of layers, or folds into them.
 
-N stores of P pages are one store of N * P, and N caches of L layers one of N * L: nothing is moved
-where the mapped axis comes first. New rows for a store that is not mapped would need a copy of it
-for every example, which is refused. A query that is mapped alone becomes more heads.
+Nothing is moved where the mapped axis of the stores comes first. New rows for a store that is not
+mapped would need a copy of it for every example, which is refused. A query that is mapped alone
+becomes more heads.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.extend.core import Primitive
 Dims = Sequence[int | None]
 Batched = tuple[list[Any], list[int | None]]
 
-_QUERY = 4  # among the operands of an append
+_QUERY, _FREQUENCIES = 4, 5  # among the operands of an append
 
 
 def rope(primitive: Primitive, args: Sequence[jax.Array], dims: Dims, **params: Any) -> Batched:
@@ -29,51 +30,64 @@ def rope(primitive: Primitive, args: Sequence[jax.Array], dims: Dims, **params: 
     return primitive.bind(x, positions, args[2], **params), [0]
 
 
-def paged_append(
-    primitive: Primitive, args: Sequence[jax.Array], dims: Dims, **params: Any
+def append(
+    op: str, primitive: Primitive, args: Sequence[jax.Array], dims: Dims, **params: Any
 ) -> Batched:
-    """N stores of P pages are one of N * P, with one page table of N * (B + 1) requests."""
+    """N stores are the layers of one store, or N times its layers; each row has its own layer."""
     if dims[0] is None or dims[1] is None:
-        return _only_the_query("paged_append", 1, primitive, args, dims, params)
+        heads = 2 if op == "kv_cache_append" and params["nhd"] else 1
+        return _only_the_query(op, heads, primitive, args, dims, params)
     size = _size(args, dims)
-    arrays = _all_mapped(args, dims, size)
-    *stores_and_rows, inv_freq, requests, positions, table, indptr = arrays
-    example = jnp.arange(size, dtype=jnp.int32)[:, None]
-    pages, entries, bounds = arrays[0].shape[1], table.shape[1], indptr.shape[1]
-    # Between the requests of two examples lies one that no token names.
-    known = (requests >= 0) & (requests < bounds - 1)
-    requests = jnp.where(known, requests + example * bounds, -1)
-    table = jnp.where((table >= 0) & (table < pages), table + example * pages, -1)
-    indptr = jnp.clip(indptr, 0, entries) + example * entries
-    folded = [_fold(array) for array in stores_and_rows]
-    index = [_fold(array) for array in (requests, positions, table, indptr)]
-    return _unfold(primitive.bind(*folded, inv_freq, *index, **params), arrays)
+    mapped = [
+        # A missing query stays missing, and all examples share the frequencies.
+        array
+        if index == _FREQUENCIES or (index == _QUERY and array.shape == (0,))
+        else _mapped(array, dim, size)
+        for index, (array, dim) in enumerate(zip(args, dims, strict=True))
+    ]
+    stores, rows, inv_freq = mapped[:2], mapped[2:_FREQUENCIES], mapped[_FREQUENCIES]
+    *index, layers = mapped[_FREQUENCIES + 1 :]
+    if op == "paged_append":
+        index = _one_table(size, *index)
 
-
-def cache_append(
-    primitive: Primitive, args: Sequence[jax.Array], dims: Dims, **params: Any
-) -> Batched:
-    """N caches of L layers are one of N * L, in which a request has a layer of its own."""
-    if dims[0] is None or dims[1] is None:
-        heads = 2 if params["nhd"] else 1
-        return _only_the_query("kv_cache_append", heads, primitive, args, dims, params)
-    size = _size(args, dims)
-    arrays = _all_mapped(args, dims, size)
-    *caches_and_rows, inv_freq, lengths, layers = arrays
-    layer_count = arrays[0].shape[1]
     example = jnp.arange(size, dtype=jnp.int32)[:, None]
-    layers = jnp.where((layers >= 0) & (layers < layer_count), layers + example * layer_count, -1)
-    layers = jnp.broadcast_to(layers, lengths.shape)
-    folded = [_fold(array) for array in caches_and_rows]
-    results = primitive.bind(*folded, inv_freq, _fold(lengths), _fold(layers), **params)
-    return _unfold(results, arrays)
+    stacked = stores[0].ndim == 6
+    if stacked:
+        count = stores[0].shape[1]
+        layers = jnp.where((layers >= 0) & (layers < count), layers + example * count, -1)
+        stores = [_fold(store) for store in stores]
+    layers = jnp.broadcast_to(layers if stacked else example, (size, rows[0].shape[1]))
+    operands = [*stores, *map(_fold, rows), inv_freq, *map(_fold, (*index, layers))]
+    results = primitive.bind(*operands, **params)
+    like = [mapped[index].shape for index in (0, 1, _QUERY)]
+    out_dims: list[int | None] = [0, 0, None if like[2] == (0,) else 0]
+    return [r.reshape(shape) for r, shape in zip(results, like, strict=True)], out_dims
 
 
 RULES: dict[str, Callable[..., Batched]] = {
-    "paged_append": paged_append,
-    "kv_cache_append": cache_append,
+    "paged_append": functools.partial(append, "paged_append"),
+    "kv_cache_append": functools.partial(append, "kv_cache_append"),
     "apply_rope": rope,
 }
+
+
+def _one_table(
+    size: int,
+    batch_indices: jax.Array,
+    positions: jax.Array,
+    page_indices: jax.Array,
+    page_indptr: jax.Array,
+) -> list[jax.Array]:
+    """N page tables of B requests as one of N * (B + 1), still [N, ...].
+
+    Between the requests of two examples lies one that no token names.
+    """
+    example = jnp.arange(size, dtype=jnp.int32)[:, None]
+    bounds, entries = page_indptr.shape[1], page_indices.shape[1]
+    known = (batch_indices >= 0) & (batch_indices < bounds - 1)
+    batch_indices = jnp.where(known, batch_indices + example * bounds, -1)
+    page_indptr = jnp.clip(page_indptr, 0, entries) + example * entries
+    return [batch_indices, positions, page_indices, page_indptr]
 
 
 def _only_the_query(
@@ -112,25 +126,8 @@ def _mapped(array: jax.Array, dim: int | None, size: int) -> jax.Array:
     return jnp.broadcast_to(array, (size, *array.shape))
 
 
-def _all_mapped(args: Sequence[jax.Array], dims: Dims, size: int) -> list[jax.Array]:
-    """The operands of an append; a missing query stays missing, and all share the frequencies."""
-    return [
-        array
-        if index == _QUERY + 1 or (index == _QUERY and array.shape == (0,))
-        else _mapped(array, dim, size)
-        for index, (array, dim) in enumerate(zip(args, dims, strict=True))
-    ]
-
-
 def _fold(array: jax.Array) -> jax.Array:
     """[N, X, ...] -> [N * X, ...]; what is missing stays so."""
     if array.shape == (0,):
         return array
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
-
-
-def _unfold(results: Sequence[jax.Array], arrays: Sequence[jax.Array]) -> Batched:
-    """The results in the mapped shapes of the operands that they are like."""
-    like = [arrays[index].shape for index in (0, 1, _QUERY)]
-    dims: list[int | None] = [0, 0, None if like[2] == (0,) else 0]
-    return [r.reshape(shape) for r, shape in zip(results, like, strict=True)], dims

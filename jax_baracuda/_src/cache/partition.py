@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +23,12 @@ from jax_baracuda._src.sharding import Axes, Layout
 Results = tuple[jax.Array, ...]
 Call = Callable[..., Any]
 
-in_shard_map = sharding.in_shard_map
-
 _ROWS = ("key", "value", "query", "inv_freq")
-_NAMES = {
+NAMES = {
     "paged_append": (
         *("k_pages", "v_pages"),
         *_ROWS,
-        *("batch_indices", "positions", "page_indices", "page_indptr"),
+        *("batch_indices", "positions", "page_indices", "page_indptr", "layer"),
     ),
     "kv_cache_append": ("k_cache", "v_cache", *_ROWS, "lengths", "layer"),
     "apply_rope": ("x", "positions", "inv_freq"),
@@ -68,7 +66,7 @@ def layout(kind: str, shapes: Sequence[tuple[int, ...]], *, nhd: bool) -> Layout
     )
     return Layout(
         op=kind,
-        names=_NAMES[kind],
+        names=NAMES[kind],
         operands=letters,
         results=tuple(letters[index] or "i" * len(shapes[index]) for index in results),
         words=_WORDS | dict.fromkeys(_LEADING, "leading dimension") if len(shapes) == 3 else _WORDS,
@@ -79,14 +77,14 @@ def _append_letters(
     kind: str, shapes: Sequence[tuple[int, ...]], *, nhd: bool
 ) -> tuple[str, str, str, list[str]]:
     """Letters of the K store, the new keys, the query and the integers."""
-    if kind == "paged_append":
-        return "prHd" if nhd else "pHrd", "tHd", "tQd", ["t", "t", "i", "i"]
-    # After vmap there are more requests than the cache has, of several layers.
-    batch = "B" if shapes[0][1] == shapes[2][0] else "b"
-    rows = f"{batch}tHd" if nhd else f"{batch}Htd"
-    layers = batch if shapes[7] == shapes[6] and shapes[7] != (1,) else "i"
-    store = f"l{batch}rHd" if nhd else f"l{batch}Hrd"
-    return store, rows, rows.replace("H", "Q"), [batch, layers]
+    layer, slot = "l" if len(shapes[0]) == 5 else "", "p"
+    rows, index = "tHd", ["t", "t", "i", "i", "t"]
+    if kind == "kv_cache_append":
+        # After vmap there are more requests than a layer has caches.
+        slot = "B" if shapes[0][-4] == shapes[2][0] else "b"
+        rows, index = slot + ("tHd" if nhd else "Htd"), [slot, slot if shapes[7] != (1,) else "i"]
+    store = layer + slot + ("rHd" if nhd else "Hrd")
+    return store, rows, rows.replace("H", "Q"), index
 
 
 def partitioned(kind: str, call: Call) -> Call:
@@ -107,24 +105,21 @@ def partitioned(kind: str, call: Call) -> Call:
 def _sharding_rule(dims: Layout, mesh: Mesh) -> tuple[str, dict[str, Any]]:
     """The rule in Shardy's notation: a factor a capital letter; other places are whole."""
     del mesh
-    fixed: set[str] = set()
+    fixed: list[str] = []
 
-    def side(arrays: Sequence[str]) -> str:
-        words: list[str] = []
-        for letters in arrays:
-            # In lower case, letters may repeat with other extents: each place is its own factor.
-            names = [
-                letter.lower() if letter.isupper() else f"whole{len(words)}x{place}x{letter}"
-                for place, letter in enumerate(letters)
-            ]
-            fixed.update(name for name in names if name.startswith("whole"))
-            words.append(" ".join(names))
-        return ", ".join(words)
+    def factors() -> Iterator[str]:
+        for index, letters in enumerate((*filter(None, dims.operands), *dims.results)):
+            names = []
+            for place, letter in enumerate(letters):
+                names.append(letter.lower() if letter.isupper() else f"whole{index}x{place}")
+                if not letter.isupper():
+                    fixed.append(names[-1])
+            yield " ".join(names)
 
-    operands = [letters for letters in dims.operands if letters]
-    left = side(operands)
-    right = side([*[""] * len(operands), *dims.results]).removeprefix(", " * len(operands))
-    return f"{left} -> {right}", {"need_replication_factors": tuple(sorted(fixed))}
+    sides = list(factors())
+    count = len(dims.present)
+    rule = f"{', '.join(sides[:count])} -> {', '.join(sides[count:])}"
+    return rule, {"need_replication_factors": tuple(fixed)}
 
 
 def _local_axes(
@@ -137,8 +132,10 @@ def _local_axes(
         for place, letter in enumerate(letters):
             if not letter.isupper() or axes.get(letter):
                 continue
-            taken = {name for names in axes.values() for name in names}
             found = sharding.mesh_axes(mesh, array, place)
+            # A mesh axis cannot go over two dimensions of one array.
+            beside = set().union(*(other for other in dims.operands if letter in other))
+            taken = {name for other in beside for name in axes.get(other, ())}
             axes[letter] = () if taken & set(found) else found
     return axes
 

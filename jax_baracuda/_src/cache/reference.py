@@ -66,6 +66,35 @@ def _rotate(
     )
 
 
+def _write(
+    store: jax.Array,
+    rows: jax.Array,
+    slot: jax.Array,
+    row: jax.Array,
+    layer: jax.Array | None,
+    *,
+    nhd: bool,
+) -> jax.Array:
+    """Puts rows [..., H, D] at [layer, slot, row], each [...]; drops what is outside."""
+    outer = [slot] if layer is None else [layer, slot]
+    if nhd:
+        return store.at[*outer, row].set(rows, mode="drop")
+    # Every axis before D is indexed, in order: a scatter that transposes nothing.
+    outer = [index[..., None] for index in outer]
+    heads = jnp.arange(rows.shape[-2])
+    return store.at[*outer, heads, row[..., None]].set(rows, mode="drop")
+
+
+def _layer(layers: jax.Array, shape: tuple[int, ...], store: jax.Array) -> jax.Array | None:
+    """The layer of each row, L for one outside; None where the store has no layers."""
+    if store.ndim == 4:
+        return None
+    count = store.shape[0]
+    inside = (layers >= 0) & (layers < count)
+    layers = jnp.where(inside, layers, count).reshape(-1, *[1] * (len(shape) - 1))
+    return jnp.broadcast_to(layers, shape)
+
+
 def paged_append_reference(
     k_pages: jax.Array,
     v_pages: jax.Array,
@@ -77,6 +106,7 @@ def paged_append_reference(
     positions: jax.Array,
     page_indices: jax.Array,
     page_indptr: jax.Array,
+    layers: jax.Array,
     *,
     nhd: bool,
     interleaved: bool,
@@ -85,7 +115,7 @@ def paged_append_reference(
     """Writes rows into the pages of their requests.
 
     Args:
-      k_pages: [P, Hkv, page, D], or [P, page, Hkv, D] with ``nhd``.
+      k_pages: [P, Hkv, page, D], or [P, page, Hkv, D] with ``nhd``; with ``layers`` [L, P, ...].
       v_pages: likewise, with a head dimension of its own.
       key: [T, Hkv, D].
       value: likewise.
@@ -95,6 +125,7 @@ def paged_append_reference(
       positions: int32 [T].
       page_indices: int32 [N].
       page_indptr: int32 [B + 1].
+      layers: int32 [1] or [T], or an empty array.
       nhd: the layout of the stores.
       interleaved: as in ``rope_reference``.
       attention_factor: as in ``rope_reference``.
@@ -107,28 +138,21 @@ def paged_append_reference(
         return _rotate(rows, positions, inv_freq, interleaved, attention_factor)
 
     rotated, key = rotate(query), rotate(key)
-    pages, page_size = k_pages.shape[0], k_pages.shape[1 if nhd else 2]
+    *_, pages, page_size = k_pages.shape[:-2] if nhd else (*k_pages.shape[:-3], k_pages.shape[-2])
     batch, entries = page_indptr.shape[0] - 1, page_indices.shape[0]
     if batch == 0 or entries == 0:
         return k_pages, v_pages, rotated
     bounds = jnp.clip(page_indptr, 0, entries)
     request = jnp.clip(batch_indices, 0, batch - 1)
     nth = positions // page_size
-    entry = bounds[request] + nth
-    page = page_indices[jnp.clip(entry, 0, entries - 1)]
+    page = page_indices[jnp.clip(bounds[request] + nth, 0, entries - 1)]
     kept = (batch_indices == request) & (positions >= 0) & (page >= 0) & (page < pages)
-    # Not `entry < bounds[request + 1]`: the sum may pass the end of int32.
+    # Not `bounds[request] + nth < ...`: that sum may pass the end of int32.
     kept &= nth < bounds[request + 1] - bounds[request]
     page, row = jnp.where(kept, page, pages), positions % page_size
-
-    def write(store: jax.Array, rows: jax.Array) -> jax.Array:
-        if nhd:
-            return store.at[page, row].set(rows, mode="drop")
-        # Every axis before D is indexed, in order: a scatter that transposes nothing.
-        head = jnp.arange(rows.shape[1])[None, :]
-        return store.at[page[:, None], head, row[:, None]].set(rows, mode="drop")
-
-    return write(k_pages, key), write(v_pages, value), rotated
+    layer = _layer(layers, page.shape, k_pages)
+    k_pages = _write(k_pages, key, page, row, layer, nhd=nhd)
+    return k_pages, _write(v_pages, value, page, row, layer, nhd=nhd), rotated
 
 
 def cache_append_reference(
@@ -148,14 +172,14 @@ def cache_append_reference(
     """Writes rows behind those that each request has.
 
     Args:
-      k_cache: [L, B, Hkv, K, D], or [L, B, K, Hkv, D] with ``nhd``.
+      k_cache: [B, Hkv, K, D], or [B, K, Hkv, D] with ``nhd``; with ``layers`` [L, B, ...].
       v_cache: likewise, with a head dimension of its own.
-      key: [R, Hkv, T, D], or [R, T, Hkv, D] with ``nhd``; row r is request r % B.
+      key: [R, Hkv, T, D], or [R, T, Hkv, D] with ``nhd``; those of request r go to cache r % B.
       value: likewise.
       query: [R, Hq, T, D], or [R, T, Hq, D] with ``nhd``, or an empty array.
       inv_freq: float32 [R / 2], or an empty array for no rotation.
       lengths: int32 [R], where the first row goes.
-      layers: int32 [1] or [R], which layer.
+      layers: int32 [1] or [R], or an empty array.
       nhd: the layout of caches and rows.
       interleaved: as in ``rope_reference``.
       attention_factor: as in ``rope_reference``.
@@ -163,30 +187,25 @@ def cache_append_reference(
     Returns:
       The two caches, and the rotated query or an empty array.
     """
-    layer_count, batch = k_cache.shape[:2]
-    rows, tokens = key.shape[0], key.shape[1 if nhd else 2]
-    capacity = k_cache.shape[2 if nhd else 3]
-    position = lengths[:, None] + jnp.arange(tokens, dtype=jnp.int32)  # [R, T]
 
-    def rotate(array: jax.Array) -> jax.Array:
-        turned = array if nhd or array.shape == (0,) else array.swapaxes(1, 2)
-        turned = _rotate(turned, position, inv_freq, interleaved, attention_factor)
-        return turned if nhd or array.shape == (0,) else turned.swapaxes(1, 2)
+    def turn(rows: jax.Array) -> jax.Array:
+        """To or from [R, T, H, D]."""
+        return rows if nhd or rows.shape == (0,) else rows.swapaxes(1, 2)
 
-    rotated, key = rotate(query), rotate(key)
+    def rotate(rows: jax.Array) -> jax.Array:
+        return _rotate(rows, positions, inv_freq, interleaved, attention_factor)
+
+    key, value = turn(key), turn(value)
+    requests, tokens = key.shape[:2]
+    positions = lengths[:, None] + jnp.arange(tokens, dtype=jnp.int32)
+    rotated, key = turn(rotate(turn(query))), rotate(key)
+    *_, batch, capacity = k_cache.shape[:-2] if nhd else (*k_cache.shape[:-3], k_cache.shape[-2])
     if batch == 0:
         return k_cache, v_cache, rotated
-    kept = (position >= 0) & (position < capacity)
-    kept &= ((layers >= 0) & (layers < layer_count))[:, None]
-    position = jnp.where(kept, position, capacity)
-    layer = jnp.broadcast_to(jnp.clip(layers, 0, layer_count - 1), (rows,))[:, None]
-    request = (jnp.arange(rows, dtype=jnp.int32) % batch)[:, None]
-
-    def write(cache: jax.Array, new: jax.Array) -> jax.Array:
-        if nhd:
-            return cache.at[layer, request, position].set(new, mode="drop")
-        head = jnp.arange(new.shape[1])[:, None]
-        at = (layer[..., None], request[..., None], head, position[:, None])
-        return cache.at[at].set(new, mode="drop")
-
-    return write(k_cache, key), write(v_cache, value), rotated
+    kept = (positions >= 0) & (positions < capacity)
+    row = jnp.where(kept, positions, capacity)
+    cache = jnp.arange(requests, dtype=jnp.int32)[:, None] % batch
+    cache = jnp.broadcast_to(cache, row.shape)
+    layer = _layer(layers, row.shape, k_cache)
+    k_cache = _write(k_cache, key, cache, row, layer, nhd=nhd)
+    return k_cache, _write(v_cache, value, cache, row, layer, nhd=nhd), rotated

@@ -97,7 +97,7 @@ def apply_rope(
     positions = jnp.broadcast_to(convert.int32(positions), x.shape[:-2])
     operands = compat.match_varying(x, positions, jnp.asarray(rotation.inv_freq))
     options = shapes.rotation_options(rotation)
-    call: Callable[..., Any] = functools.partial(primitive.rope_reference, **options)
+    call: Callable[..., Any] = functools.partial(primitive.OPS["apply_rope"].reference, **options)
     if implementation != "reference":
         insist = implementation == "cuda"
         call = functools.partial(primitive.bind, "apply_rope", **options, insist=insist)

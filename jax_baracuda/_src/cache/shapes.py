@@ -91,28 +91,25 @@ def check_paged_append(
     positions: HasShape,
     page_indices: HasShape,
     page_indptr: HasShape,
+    layer: HasShape | None,
     kv_layout: str,
 ) -> bool:
     """Checks the arrays against each other; whether the layout is NHD."""
     nhd = check_layout(kv_layout)
-    store = "[P, page_size, Hkv, D]" if nhd else "[P, Hkv, page_size, D]"
-    for name, array in (("k_pages", k_pages), ("v_pages", v_pages)):
-        validation.check_rank(name, array, f"{store} (kv_layout={kv_layout!r})")
-    for name, array in (("key", key), ("value", value)):
-        validation.check_rank(name, array, "[T, Hkv, D]")
-    _check_dtypes("k_pages", k_pages, v_pages=v_pages, key=key, value=value, query=query)
-    _check_stores("k_pages", k_pages, "v_pages", v_pages)
-
-    pages, page_size = k_pages.shape[0], k_pages.shape[1 if nhd else 2]
-    heads, tokens = k_pages.shape[2 if nhd else 1], key.shape[0]
+    stores = {"k_pages": k_pages, "v_pages": v_pages}
+    pages, page_size, heads = _check_stores(stores, layer, "[P, Hkv, page_size, D]", kv_layout)
     if isinstance(page_size, int) and page_size < 1:
-        raise ValueError(f"k_pages has shape {k_pages.shape}, {store}; page_size must be >= 1.")
-    check_below_int32("k_pages", "pages", pages)
-    _check_shape("key", key, "[T, Hkv, D]", (tokens, heads, k_pages.shape[3]))
-    _check_shape("value", value, "[T, Hkv, D]", (tokens, heads, v_pages.shape[3]))
+        raise ValueError(f"k_pages has shape {tuple(k_pages.shape)}; page_size must be >= 1.")
+    _check_below_int32("k_pages", "pages", pages)
+    _check_dtypes(stores | {"key": key, "value": value} | _given(query=query))
+
+    for name, rows in {"key": key, "value": value, **_given(query=query)}.items():
+        validation.check_rank(name, rows, "[T, Hq, D]" if name == "query" else "[T, Hkv, D]")
+    tokens = key.shape[0]
+    _check_shape("key", key, "[T, Hkv, D]", (tokens, heads, k_pages.shape[-1]))
+    _check_shape("value", value, "[T, Hkv, Dv]", (tokens, heads, v_pages.shape[-1]))
     if query is not None:
-        validation.check_rank("query", query, "[T, Hq, D]")
-        _check_shape("query", query, "[T, Hq, D]", (tokens, query.shape[1], k_pages.shape[3]))
+        _check_shape("query", query, "[T, Hq, D]", (tokens, query.shape[1], k_pages.shape[-1]))
     validation.check_integers("batch_indices", batch_indices, (tokens,), "[T]")
     validation.check_integers("positions", positions, (tokens,), "[T]")
     for name, array in (("page_indices", page_indices), ("page_indptr", page_indptr)):
@@ -136,39 +133,60 @@ def check_cache_append(
 ) -> bool:
     """Checks the arrays against each other; whether the layout is NHD."""
     nhd = check_layout(kv_layout)
-    stacked = "L, " if layer is not None else ""
-    cache = f"[{stacked}B, Kmax, Hkv, D]" if nhd else f"[{stacked}B, Hkv, Kmax, D]"
-    rows = "[B, T, Hkv, D]" if nhd else "[B, Hkv, T, D]"
-    how = f"{cache} (kv_layout={kv_layout!r}, layer={'given' if stacked else 'None'})"
-    validation.check_rank("k_cache", k_cache, how)
-    validation.check_rank("v_cache", v_cache, how)
-    for name, array in (("key", key), ("value", value)):
-        validation.check_rank(name, array, f"{rows} (kv_layout={kv_layout!r})")
-    _check_dtypes("k_cache", k_cache, v_cache=v_cache, key=key, value=value, query=query)
-    _check_stores("k_cache", k_cache, "v_cache", v_cache)
+    stores = {"k_cache": k_cache, "v_cache": v_cache}
+    batch, capacity, heads = _check_stores(stores, layer, "[B, Hkv, Kmax, D]", kv_layout)
+    _check_below_int32("k_cache", "rows a request", capacity)
+    _check_dtypes(stores | {"key": key, "value": value} | _given(query=query))
 
-    batch, *middle, dim = k_cache.shape[-4:]
-    capacity, heads = middle if nhd else middle[::-1]
+    rows = "[B, T, Hkv, D]" if nhd else "[B, Hkv, T, D]"
+    for name, array in {"key": key, "value": value, **_given(query=query)}.items():
+        wanted = rows.replace("Hkv", "Hq") if name == "query" else rows
+        validation.check_rank(name, array, f"{wanted} (kv_layout={kv_layout!r})")
     tokens = key.shape[1 if nhd else 2]
-    check_below_int32("k_cache", "rows a request", capacity)
-    check_below_int32("key", "rows a request", tokens)
 
     def of(heads: int, dim: int) -> tuple[int, ...]:
         return (batch, tokens, heads, dim) if nhd else (batch, heads, tokens, dim)
 
-    _check_shape("key", key, rows, of(heads, dim))
+    _check_shape("key", key, rows, of(heads, k_cache.shape[-1]))
     _check_shape("value", value, rows, of(heads, v_cache.shape[-1]))
     if query is not None:
-        wanted = rows.replace("Hkv", "Hq")
-        validation.check_rank("query", query, f"{wanted} (kv_layout={kv_layout!r})")
-        _check_shape("query", query, wanted, of(query.shape[2 if nhd else 1], dim))
+        q_heads = query.shape[2 if nhd else 1]
+        _check_shape("query", query, rows.replace("Hkv", "Hq"), of(q_heads, k_cache.shape[-1]))
     validation.check_integers("lengths", lengths, (batch,), "[B]")
-    if layer is not None:
-        validation.check_integers("layer", layer, (), "a scalar, []")
     return nhd
 
 
-def check_below_int32(name: str, what: str, count: int) -> None:
+def _given(**arrays: HasShape | None) -> dict[str, HasShape]:
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _check_stores(
+    stores: dict[str, HasShape], layer: HasShape | None, hnd: str, kv_layout: str
+) -> tuple[int, int, int]:
+    """Slots, rows and heads of stores of which ``hnd`` is the layout without layers."""
+    nhd = check_layout(kv_layout)
+    if layer is not None:
+        validation.check_integers("layer", layer, (), "a scalar")
+    slots, heads, rows, dim = hnd.strip("[]").split(", ")
+    dims = [slots, rows, heads, dim] if nhd else [slots, heads, rows, dim]
+    layout = f"[{', '.join(dims if layer is None else ['L', *dims])}]"
+    how = f"{layout} (kv_layout={kv_layout!r}, layer {'not ' if layer is None else ''}given)"
+    for name, array in stores.items():
+        validation.check_rank(name, array, how)
+        if 0 in array.shape[-1:]:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; D must be >= 1.")
+    (k_name, key), (v_name, value) = stores.items()
+    if tuple(key.shape[:-1]) != tuple(value.shape[:-1]):
+        raise ValueError(
+            f"{v_name} has shape {tuple(value.shape)} and {k_name} {tuple(key.shape)}; all but the "
+            "last dimension must be equal."
+        )
+    slot_count, *middle, _ = key.shape[-4:]
+    row_count, head_count = middle if nhd else middle[::-1]
+    return slot_count, row_count, head_count
+
+
+def _check_below_int32(name: str, what: str, count: int) -> None:
     """Raises unless int32 can count that far; a symbolic size passes."""
     if isinstance(count, int) and count > MAX_INT32:
         raise NotImplementedError(f"{name} has {count} {what}; supported are < 2**31.")
@@ -185,28 +203,17 @@ def _check_integer(name: str, array: HasShape) -> None:
     validation.check_integers(name, array, tuple(array.shape), "of any shape")
 
 
-def _check_dtypes(first: str, store: HasShape, **others: HasShape | None) -> None:
+def _check_dtypes(arrays: dict[str, HasShape]) -> None:
     """One dtype for all of them: rows are copied, not converted."""
+    (first, store), *others = arrays.items()
     _check_float(first, store)
-    for name, array in others.items():
-        if array is not None and array.dtype != store.dtype:
+    for name, array in others:
+        if array.dtype != store.dtype:
             raise ValueError(
                 f"{name} has dtype {validation.dtype_name(array)} and {first} has "
                 f"{validation.dtype_name(store)}; they must be equal: convert the new rows with "
                 "astype."
             )
-
-
-def _check_stores(k_name: str, key: HasShape, v_name: str, value: HasShape) -> None:
-    """K and V may differ in the head dimension alone."""
-    if tuple(key.shape[:-1]) != tuple(value.shape[:-1]):
-        raise ValueError(
-            f"{v_name} has shape {tuple(value.shape)} and {k_name} {tuple(key.shape)}; all but the "
-            "last dimension must be equal."
-        )
-    for name, array in ((k_name, key), (v_name, value)):
-        if 0 in array.shape[-1:]:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}; D must be >= 1.")
 
 
 def _check_shape(name: str, array: HasShape, layout: str, wanted: tuple[int, ...]) -> None:
