@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jax_baracuda._src.explain import attention, cache, decode, paged
+from jax_baracuda._src.explain import attention, cache, decode, int4, paged
 from jax_baracuda._src.explain.info import KernelInfo
 
 __all__ = ["KernelInfo", "explain"]
@@ -49,6 +49,8 @@ _OPS: dict[str, Callable[..., KernelInfo]] = {
     "flash_attention": attention.flash_attention,
     "flash_attention_varlen": attention.flash_attention_varlen,
     "flash_decode": decode.flash_decode,
+    "int4_awq_matmul": int4.int4_awq_matmul,
+    "int4_matmul": int4.int4_matmul,
     "kv_cache_append": cache.of_rows("kv_cache_append"),
     "merge_attention_states": cache.merge_attention_states,
     "paged_append": cache.of_rows("paged_append"),

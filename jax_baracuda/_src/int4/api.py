@@ -80,12 +80,9 @@ def int4_matmul(
     validation.check_implementation(implementation)
     x, added = convert.array("x", x), convert.optional("bias", bias)
     shape = shapes.check_operands(x, weight, added)
-    if shape.dtype not in shapes.KERNEL_DTYPES:
-        if implementation == "cuda":
-            raise NotImplementedError(
-                f"x has dtype {shape.dtype} and implementation is 'cuda'; supported there are "
-                f"{', '.join(shapes.KERNEL_DTYPES)}."
-            )
+    if implementation == "cuda":
+        shapes.check_kernel_dtype(shape)
+    elif shape.dtype not in shapes.KERNEL_DTYPES:
         implementation = "reference"
     if weight.order is not None:
         x = jnp.take(x, weight.order, axis=-1)
@@ -107,7 +104,8 @@ def _by_rows(product: Callable[..., Any], x: jax.Array, *weight: jax.Array) -> t
     """The product of [..., IC] as one of [M, K], K a multiple of what the kernels read at once."""
     leading, columns = x.shape[:-1], x.shape[-1]
     rows = x.reshape(shapes.count(leading), columns)
-    rows = jnp.pad(rows, ((0, 0), (0, -columns % shapes.X_COLUMNS)))
+    if columns % shapes.X_COLUMNS:
+        rows = jnp.pad(rows, ((0, 0), (0, -columns % shapes.X_COLUMNS)))
     (out,) = product(rows, *weight)
     return (out.reshape(*leading, out.shape[-1]),)
 

@@ -77,18 +77,15 @@ def from_gptq(
 
 
 def from_compressed_tensors(
-    weight_packed: jax.Array, weight_scale: jax.Array, weight_zero_point: jax.Array | None
+    weight_packed: jax.Array, weight_scale: jax.Array, zeros: jax.Array | None
 ) -> Plain:
-    """weight_packed [OC, IC/8], weight_scale [OC, R], weight_zero_point [OC/8, R] or None.
+    """weight_packed [OC, IC/8], weight_scale [OC, R], zeros as bytes [OC, R] or None.
 
     Numbers are signed and stored with 8 added, the zero points too: the 8s cancel.
     """
     scales = weight_scale.T
-    if weight_zero_point is None:
-        zeros = jnp.full(scales.shape, 8, jnp.uint8)
-    else:
-        zeros = unpack_rows(weight_zero_point).T
-    return Plain(unpack(weight_packed).T, zeros, scales)
+    stored = jnp.full(scales.shape, 8, jnp.uint8) if zeros is None else zeros.T
+    return Plain(unpack(weight_packed).T, stored, scales)
 
 
 def group_order(g_idx: np.ndarray, group_size: int) -> np.ndarray | None:

@@ -107,6 +107,15 @@ def check_weight(weight: Int4Weight) -> None:
         )
 
 
+def check_kernel_dtype(shape: MatmulShape) -> None:
+    """Raises where implementation="cuda" finds no kernel."""
+    if shape.dtype not in KERNEL_DTYPES:
+        raise NotImplementedError(
+            f"x has dtype {shape.dtype} and implementation is 'cuda'; supported there are "
+            f"{', '.join(KERNEL_DTYPES)}."
+        )
+
+
 def check_raw_operands(activation: HasShape, weight_packed: HasShape, split_k_iters: int) -> None:
     """Checks what int4_awq_matmul adds to the checks of Int4Weight.from_packed."""
     validation.check_rank("activation", activation, "[M, IC]")

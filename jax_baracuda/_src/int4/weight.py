@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_baracuda._src import validation
+from jax_baracuda._src import sharding, validation
 from jax_baracuda._src.int4 import formats, image, reference
 
 GROUP_UNIT = 32
@@ -89,13 +91,12 @@ class Int4Weight:
                 f"packed has shape {self.packed.shape}; dequantize takes one weight, whose packed "
                 "is [OCp/64, ICp/64, 2048]. Use jax.vmap for stacked ones."
             )
-        rows, columns = self.shape
-        matrix = reference.dequantise(
-            self.packed, self.scales, self.zeros, group_size=self.group_size
-        )[:rows, :columns]
-        if self.order is not None:
-            matrix = jnp.zeros_like(matrix).at[self.order].set(matrix)
-        return matrix.astype(dtype)
+        operands = [self.packed, self.scales, self.zeros]
+        operands += [] if self.order is None else [self.order]
+        make = functools.partial(_matrix, self.shape, self.group_size, jnp.dtype(dtype))
+        (matrix,) = sharding.in_auto_mode(make, operands, _matrix_specs)
+        result: jax.Array = matrix
+        return result
 
     @classmethod
     def from_awq_gemm(
@@ -194,7 +195,8 @@ class Int4Weight:
         Args:
           weight_packed: int32 [OC, ceil(IC/8)].
           weight_scale: float [OC, IC/g].
-          weight_zero_point: int32 [ceil(OC/8), IC/g]; None if the weight is symmetric.
+          weight_zero_point: int32 [ceil(OC/8), IC/g], or int8 [OC, IC/g], which older versions of
+            the format have; None if the weight is symmetric.
           g_idx: int [IC], the group of each input channel ("actorder": "group"), not traced; or
             None.
           group_size: g; -1 for one group a channel.
@@ -213,11 +215,9 @@ class Int4Weight:
         _expect("weight_scale", weight_scale, (columns, groups))
         zeros = None
         if weight_zero_point is not None:
-            zero_words = -(-columns // formats.NIBBLES)
-            _expect("weight_zero_point", weight_zero_point, (zero_words, groups))
-            zeros = _words("weight_zero_point", weight_zero_point)
+            zeros = _compressed_zeros(weight_zero_point, columns, groups)
         plain = formats.from_compressed_tensors(words, jnp.asarray(weight_scale), zeros)
-        plain = plain._replace(q=plain.q[:rows], zeros=plain.zeros[:, :columns])
+        plain = plain._replace(q=plain.q[:rows])
         return cls._pack(plain, group, _order(g_idx, rows, group))
 
     @classmethod
@@ -303,6 +303,29 @@ class Int4Weight:
         )
 
 
+def _matrix(
+    shape: tuple[int, int],
+    group_size: int,
+    dtype: DTypeLike,
+    packed: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array,
+    order: jax.Array | None = None,
+) -> tuple[jax.Array]:
+    """The numbers of a weight, in the order of x's columns."""
+    matrix = reference.dequantise(packed, scales, zeros, group_size=group_size, dtype=dtype)
+    matrix = matrix[: shape[0], : shape[1]]
+    if order is not None:
+        matrix = jnp.zeros_like(matrix).at[order].set(matrix, unique_indices=True)
+    return (matrix,)
+
+
+def _matrix_specs(avals: Sequence[Any]) -> list[P]:
+    """[IC, OC] as the image, [OCp/64, ICp/64, ...], is sharded on an Explicit mesh."""
+    strips, tiles, *_ = avals[0].sharding.spec
+    return [P(tiles, strips)]
+
+
 def _words(name: str, array: ArrayLike) -> jax.Array:
     """A matrix of 32-bit words."""
     words = jnp.asarray(array)
@@ -317,6 +340,17 @@ def _expect(name: str, array: ArrayLike, shape: tuple[int, ...]) -> None:
     given = np.shape(array)
     if given != shape:
         raise ValueError(f"{name} has shape {given}; it must be {shape}.")
+
+
+def _compressed_zeros(given: ArrayLike, columns: int, groups: int) -> jax.Array:
+    """The zero points of compressed-tensors, 8 added: uint8 [OC, R]."""
+    zeros = jnp.asarray(given)
+    if zeros.dtype == jnp.int8:
+        _expect("weight_zero_point", zeros, (columns, groups))
+        return (zeros + 8).astype(jnp.uint8)
+    words = _words("weight_zero_point", zeros)
+    _expect("weight_zero_point", words, (-(-columns // formats.NIBBLES), groups))
+    return formats.unpack_rows(words)[:columns]
 
 
 def _order(g_idx: ArrayLike | None, rows: int, group_size: int) -> np.ndarray | None:
