@@ -5,6 +5,12 @@
 
 namespace jax_baracuda {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kHasClusters = false;
+#else
+inline constexpr bool kHasClusters = true;
+#endif
+
 // Arrives at the cluster's barrier; orders nothing.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
@@ -29,9 +35,11 @@ __device__ __forceinline__ uint32_t remote_address(uint32_t address, int rank) {
 // Writes to another CTA's shared memory; its barrier there counts the 8 bytes.
 __device__ __forceinline__ void store_remote(uint32_t address, float2 v, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(address),
-               "f"(v.x), "f"(v.y), "r"(barrier)
-               : "memory");
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(
+          address),
+      "f"(v.x), "f"(v.y), "r"(barrier)
+      : "memory");
 #endif
 }
 

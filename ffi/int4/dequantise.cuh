@@ -66,7 +66,7 @@ struct RawNibbles<__nv_bfloat16> {
     for (int i = 0; i < 4; ++i) a[i] = mask_or<0x000f000f, 0x43004300>(word >> (4 * i));
   }
   static __device__ __forceinline__ float2 shifts(uint32_t zeros) {
-    return make_float2(__uint_as_float(__byte_perm(zeros, 0x4300, 0x5066) ),
+    return make_float2(__uint_as_float(__byte_perm(zeros, 0x4300, 0x5066)),
                        __uint_as_float(__byte_perm(zeros, 0x4300, 0x5166)));
   }
   static __device__ __forceinline__ float2 to_floats(uint32_t pair) {
@@ -95,7 +95,7 @@ struct ScaledNibbles<__half> {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t even = mask_or<0x000f000f, 0x64006400>(word);
-      const uint32_t odd = mask_or<0x00f000f0, 0x64006400>(word);             // 1024 + 16 q
+      const uint32_t odd = mask_or<0x00f000f0, 0x64006400>(word);  // 1024 + 16 q
       a[2 * half] = multiply(fma_f16x2(even, 0x3c003c00, offset[0]), scale[0]);
       a[2 * half + 1] = multiply(fma_f16x2(odd, 0x2c002c00, offset[1]), scale[1]);  // 1 / 16
       word >>= 8;

@@ -10,7 +10,8 @@ namespace jax_baracuda {
 
 // Two neighbouring channels of a row of the output, the first of them even.
 template <class T>
-__device__ __forceinline__ void store_output(const Int4Params& p, int row, int channel, float2 sum) {
+__device__ __forceinline__ void store_output(const Int4Params& p, int row, int channel,
+                                             float2 sum) {
   if (channel >= p.channels) return;
   T* out = static_cast<T*>(p.out) + static_cast<int64_t>(row) * p.channels + channel;
   const T* bias = static_cast<const T*>(p.bias);

@@ -22,12 +22,12 @@ inline constexpr int kTileBytes = kStrip * kDepth / 2;
 
 struct Int4Shape {
   DType dtype;
-  int64_t rows;      // M
-  int columns;       // K, of x: a multiple of 8; input channels past it count as zeros of x
-  int channels;      // OC
-  int strips;        // of 64 output channels
-  int depth_tiles;   // of 64 input channels
-  int group_size;    // 32 or a multiple of 64
+  int64_t rows;     // M
+  int columns;      // K, of x: a multiple of 8; input channels past it count as zeros of x
+  int channels;     // OC
+  int strips;       // of 64 output channels
+  int depth_tiles;  // of 64 input channels
+  int group_size;   // 32 or a multiple of 64
 };
 
 struct Int4Params {
@@ -37,7 +37,7 @@ struct Int4Params {
   const uint8_t* zeros;   // [groups, strips * 64]
   const void* bias;       // [channels] or null
   void* out;              // [rows, channels]
-  float* partials;        // [splits, rows, strips * 64]; null: the CTAs of a cluster add up their parts
+  float* partials;  // [splits, rows, strips * 64]; null: the CTAs of a cluster add up their parts
 
   int rows, columns, channels, strips, depth_tiles;
   Divisor group_tiles;  // tiles of a group of 64 or more input channels

@@ -10,7 +10,8 @@ namespace jax_baracuda {
 
 __device__ __forceinline__ void store_remote_float2(uint32_t address, float2 v) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};\n" ::"r"(address), "f"(v.x), "f"(v.y) : "memory");
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};\n" ::"r"(address), "f"(v.x), "f"(v.y)
+               : "memory");
 #endif
 }
 
@@ -18,7 +19,7 @@ __device__ __forceinline__ void store_remote_float2(uint32_t address, float2 v) 
 template <int kRows, int kChannels, int kWarps>
 struct PartialSums {
   static constexpr int kBlocks = kChannels / 16;  // an owner has whole blocks of 16 channels
-  static constexpr int kPad = 4;                  // floats between rows, so that rows fall in different banks
+  static constexpr int kPad = 4;  // floats between rows, so that rows fall in different banks
   static constexpr int kBytes = kWarps * kRows * (kChannels + kBlocks * kPad) * 4;
 
   const Int4Params& p;
@@ -28,7 +29,11 @@ struct PartialSums {
   const int blocks;    // that an owner has
 
   __device__ __forceinline__ PartialSums(const Int4Params& p, uint32_t base, int split)
-      : p(p), base(base), split(split), cluster(p.splits > 1 && !p.partials), blocks(cluster ? kBlocks / p.splits : kBlocks) {}
+      : p(p),
+        base(base),
+        split(split),
+        cluster(p.splits > 1 && !p.partials),
+        blocks(cluster ? kBlocks / p.splits : kBlocks) {}
 
   __device__ __forceinline__ int pitch() const { return blocks * 16 + kPad; }
 
@@ -46,13 +51,6 @@ struct PartialSums {
     else
       store_shared_float2(at, sum);
   }
-  __device__ __forceinline__ void end_giving() const {
-    if (cluster)
-      cluster_sync();
-    else
-      __syncthreads();
-  }
-
   // Adds up this CTA's channels, of rows from first_row on, and stores them.
   template <class T, int kThreads>
   __device__ __forceinline__ void add_up(int first_row, int first_channel) const {
@@ -73,7 +71,8 @@ struct PartialSums {
         const int width = p.strips * kStrip;
         if (channel < width)
           *reinterpret_cast<float2*>(
-              p.partials + (static_cast<int64_t>(split) * p.rows + first_row + row) * width + channel) = sum;
+              p.partials + (static_cast<int64_t>(split) * p.rows + first_row + row) * width +
+              channel) = sum;
       } else {
         store_output<T>(p, first_row + row, channel, sum);
       }
