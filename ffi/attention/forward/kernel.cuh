@@ -198,8 +198,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     if (blockIdx.x % tiles != 0) return;
     const int32_t* cu = p.cu_seqlens_q + static_cast<int64_t>(pack) * (p.sequences + 1);
     const int begin = clamped(cu[0], 0, p.q_rows), end = clamped(cu[p.sequences], begin, p.q_rows);
-    store_no_attention<typename Traits::T>(p, pack, head, 0, begin);
-    store_no_attention<typename Traits::T>(p, pack, head, end, p.q_rows);
+    store_no_attention<typename Traits::T>(p, pack, head, 0, begin, threadIdx.x, blockDim.x);
+    store_no_attention<typename Traits::T>(p, pack, head, end, p.q_rows, threadIdx.x, blockDim.x);
     return;
   }
   const Sequence sequence = find_sequence(p, index);

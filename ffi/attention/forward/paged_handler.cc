@@ -37,7 +37,7 @@ struct PrefillCall {
 };
 
 // The parameters and the kernel; none where there is nothing to compute.
-ffi::Error plan(PrefillCall& c, ForwardParams* p, const ForwardKernel** kernel) {
+ffi::Error plan(PrefillCall& c, ForwardParams* p, ForwardPlan* chosen) {
   DType dtype;
   if (ffi::Error error =
           read_paged_problem(kOp, c.query, c.qo_indptr, c.k_pages, c.v_pages, c.pages, c.sinks,
@@ -52,21 +52,21 @@ ffi::Error plan(PrefillCall& c, ForwardParams* p, const ForwardKernel** kernel) 
   p->lse_head_stride = 1;
   p->lse_row_stride = p->heads;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_forward(dtype, *p, kernel), kOp);
+  return to_ffi_error(plan_attention_forward(dtype, *p, true, chosen), kOp);
 }
 
 ffi::Error initialize(PrefillCall c) {
   ForwardParams params = {};
-  const ForwardKernel* kernel = nullptr;
-  return plan(c, &params, &kernel);
+  ForwardPlan chosen;
+  return plan(c, &params, &chosen);
 }
 
 ffi::Error execute(cudaStream_t stream, PrefillCall c) {
   ForwardParams params = {};
-  const ForwardKernel* kernel = nullptr;
-  if (ffi::Error error = plan(c, &params, &kernel); error.failure()) return error;
-  if (!kernel) return ffi::Error::Success();
-  return to_ffi_error(launch_attention_forward(*kernel, params, nullptr, stream), kOp);
+  ForwardPlan chosen;
+  if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
+  if (c.lse->element_count() == 0) return ffi::Error::Success();
+  return to_ffi_error(launch_attention_forward(chosen, params, nullptr, stream), kOp);
 }
 
 }  // namespace

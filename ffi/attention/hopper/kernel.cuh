@@ -1,0 +1,52 @@
+// The Hopper forward kernel: one CTA an SM, a warp that loads and two or three warpgroups that compute
+// (FlashAttention-3, Shah et al., 2024, arXiv:2407.08608).
+#pragma once
+
+#include "attention/hopper/consumer.cuh"
+#include "attention/hopper/producer.cuh"
+
+namespace jax_baracuda {
+
+template <class Traits>
+__device__ __forceinline__ void init_barriers(typename Traits::Control& control) {
+  constexpr int kWarps = Traits::kConsumers / 32;
+  for (int i = 0; i < Traits::kQueryStages; ++i) {
+    mbarrier_init(shared_address(&control.query_full[i]), 1);
+    mbarrier_init(shared_address(&control.query_empty[i]), kWarps);
+  }
+  for (int i = 0; i < Traits::kStages; ++i) {
+    mbarrier_init(shared_address(&control.key_full[i]), 1);
+    mbarrier_init(shared_address(&control.key_empty[i]), kWarps);
+    mbarrier_init(shared_address(&control.value_full[i]), 1);
+    mbarrier_init(shared_address(&control.value_empty[i]), kWarps);
+  }
+  mbarrier_init_fence();
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    hopper_forward_kernel(const __grid_constant__ HopperForwardParams p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  const uint32_t shared = shared_address(shared_memory);
+  auto& control =
+      *reinterpret_cast<typename Traits::Control*>(shared_memory + Traits::kControlOffset);
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  if (threadIdx.x == 0) {
+    tma_prefetch_map(&p.query);
+    tma_prefetch_map(&p.key);
+    tma_prefetch_map(&p.value);
+    init_barriers<Traits>(control);
+  }
+  __syncthreads();
+  if (warpgroup == 0) {
+    registers_lower<Traits::kProducerRegisters>();
+    if (threadIdx.x < 32) Producer<Traits>(p, control, shared, threadIdx.x).run();
+  } else {
+    registers_raise<Traits::kConsumerRegisters>();
+    Consumer<Traits>(p, control, shared, warpgroup - 1).run(shared + Traits::kValueOffset);
+  }
+#endif
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,160 @@
+// The loading warp: finds the tiles of query rows and the blocks of keys that each of them sees, loads them, and tells
+// the consumers through shared memory what it loaded.
+#pragma once
+
+#include "attention/forward/epilogue.cuh"
+#include "attention/hopper/schedule.cuh"
+#include "attention/hopper/traits.cuh"
+#include "device/math.cuh"
+#include "device/tma.cuh"
+
+namespace jax_baracuda {
+
+template <class Traits>
+struct Producer {
+  using Query = typename Traits::Query;
+  using Key = typename Traits::Key;
+  using Value = typename Traits::Value;
+
+  const HopperForwardParams& p;
+  typename Traits::Control& control;
+  uint32_t shared;
+  int lane;
+
+  RingPlace<Traits::kQueryStages> query_place;
+  RingPlace<Traits::kStages> key_place, value_place;
+  int tile_slot = 0;
+  // The block of values that is due: it is loaded after the next block of keys, which the consumers need first.
+  int value_row = -1, value_head = 0, value_pack = 0;
+
+  __device__ __forceinline__ Producer(const HopperForwardParams& p,
+                                      typename Traits::Control& control, uint32_t shared, int lane)
+      : p(p), control(control), shared(shared), lane(lane) {}
+
+  template <class TileT>
+  __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                       int row, int head, int pack, uint64_t policy) {
+    mbarrier_arrive_expect(barrier, TileT::kBytes);
+#pragma unroll
+    for (int panel = 0; panel < TileT::kPanels; ++panel)
+      tma_load(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns, row, head,
+               pack, policy);
+  }
+
+  __device__ __forceinline__ void load_query(int row, int head, int pack) {
+    const int stage = query_place.stage;
+    load<Query>(shared + stage * Query::kBytes, p.query, shared_address(&control.query_full[stage]),
+                row, head, pack, kEvictFirst);
+    query_place.next();
+  }
+  __device__ __forceinline__ void load_key(int row, int head, int pack) {
+    const int stage = key_place.stage;
+    load<Key>(shared + Traits::kKeyOffset + stage * Key::kBytes, p.key,
+              shared_address(&control.key_full[stage]), row, head, pack, kEvictLast);
+    key_place.next();
+  }
+  __device__ __forceinline__ void load_due_value() {
+    if (value_row < 0) return;
+    const int stage = value_place.stage;
+    mbarrier_wait(shared_address(&control.value_empty[stage]), value_place.parity ^ 1);
+    if (lane == 0)
+      load<Value>(shared + Traits::kValueOffset + stage * Value::kBytes, p.value,
+                  shared_address(&control.value_full[stage]), value_row, value_head, value_pack,
+                  kEvictLast);
+    value_place.next();
+    value_row = -1;
+  }
+
+  // All blocks of one tile.
+  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0) {
+    constexpr int kN = Traits::kN;
+    const ForwardParams& problem = p.problem;
+    const Visibility visible(problem, sequence);
+    const int i1 = min(i0 + Traits::kM, sequence.q_len);
+    const KeyBlocks<kN> blocks(visible, i0, i1);
+    const Segments segments(problem, sequence);
+    const SegmentBlocks segment_blocks(segments, visible, i0, i1);
+    int block = i0 < i1 ? segment_blocks.before(blocks, blocks.last) : -1;
+    const int pack_row =
+        static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
+    if (block < 0) {
+      store_no_attention<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
+                                             pack_row + min(i0 + Traits::kM, sequence.q_rows), lane,
+                                             32);
+      return;
+    }
+    // The only buffer of queries is free when all products of the last tile with keys are done, which is no time to
+    // wait for its last values.
+    if (Traits::kQueryStages == 1) load_due_value();
+    mbarrier_wait(shared_address(&control.query_empty[query_place.stage]), query_place.parity ^ 1);
+    if (lane == 0) {
+      control.tile[tile_slot] = {sequence, visible, head, i0};
+      load_query(pack_row + i0, head, sequence.pack);
+    } else {
+      query_place.next();
+    }
+    tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
+
+    const int kv_head = head / problem.group;
+    const int key_first =
+        static_cast<int>(sequence.k_first - static_cast<int64_t>(sequence.pack) * problem.k_rows);
+    int flags = kFirstBlock;
+    while (block >= 0) {
+      const int next = segment_blocks.before(blocks, block);
+      if (next < 0) flags |= kLastBlock;
+      if (!blocks.whole(block)) flags |= visible.has_window() ? kPositionMasked : kEndMasked;
+      if (problem.query_segments && segment_blocks.template overlap<kN>(block) == Overlap::kSome)
+        flags |= kSegmentMasked;
+      if ((block + 1) * kN > sequence.kv_len && key_first + sequence.kv_len < problem.k_rows)
+        flags |= kPaddedBlock;
+      mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
+      const int row = key_first + block * kN;
+      if (lane == 0) {
+        control.block[key_place.stage] = {block * kN, flags};
+        load_key(row, kv_head, sequence.pack);
+      } else {
+        key_place.next();
+      }
+      load_due_value();
+      value_row = row;
+      value_head = kv_head;
+      value_pack = sequence.pack;
+      block = next;
+      flags = 0;
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    const ForwardParams& problem = p.problem;
+    TileWalk walk(p.order);
+    for (int row, tile; walk.next(&row, &tile);) {
+      const Sequence sequence = find_sequence(problem, row / problem.heads);
+      // A sequence longer than max_q: the first CTA of its row goes on.
+      for (int i0 = tile * Traits::kM; i0 < sequence.q_rows; i0 += p.order.tiles * Traits::kM)
+        load_tile(sequence, row % problem.heads, i0);
+    }
+    mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
+    if (lane == 0) {
+      control.block[key_place.stage] = {0, kNoBlock};
+      mbarrier_arrive(shared_address(&control.key_full[key_place.stage]));
+    }
+    load_due_value();
+    if (problem.cu_seqlens_q) store_outside_sequences();
+  }
+
+  // Rows of packed calls that belong to no sequence.
+  __device__ __forceinline__ void store_outside_sequences() {
+    const ForwardParams& problem = p.problem;
+    for (int at = blockIdx.x; at < problem.packs * problem.heads; at += gridDim.x) {
+      const int pack = at / problem.heads, head = at % problem.heads;
+      const int32_t* cu =
+          problem.cu_seqlens_q + static_cast<int64_t>(pack) * (problem.sequences + 1);
+      const int begin = clamped(cu[0], 0, problem.q_rows);
+      const int end = clamped(cu[problem.sequences], begin, problem.q_rows);
+      store_no_attention<typename Traits::T>(problem, pack, head, 0, begin, lane, 32);
+      store_no_attention<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane, 32);
+    }
+  }
+};
+
+}  // namespace jax_baracuda
