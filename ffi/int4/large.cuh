@@ -28,9 +28,10 @@ struct LargeTraits {
   static constexpr int kGroups = kChannelGroups * kDepthGroups;
   static constexpr int kTileStrips = kChannelGroups * kStrips, kChannels = kTileStrips * kStrip;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
-  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : kN < 128 ? 32 : 24;
-  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : kN < 128 ? 112 : 120;
-  static_assert(kGroups == 2 || kGroups == 4);
+  // They add up to what the CTA has at its start: 168 registers a thread of 384, 96 of 640.
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 112;
+  static_assert(kGroups == 2 || (kGroups == 4 && kStrips * kN <= 64));
   static_assert(kDepthGroups <= kStages);
 
   using Rows = PanelTile<kN, kDepth>;
