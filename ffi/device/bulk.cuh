@@ -35,6 +35,11 @@ __device__ __forceinline__ void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory");
 }
 
+// Orders this thread's ordinary accesses, to global memory too, with those of the copy engine.
+__device__ __forceinline__ void fence_async_all() {
+  asm volatile("fence.proxy.async;\n" ::: "memory");
+}
+
 // Writes four 8 x 8 blocks of 16-bit elements, transposed: lane 8b + r has the address of row r of what block b
 // becomes, 16 bytes. Lanes hold the blocks as mma.sync does.
 __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const uint32_t (&r)[4]) {

@@ -1,6 +1,6 @@
 // Before the Hopper backward kernel: statistics of the rows, cleared sums. After it: dQ from its sum.
 //
-// The sum of a row block has a part for each of the eight warps that add to it, one after the other: for every 8
+// The sum of a row block has a part for each of the warps that add to it, one after the other: for every 8
 // columns of the warp's 16 rows, the four values of each lane's accumulator.
 #pragma once
 
@@ -135,8 +135,10 @@ __global__ void __launch_bounds__(kAroundThreads)
   RowBlockPlace<kRows> place(p, blocks);
   const Sequence& s = place.sequence;
   const int part = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int first_row = part % 4 * 16 + (Traits::kSplitColumns ? 0 : part / 4 * 64);
-  const int first_column = Traits::kSplitColumns ? part / 4 * kColumns : 0;
+  if (part >= Traits::kQueryParts) return;
+  const bool by_columns = Traits::kSplit == QuerySplit::kColumns;
+  const int first_row = part % 4 * 16 + (by_columns ? 0 : part / 4 * 64);
+  const int first_column = by_columns ? part / 4 * kColumns : 0;
   for (; place.block * kRows < s.q_rows; place.block += blocks) {
     const float4* from = reinterpret_cast<const float4*>(
         p.dq_sum + (place.first + place.block) * (kRows * Traits::kDim) + part * 16 * kColumns);

@@ -7,6 +7,7 @@
 // A warpgroup waits for S(i) with dP(i) under way, and writes dQ(i - 1) with dK(i) and S(i + 1) under way.
 #pragma once
 
+#include "attention/backward/walk.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
@@ -109,8 +110,10 @@ struct BackwardConsumer {
   }
   // dQ = dS K
   __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {
-    const uint32_t first_row = Traits::kSplitColumns ? 0 : Gradient::row_offset(64 * group);
-    const uint32_t first_column = Traits::kSplitColumns ? Key::column_offset(kQueryColumns * group) : 0;
+    const uint32_t first_row =
+        Traits::kSplit == QuerySplit::kRows ? Gradient::row_offset(64 * group) : 0;
+    const uint32_t first_column =
+        Traits::kSplit == QuerySplit::kColumns ? Key::column_offset(kQueryColumns * group) : 0;
     const uint64_t ds =
         Gradient::descriptor(shared + Traits::kGradientOffset + stage * Gradient::kBytes + first_row);
     const uint64_t k = Key::descriptor(shared + first_column);
@@ -230,19 +233,72 @@ struct BackwardConsumer {
     __syncwarp();
   }
 
-  // A warp's part of dQ to the sum in global memory.
-  __device__ __forceinline__ void add_query_gradient(const QuerySum& dq, int block) const {
-    if (Traits::kAblate & 1) return;
-    const int part = 4 * group + warp;
-    const uint32_t at = shared + Traits::kSumOffset + part * Traits::kWarpQueryBytes;
-    if (lane == 0) bulk_wait_read();  // of the last one
+  // In deterministic calls: when the last addition has ended, the next block of keys may have its turn. One lane.
+  static __device__ __forceinline__ void pass_turn_on(QueryGradientDue& due) {
+    if (!due.added) return;
+    bulk_wait();
+    fence_async_all();
+    pass_turn(due.added);
+    due.added = nullptr;
+  }
+  // Remembers the row block before the one at hand.
+  __device__ __forceinline__ void set_due() const {
+    const RowBlock& block = control.block[query_stage_before()];
+    QueryGradientDue& due = control.due[4 * group + warp];
+    if (lane == 0) {
+      due.block = block.block;
+      due.turn = block.turn;
+    }
     __syncwarp();
+  }
+
+  // A warp's part of dQ to the sum in global memory.
+  __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
+    if (Traits::kAblate & 1) return;
+    QueryGradientDue& due = control.due[4 * group + warp];
+    const int block = due.block;
+    const int buffer = 4 * group + warp, part = buffer % Traits::kQueryParts;
+    float* to = p.dq_sum + static_cast<int64_t>(Traits::kAblate & 64 ? blockIdx.x : block) * (kRows * kDim) +
+                part * (Traits::kWarpQueryBytes / 4);
+    if (Traits::kAblate & 16) {
+#pragma unroll
+      for (int i = 0; i < kQueryColumns / 2; i += 4)
+        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(to + i * 32 + lane * 4),
+                     "f"(dq[i]), "f"(dq[i + 1]), "f"(dq[i + 2]), "f"(dq[i + 3])
+                     : "memory");
+      return;
+    }
+    const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
+    if (Traits::kAblate & 32) {
+      if (threadIdx.x % 128 == 0) bulk_wait_read();
+      named_barrier_sync(1 + group, 128);
+    } else {
+      if (lane == 0) bulk_wait_read();  // of the last one
+      __syncwarp();
+    }
     store_query_sum(at, dq, lane);
+    if (p.deterministic && lane == 0) {
+      pass_turn_on(due);
+      due.added = p.turns + block * 8 + part;
+      wait_for_turn(due.added, due.turn);
+      fence_async_all();
+    }
+    if (Traits::kAblate & 8) return;
     fence_async_shared();
+    if (Traits::kAblate & 32) {
+      named_barrier_sync(1 + group, 128);
+      if (threadIdx.x % 128 == 0) {
+        bulk_add(to, at, 4 * Traits::kWarpQueryBytes);
+        bulk_commit();
+      }
+      return;
+    }
     __syncwarp();
     if (lane == 0) {
-      bulk_add(p.dq_sum + static_cast<int64_t>(block) * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4),
-               at, Traits::kWarpQueryBytes);
+      if (Traits::kAblate & 128)
+        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(to), "r"(at), "r"(Traits::kWarpQueryBytes) : "memory");
+      else
+        bulk_add(to, at, Traits::kWarpQueryBytes);
       bulk_commit();
     }
   }
@@ -321,20 +377,31 @@ struct BackwardConsumer {
     return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
   }
 
+  // Whether this warpgroup computes (its share of) dQ of the row block before.
+  __device__ __forceinline__ bool has_query_gradient() const {
+    return Traits::kSplit != QuerySplit::kTurns || __any_sync(0xffffffffu, (count & 1) == group);
+  }
+  // `due`: there is one.
+  __device__ __forceinline__ void issue_query_gradient(State& r, bool due) {
+    if (has_query_gradient()) {
+      if (due) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
+      warpgroup_arrive();
+      issue_query_gradient(r.dq, gradient_stage(count - 1));
+    }
+    warpgroup_commit();
+  }
   // dQ of the row block before and dK of the one at hand.
   __device__ __forceinline__ void issue_gradients(State& r, bool accumulate) {
-    if (accumulate) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
+    issue_query_gradient(r, accumulate);
     warpgroup_arrive();
-    issue_query_gradient(r.dq, gradient_stage(count - 1));
-    warpgroup_commit();
     issue_key_gradient<Query>(r.dk, r.gradients, query_address(), accumulate);
     warpgroup_commit();
   }
-  // After dQ of the row block before has been waited for; `block`: its place in the workspace.
-  __device__ __forceinline__ void finish_query_gradient(State& r, int block) {
-    hold(r.dq);
+  // After dQ of the row block before has been waited for.
+  __device__ __forceinline__ void finish_query_gradient(State& r) {
+    if (!has_query_gradient()) return;
     release(control.gradient_empty[gradient_stage(count - 1)]);
-    add_query_gradient(r.dq, block);
+    add_query_gradient(r.dq);
   }
 
   // A block of keys, from its first row block to the last.
@@ -346,40 +413,43 @@ struct BackwardConsumer {
     wait(control.value_full, tiles & 1);
     if (tile.padded)
       clear_rows<Value>(shared + Traits::kValueOffset, max(tile.visible.kv_len - tile.first_key, 0));
-    int before = 0;  // the row block whose dQ is due
-    bool accumulate = false;  // there is one
+    bool accumulate = false;  // to dK and dV, and dQ of the row block before is due
 #pragma unroll 1
     while (!differentiate_rows(r, tile, accumulate)) {
       issue_gradients(r, accumulate);
-      const int block = control.block[query_place.stage].block;
       query_place.next();
       wait_query(tile);
       warpgroup_arrive();
       issue_scores(r.s);
       warpgroup_commit();
       warpgroup_wait<2>();
-      if (accumulate) finish_query_gradient(r, before);
-      before = block;
+      hold(r.dq);
+      if (accumulate) finish_query_gradient(r);
+      set_due();
       accumulate = true;
       ++count;
     }
     release(control.value_empty);
     issue_gradients(r, accumulate);
+    query_place.next();
     warpgroup_wait<1>();
-    if (accumulate) finish_query_gradient(r, before);
+    hold(r.dq);
+    if (accumulate) finish_query_gradient(r);
+    set_due();
     ++count;
+    // Both warpgroups: where they take turns, one throws the result away.
     wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
     warpgroup_arrive();
     issue_query_gradient(r.dq, gradient_stage(count - 1));
     warpgroup_commit();
     warpgroup_wait<0>();
+    hold(r.dq);
     hold(r.dk);
     hold(r.dv);
-    before = control.block[query_place.stage].block;
-    release(control.query_empty[query_place.stage]);
-    query_place.next();
+    release(control.query_empty[query_stage_before()]);
     release(control.key_empty);
-    finish_query_gradient(r, before);
+    finish_query_gradient(r);
+    if (p.deterministic && lane == 0) pass_turn_on(control.due[4 * group + warp]);
   }
 
   __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
@@ -397,6 +467,7 @@ struct BackwardConsumer {
   __device__ __forceinline__ void run() {
     State r;
     int slot = 0;
+    if (lane == 0) control.due[4 * group + warp].added = nullptr;
     while (true) {
       wait(control.key_full, tiles & 1);
       const KeyTile& tile = control.tile[slot];

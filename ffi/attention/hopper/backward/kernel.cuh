@@ -27,7 +27,7 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   }
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
-    init(control.gradient_empty[i], kWarps);
+    init(control.gradient_empty[i], Traits::kQueryParts);
   }
   mbarrier_init_fence();
 }

@@ -142,6 +142,7 @@ struct BackwardProducer {
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
       block.flags |= kPaddedRows;
     block.block = tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
+    block.turn = p.problem.deterministic ? control.walk.turn(at.row, lane) : 0;
     return block;
   }
 
@@ -162,8 +163,13 @@ struct BackwardProducer {
     bool begins = true;
     while (!rows.at_end(at)) {
       const typename Rows::Place next = rows.after(at);
-      const RowBlock block = row_block(tile, at, rows.at_end(next));
-      const int row = tile.q_begin + at.row, head = kv_head * problem.group + at.head;
+      typename Rows::Place place = at;
+      if (Traits::kAblate & 256) {
+        const int n = (rows.end - rows.begin) / kRows, shift = static_cast<int>(static_cast<int64_t>(index) * n / max(p.tiles, 1));
+        place.row = rows.begin + ((at.row - rows.begin) / kRows + shift) % n * kRows;
+      }
+      const RowBlock block = row_block(tile, place, rows.at_end(next));
+      const int row = tile.q_begin + place.row, head = kv_head * problem.group + at.head;
       load_query(block, row, head, tile.sequence.pack);
       if (begins) load_keys(tile, tile.k_begin + tile.first_key);
       begins = false;

@@ -18,6 +18,13 @@ enum RowBlockFlags {
 struct RowBlock {
   int first_row, flags;
   int block;  // in the workspace
+  int turn;   // how many blocks of keys add to its dQ before; deterministic calls only
+};
+
+// What a consumer warp knows of the row block whose dQ it will add next, and of the last one.
+struct QueryGradientDue {
+  int block, turn;
+  int* added;  // null, or where to count that the last addition has ended
 };
 
 // A block of keys.
@@ -39,14 +46,17 @@ struct HopperBackwardControl {
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
+  QueryGradientDue due[8];
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   Walk<kKeys, kRows> walk;  // the producer's
 };
 
-// Two warpgroups have 64 keys each; a further warpgroup loads. kRows query rows at a time: 64, and each warpgroup
-// computes half of the columns of dQ, or 128, and each computes half of the rows.
-template <class T_, int kDim_, int kDimV_, int kRows_, int kQueryStages_ = 3, int kDOutStages_ = 2,
+// How two warpgroups share the work on dQ: by columns, by rows (of 128), or by turns, a row block each.
+enum class QuerySplit { kColumns, kRows, kTurns };
+
+// Two warpgroups have 64 keys each; a further warpgroup loads. kRows query rows, 64 or 128, at a time.
+template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, int kQueryStages_ = 3, int kDOutStages_ = 2,
           int kGradientStages_ = 2, bool kLate_ = false, bool kRoundedWeights_ = false,
           int kPolynomial_ = 0, int kAblate_ = 0>
 struct HopperBackwardTraits {
@@ -68,13 +78,14 @@ struct HopperBackwardTraits {
   using Query = PanelTile<kRows, kDim>;
   using DOut = PanelTile<kRows, kDimV>;
   using Gradient = PanelTile<kRows, kKeys>;  // of the scores; a panel is what a warpgroup writes
-  static_assert(kRows == 64 || kRows == 128);
 
-  // dQ: what a warpgroup computes, and the bytes that a warp adds.
-  static constexpr bool kSplitColumns = kRows == 64;
-  static constexpr int kQueryColumns = kSplitColumns ? kDim / kGroups : kDim;
+  // dQ: what a warpgroup computes, 64 rows of it, and the bytes that a warp adds.
+  static constexpr QuerySplit kSplit = kSplit_;
+  static_assert(kRows == (kSplit == QuerySplit::kRows ? 128 : 64));
+  static constexpr int kQueryColumns = kSplit == QuerySplit::kColumns ? kDim / kGroups : kDim;
+  static constexpr int kQueryParts = kSplit == QuerySplit::kTurns ? 4 : 8;  // of a row block
   static constexpr int kWarpQueryBytes = 16 * kQueryColumns * 4;
-  static_assert(!kSplitColumns || kQueryColumns % Key::kColumns == 0 || Key::kPanels == 1);
+  static_assert(kSplit != QuerySplit::kColumns || kQueryColumns % Key::kColumns == 0 || Key::kPanels == 1);
 
   using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages>;
   static constexpr int kValueOffset = Key::kBytes;
@@ -82,7 +93,7 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + kRows * kDim * 4;
+  static constexpr int kLseOffset = kSumOffset + 8 * kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
