@@ -13,7 +13,7 @@
 #include "device/bulk.cuh"
 #include "device/math.cuh"
 #include "device/tma.cuh"
-#include "device/wgmma_transposed.cuh"
+#include "device/wgmma_shared.cuh"
 
 namespace jax_baracuda {
 
@@ -80,22 +80,30 @@ struct BackwardConsumer {
     if (lane == 0) mbarrier_arrive(shared_address(&barrier));
   }
 
+  template <int kN, bool kTransposed>
+  static __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_t b, bool begins) {
+    if (begins)
+      WarpgroupMmaShared<T, kN, kTransposed>::begin(d, a, b);
+    else
+      WarpgroupMmaShared<T, kN, kTransposed>::add(d, a, b);
+  }
+
   // S^T = K Q^T and dP^T = V dO^T.
   __device__ __forceinline__ void issue_scores(Scores& s) const {
     const uint64_t k = Key::descriptor(shared + Key::row_offset(64 * group));
     const uint64_t q = Query::descriptor(query_address());
 #pragma unroll
     for (int d = 0; d < kDim; d += 16)
-      WarpgroupMma<T, kRows>::shared(s, advance(k, Key::column_offset(d)),
-                                     advance(q, Query::column_offset(d)), d > 0);
+      multiply<kRows, false>(s, advance(k, Key::column_offset(d)), advance(q, Query::column_offset(d)),
+                             d == 0);
   }
   __device__ __forceinline__ void issue_weight_gradients(Scores& dp) const {
     const uint64_t v = Value::descriptor(shared + Traits::kValueOffset + Value::row_offset(64 * group));
     const uint64_t o = DOut::descriptor(dout_address());
 #pragma unroll
     for (int d = 0; d < kDimV; d += 16)
-      WarpgroupMma<T, kRows>::shared(dp, advance(v, Value::column_offset(d)),
-                                     advance(o, DOut::column_offset(d)), d > 0);
+      multiply<kRows, false>(dp, advance(v, Value::column_offset(d)), advance(o, DOut::column_offset(d)),
+                             d == 0);
   }
   // dV += P^T dO, dK += dS^T Q: rows of a tile in shared memory are the depth.
   template <class TileT>
@@ -119,8 +127,8 @@ struct BackwardConsumer {
     const uint64_t k = Key::descriptor(shared + first_column);
 #pragma unroll
     for (int key = 0; key < kKeys; key += 16)
-      WarpgroupMmaTransposed<T, kQueryColumns>::shared(dq, advance(ds, Gradient::column_offset(key)),
-                                                       advance(k, Key::row_offset(key)), key > 0);
+      multiply<kQueryColumns, true>(dq, advance(ds, Gradient::column_offset(key)),
+                                    advance(k, Key::row_offset(key)), key == 0);
   }
 
   static __device__ __forceinline__ void pack(const Scores& s, Operand& to) {
@@ -175,6 +183,7 @@ struct BackwardConsumer {
   // Scores to weights, in place and rounded.
   __device__ __forceinline__ void weigh(Scores& s, Operand& rounded) const {
     const uint32_t at = lse_address();
+    if (Traits::kAblate & 4096) return pack(s, rounded);
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
       const float2 lse = load_shared_float2(at + n * 32);
@@ -254,7 +263,10 @@ struct BackwardConsumer {
 
   // A warp's part of dQ to the sum in global memory.
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
-    if (Traits::kAblate & 1) return;
+    if (Traits::kAblate & 1) {
+      if (p.dim_v == 7) store_query_sum(shared, dq, lane);
+      return;
+    }
     QueryGradientDue& due = control.due[4 * group + warp];
     const int block = due.block;
     const int buffer = 4 * group + warp, part = buffer % Traits::kQueryParts;
@@ -366,13 +378,13 @@ struct BackwardConsumer {
     warpgroup_commit();
     warpgroup_wait<1>();
     hold(r.dp);
-    differentiate(r.s, r.weights, r.dp);
+    if (!(Traits::kAblate & 2048)) differentiate(r.s, r.weights, r.dp);
     warpgroup_wait<0>();  // dV: its operand's registers are needed
     release(control.dout_empty[dout_stage(count)]);
     pack(r.dp, r.gradients);
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
-    store_gradients(r.gradients);
+    if (!(Traits::kAblate & 1024)) store_gradients(r.gradients);
     release(control.gradient_full[stage]);
     return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
   }
@@ -384,7 +396,7 @@ struct BackwardConsumer {
   // `due`: there is one.
   __device__ __forceinline__ void issue_query_gradient(State& r, bool due) {
     if (has_query_gradient()) {
-      if (due) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
+      if (due && !(Traits::kAblate & 512)) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
       warpgroup_arrive();
       issue_query_gradient(r.dq, gradient_stage(count - 1));
     }
@@ -402,6 +414,97 @@ struct BackwardConsumer {
     if (!has_query_gradient()) return;
     release(control.gradient_empty[gradient_stage(count - 1)]);
     add_query_gradient(r.dq);
+  }
+
+  // Another order: dP(i) | dV(i), dQ(i - 1) | dK(i), S(i + 1), or S(i + 1), dK(i).
+  __device__ __forceinline__ bool flow_rows(State& r, const KeyTile& tile, bool accumulate) {
+    constexpr bool kScoresFirst = Traits::kFlow == 2;
+    const RowBlock& block = control.block[query_place.stage];
+    wait_dout(tile, block);
+    warpgroup_arrive();
+    issue_weight_gradients(r.dp);
+    warpgroup_commit();
+    warpgroup_wait<kScoresFirst ? 2 : 1>();
+    hold(r.s);
+    if (!kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
+    const int flags = block.flags;
+    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows)) mask(r.s, tile, block);
+    weigh(r.s, r.weights);
+    warpgroup_arrive();
+    issue_key_gradient<DOut>(r.dv, r.weights, dout_address(), accumulate);
+    warpgroup_commit();
+    issue_query_gradient(r, accumulate);
+    warpgroup_wait<2>();
+    hold(r.dp);
+    if (kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
+    if (!(Traits::kAblate & 2048)) differentiate(r.s, r.weights, r.dp);
+    warpgroup_wait<Traits::kFlow == 1 ? 0 : 1>();  // dV: its operand's registers are needed
+    release(control.dout_empty[dout_stage(count)]);
+    pack(r.dp, r.gradients);
+    const int stage = gradient_stage(count);
+    wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
+    if (!(Traits::kAblate & 1024)) store_gradients(r.gradients);
+    release(control.gradient_full[stage]);
+    return __any_sync(0xffffffffu, flags & kLastRows);
+  }
+  __device__ __forceinline__ void process_flow(State& r, const KeyTile& tile) {
+    constexpr bool kScoresFirst = Traits::kFlow == 2;
+    wait_query(tile);
+    warpgroup_arrive();
+    issue_scores(r.s);
+    warpgroup_commit();
+    if (kScoresFirst) warpgroup_commit();
+    wait(control.value_full, tiles & 1);
+    if (tile.padded)
+      clear_rows<Value>(shared + Traits::kValueOffset, max(tile.visible.kv_len - tile.first_key, 0));
+    bool accumulate = false;
+#pragma unroll 1
+    while (!flow_rows(r, tile, accumulate)) {
+      const uint32_t query = query_address();
+      if (!kScoresFirst) {
+        warpgroup_arrive();
+        issue_key_gradient<Query>(r.dk, r.gradients, query, accumulate);
+        warpgroup_commit();
+      }
+      query_place.next();
+      wait_query(tile);
+      warpgroup_arrive();
+      issue_scores(r.s);
+      warpgroup_commit();
+      if (kScoresFirst) {
+        warpgroup_arrive();
+        issue_key_gradient<Query>(r.dk, r.gradients, query, accumulate);
+        warpgroup_commit();
+      }
+      warpgroup_wait<2>();
+      hold(r.dq);
+      if (accumulate) finish_query_gradient(r);
+      set_due();
+      accumulate = true;
+      ++count;
+    }
+    release(control.value_empty);
+    warpgroup_arrive();
+    issue_key_gradient<Query>(r.dk, r.gradients, query_address(), accumulate);
+    warpgroup_commit();
+    query_place.next();
+    warpgroup_wait<1>();
+    hold(r.dq);
+    if (accumulate) finish_query_gradient(r);
+    set_due();
+    ++count;
+    wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
+    warpgroup_arrive();
+    issue_query_gradient(r.dq, gradient_stage(count - 1));
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    hold(r.dq);
+    hold(r.dk);
+    hold(r.dv);
+    release(control.query_empty[query_stage_before()]);
+    release(control.key_empty);
+    finish_query_gradient(r);
+    if (p.deterministic && lane == 0) pass_turn_on(control.due[4 * group + warp]);
   }
 
   // A block of keys, from its first row block to the last.
@@ -473,7 +576,10 @@ struct BackwardConsumer {
       const KeyTile& tile = control.tile[slot];
       if (!__any_sync(0xffffffffu, tile.valid)) break;
       if (tile.padded) clear_rows<Key>(shared, max(tile.visible.kv_len - tile.first_key, 0));
-      process(r, tile);
+      if constexpr (Traits::kFlow)
+        process_flow(r, tile);
+      else
+        process(r, tile);
       if (!(Traits::kAblate & 4)) store(r, tile);
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;

@@ -14,6 +14,7 @@ struct HopperBackwardParams {
   // A tile is a block of keys of a (sequence, key/value head), a row of tiles.
   int tiles, rows;
   int section;   // rows whose first tiles come first, then their second ones
+  int last;      // the same for so many rows at the end, that the CTAs end together
   int* counter;  // of tiles handed out; null: each CTA takes every gridDim.x-th
 };
 

@@ -26,9 +26,12 @@ struct KeyTileWalk {
       place = place < 0 ? blockIdx.x : place + ctas;
     }
     if (place >= all) return false;
-    const int of_section = p.section * p.tiles;
-    const int first = place / of_section * p.section;
-    const int within = place % of_section, rows = min(p.section, p.rows - first);
+    const int before = p.rows - p.last;  // rows
+    const int section = place < before * p.tiles ? p.section : max(p.last, 1);
+    const int base = place < before * p.tiles ? 0 : before, end = base ? p.rows : before ? before : p.rows;
+    const int index = place - base * p.tiles;
+    const int first = base + index / (section * p.tiles) * section;
+    const int within = index % (section * p.tiles), rows = min(section, end - first);
     *tile = within / rows;
     *row = first + within % rows;
     return true;

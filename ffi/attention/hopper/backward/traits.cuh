@@ -58,7 +58,7 @@ enum class QuerySplit { kColumns, kRows, kTurns };
 // Two warpgroups have 64 keys each; a further warpgroup loads. kRows query rows, 64 or 128, at a time.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, int kQueryStages_ = 3, int kDOutStages_ = 2,
           int kGradientStages_ = 2, bool kLate_ = false, bool kRoundedWeights_ = false,
-          int kPolynomial_ = 0, int kAblate_ = 0>
+          int kPolynomial_ = 0, int kAblate_ = 0, int kFlow_ = 0>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -70,6 +70,7 @@ struct HopperBackwardTraits {
   // Gradients of the scores are computed from weights that have been rounded to T.
   static constexpr bool kRoundedWeights = kRoundedWeights_;
   static constexpr int kPolynomial = kPolynomial_, kAblate = kAblate_;
+  static constexpr int kFlow = kFlow_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
