@@ -77,9 +77,11 @@ __device__ __forceinline__ float dot_of_pieces(const uint4& x, const uint4& y) {
 }
 
 // A row whose LSE is -inf counts for nothing, and what out, dout and dlse hold there is not looked at.
-template <class T, int kRows, int kDim, int kDimV>
+template <class Traits>
 __global__ void __launch_bounds__(kAroundThreads)
     hopper_preprocess_kernel(const __grid_constant__ BackwardParams p, int blocks, int* counter) {
+  using T = typename Traits::T;
+  constexpr int kRows = Traits::kRows, kDim = Traits::kDim, kDimV = Traits::kDimV;
   constexpr int kLanes = 8, kTurns = kRows / (kAroundThreads / kLanes);  // of a row, of the CTA
   constexpr int kPieces = (kDimV + 8 * kLanes - 1) / (8 * kLanes);
   if (blockIdx.x == 0 && threadIdx.x == 0 && counter) *counter = 0;
@@ -123,7 +125,8 @@ __global__ void __launch_bounds__(kAroundThreads)
       p.lse2[block * (2 * kRows) + kRows + in_block] = delta;
       if (row < s.q_rows) p.delta[place.rows + row] = delta;
     }
-    if (p.deterministic && threadIdx.x < 8) p.turns[block * 8 + threadIdx.x] = 0;
+    if (p.deterministic && threadIdx.x < kAddingWarps)
+      p.turns[block * kAddingWarps + threadIdx.x] = 0;
   }
 }
 

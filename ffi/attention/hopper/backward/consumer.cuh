@@ -183,16 +183,13 @@ struct BackwardConsumer {
   // Scores to weights, in place and rounded.
   __device__ __forceinline__ void weigh(Scores& s, Operand& rounded) const {
     const uint32_t at = lse_address();
-    if (Traits::kAblate & 4096) return pack(s, rounded);
 #pragma unroll
     for (int n = 0; n < kRows / 8; ++n) {
       const float2 lse = load_shared_float2(at + n * 32);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float x = fmaf(s[4 * n + e], scale, e % 2 ? -lse.y : -lse.x);
-        s[4 * n + e] = Traits::kAblate & 2                     ? x
-                       : (n * 4 + e) % 8 < Traits::kPolynomial ? exp2_polynomial(x)
-                                                               : exp2_approx(x);
+        s[4 * n + e] = exp2_approx(x);
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half)
@@ -263,54 +260,24 @@ struct BackwardConsumer {
 
   // A warp's part of dQ to the sum in global memory.
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
-    if (Traits::kAblate & 1) {
-      if (p.dim_v == 7) store_query_sum(shared, dq, lane);
-      return;
-    }
     QueryGradientDue& due = control.due[4 * group + warp];
-    const int block = due.block;
-    const int buffer = 4 * group + warp, part = buffer % Traits::kQueryParts;
-    float* to = p.dq_sum + static_cast<int64_t>(Traits::kAblate & 64 ? blockIdx.x : block) * (kRows * kDim) +
-                part * (Traits::kWarpQueryBytes / 4);
-    if (Traits::kAblate & 16) {
-#pragma unroll
-      for (int i = 0; i < kQueryColumns / 2; i += 4)
-        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(to + i * 32 + lane * 4),
-                     "f"(dq[i]), "f"(dq[i + 1]), "f"(dq[i + 2]), "f"(dq[i + 3])
-                     : "memory");
-      return;
-    }
-    const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
-    if (Traits::kAblate & 32) {
-      if (threadIdx.x % 128 == 0) bulk_wait_read();
-      named_barrier_sync(1 + group, 128);
-    } else {
-      if (lane == 0) bulk_wait_read();  // of the last one
-      __syncwarp();
-    }
+    const int part = (4 * group + warp) % Traits::kQueryParts;
+    const uint32_t at = shared + Traits::kSumOffset + (4 * group + warp) * Traits::kWarpQueryBytes;
+    if (lane == 0) bulk_wait_read();  // of the last one
+    __syncwarp();
     store_query_sum(at, dq, lane);
     if (p.deterministic && lane == 0) {
       pass_turn_on(due);
-      due.added = p.turns + block * 8 + part;
+      due.added = p.turns + due.block * kAddingWarps + part;
       wait_for_turn(due.added, due.turn);
       fence_async_all();
     }
-    if (Traits::kAblate & 8) return;
     fence_async_shared();
-    if (Traits::kAblate & 32) {
-      named_barrier_sync(1 + group, 128);
-      if (threadIdx.x % 128 == 0) {
-        bulk_add(to, at, 4 * Traits::kWarpQueryBytes);
-        bulk_commit();
-      }
-      return;
-    }
     __syncwarp();
     if (lane == 0) {
-      if (Traits::kAblate & 128)
-        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(to), "r"(at), "r"(Traits::kWarpQueryBytes) : "memory");
-      else
-        bulk_add(to, at, Traits::kWarpQueryBytes);
+      bulk_add(p.dq_sum + static_cast<int64_t>(due.block) * (kRows * kDim) +
+                   part * (Traits::kWarpQueryBytes / 4),
+               at, Traits::kWarpQueryBytes);
       bulk_commit();
     }
   }
@@ -378,13 +345,13 @@ struct BackwardConsumer {
     warpgroup_commit();
     warpgroup_wait<1>();
     hold(r.dp);
-    if (!(Traits::kAblate & 2048)) differentiate(r.s, r.weights, r.dp);
+    differentiate(r.s, r.weights, r.dp);
     warpgroup_wait<0>();  // dV: its operand's registers are needed
     release(control.dout_empty[dout_stage(count)]);
     pack(r.dp, r.gradients);
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
-    if (!(Traits::kAblate & 1024)) store_gradients(r.gradients);
+    store_gradients(r.gradients);
     release(control.gradient_full[stage]);
     return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
   }
@@ -396,7 +363,8 @@ struct BackwardConsumer {
   // `due`: there is one.
   __device__ __forceinline__ void issue_query_gradient(State& r, bool due) {
     if (has_query_gradient()) {
-      if (due && !(Traits::kAblate & 512)) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
+      if (due)
+        wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
       warpgroup_arrive();
       issue_query_gradient(r.dq, gradient_stage(count - 1));
     }
@@ -414,97 +382,6 @@ struct BackwardConsumer {
     if (!has_query_gradient()) return;
     release(control.gradient_empty[gradient_stage(count - 1)]);
     add_query_gradient(r.dq);
-  }
-
-  // Another order: dP(i) | dV(i), dQ(i - 1) | dK(i), S(i + 1), or S(i + 1), dK(i).
-  __device__ __forceinline__ bool flow_rows(State& r, const KeyTile& tile, bool accumulate) {
-    constexpr bool kScoresFirst = Traits::kFlow == 2;
-    const RowBlock& block = control.block[query_place.stage];
-    wait_dout(tile, block);
-    warpgroup_arrive();
-    issue_weight_gradients(r.dp);
-    warpgroup_commit();
-    warpgroup_wait<kScoresFirst ? 2 : 1>();
-    hold(r.s);
-    if (!kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
-    const int flags = block.flags;
-    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows)) mask(r.s, tile, block);
-    weigh(r.s, r.weights);
-    warpgroup_arrive();
-    issue_key_gradient<DOut>(r.dv, r.weights, dout_address(), accumulate);
-    warpgroup_commit();
-    issue_query_gradient(r, accumulate);
-    warpgroup_wait<2>();
-    hold(r.dp);
-    if (kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
-    if (!(Traits::kAblate & 2048)) differentiate(r.s, r.weights, r.dp);
-    warpgroup_wait<Traits::kFlow == 1 ? 0 : 1>();  // dV: its operand's registers are needed
-    release(control.dout_empty[dout_stage(count)]);
-    pack(r.dp, r.gradients);
-    const int stage = gradient_stage(count);
-    wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
-    if (!(Traits::kAblate & 1024)) store_gradients(r.gradients);
-    release(control.gradient_full[stage]);
-    return __any_sync(0xffffffffu, flags & kLastRows);
-  }
-  __device__ __forceinline__ void process_flow(State& r, const KeyTile& tile) {
-    constexpr bool kScoresFirst = Traits::kFlow == 2;
-    wait_query(tile);
-    warpgroup_arrive();
-    issue_scores(r.s);
-    warpgroup_commit();
-    if (kScoresFirst) warpgroup_commit();
-    wait(control.value_full, tiles & 1);
-    if (tile.padded)
-      clear_rows<Value>(shared + Traits::kValueOffset, max(tile.visible.kv_len - tile.first_key, 0));
-    bool accumulate = false;
-#pragma unroll 1
-    while (!flow_rows(r, tile, accumulate)) {
-      const uint32_t query = query_address();
-      if (!kScoresFirst) {
-        warpgroup_arrive();
-        issue_key_gradient<Query>(r.dk, r.gradients, query, accumulate);
-        warpgroup_commit();
-      }
-      query_place.next();
-      wait_query(tile);
-      warpgroup_arrive();
-      issue_scores(r.s);
-      warpgroup_commit();
-      if (kScoresFirst) {
-        warpgroup_arrive();
-        issue_key_gradient<Query>(r.dk, r.gradients, query, accumulate);
-        warpgroup_commit();
-      }
-      warpgroup_wait<2>();
-      hold(r.dq);
-      if (accumulate) finish_query_gradient(r);
-      set_due();
-      accumulate = true;
-      ++count;
-    }
-    release(control.value_empty);
-    warpgroup_arrive();
-    issue_key_gradient<Query>(r.dk, r.gradients, query_address(), accumulate);
-    warpgroup_commit();
-    query_place.next();
-    warpgroup_wait<1>();
-    hold(r.dq);
-    if (accumulate) finish_query_gradient(r);
-    set_due();
-    ++count;
-    wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
-    warpgroup_arrive();
-    issue_query_gradient(r.dq, gradient_stage(count - 1));
-    warpgroup_commit();
-    warpgroup_wait<0>();
-    hold(r.dq);
-    hold(r.dk);
-    hold(r.dv);
-    release(control.query_empty[query_stage_before()]);
-    release(control.key_empty);
-    finish_query_gradient(r);
-    if (p.deterministic && lane == 0) pass_turn_on(control.due[4 * group + warp]);
   }
 
   // A block of keys, from its first row block to the last.
@@ -576,11 +453,8 @@ struct BackwardConsumer {
       const KeyTile& tile = control.tile[slot];
       if (!__any_sync(0xffffffffu, tile.valid)) break;
       if (tile.padded) clear_rows<Key>(shared, max(tile.visible.kv_len - tile.first_key, 0));
-      if constexpr (Traits::kFlow)
-        process_flow(r, tile);
-      else
-        process(r, tile);
-      if (!(Traits::kAblate & 4)) store(r, tile);
+      process(r, tile);
+      store(r, tile);
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kMaxKernels = 32;
 constexpr int kKeys = 128;                 // of a tile
-constexpr int kAddingWarps = 8;            // at most, each with turns of its own
 constexpr int64_t kMaxPlaces = 1ll << 30;  // tiles and row blocks are counted in int32
 
 std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];

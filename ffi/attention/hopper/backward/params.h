@@ -7,6 +7,8 @@
 
 namespace jax_baracuda {
 
+inline constexpr int kAddingWarps = 8;  // that may add to dQ of a row block, each at its turn
+
 struct HopperBackwardParams {
   CUtensorMap query, dout, key, value;
   BackwardParams problem;  // lse2, dq_sum and turns: see below

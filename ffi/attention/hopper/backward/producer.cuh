@@ -163,13 +163,8 @@ struct BackwardProducer {
     bool begins = true;
     while (!rows.at_end(at)) {
       const typename Rows::Place next = rows.after(at);
-      typename Rows::Place place = at;
-      if (Traits::kAblate & 256) {
-        const int n = (rows.end - rows.begin) / kRows, shift = static_cast<int>(static_cast<int64_t>(index) * n / max(p.tiles, 1));
-        place.row = rows.begin + ((at.row - rows.begin) / kRows + shift) % n * kRows;
-      }
-      const RowBlock block = row_block(tile, place, rows.at_end(next));
-      const int row = tile.q_begin + place.row, head = kv_head * problem.group + at.head;
+      const RowBlock block = row_block(tile, at, rows.at_end(next));
+      const int row = tile.q_begin + at.row, head = kv_head * problem.group + at.head;
       load_query(block, row, head, tile.sequence.pack);
       if (begins) load_keys(tile, tile.k_begin + tile.first_key);
       begins = false;

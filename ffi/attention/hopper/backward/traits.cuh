@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/backward/walk.cuh"
+#include "attention/hopper/backward/config.h"
 #include "attention/hopper/backward/params.h"
 #include "attention/hopper/traits.cuh"
 
@@ -52,25 +53,16 @@ struct HopperBackwardControl {
   Walk<kKeys, kRows> walk;  // the producer's
 };
 
-// How two warpgroups share the work on dQ: by columns, by rows (of 128), or by turns, a row block each.
-enum class QuerySplit { kColumns, kRows, kTurns };
-
-// Two warpgroups have 64 keys each; a further warpgroup loads. kRows query rows, 64 or 128, at a time.
-template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, int kQueryStages_ = 3, int kDOutStages_ = 2,
-          int kGradientStages_ = 2, bool kLate_ = false, bool kRoundedWeights_ = false,
-          int kPolynomial_ = 0, int kAblate_ = 0, int kFlow_ = 0>
+// A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
+template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
+          bool kRoundedWeights_ = false, int kQueryStages_ = 3>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
   static constexpr int kKeys = 64 * kGroups;
-  static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,
-                       kGradientStages = kGradientStages_;
-  // dP comes after the weights: it needs their scores' registers.
-  static constexpr bool kLate = kLate_;
-  // Gradients of the scores are computed from weights that have been rounded to T.
-  static constexpr bool kRoundedWeights = kRoundedWeights_;
-  static constexpr int kPolynomial = kPolynomial_, kAblate = kAblate_;
-  static constexpr int kFlow = kFlow_;
+  static constexpr QuerySplit kSplit = kSplit_;
+  static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
+  static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2, kGradientStages = 2;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
@@ -81,7 +73,6 @@ struct HopperBackwardTraits {
   using Gradient = PanelTile<kRows, kKeys>;  // of the scores; a panel is what a warpgroup writes
 
   // dQ: what a warpgroup computes, 64 rows of it, and the bytes that a warp adds.
-  static constexpr QuerySplit kSplit = kSplit_;
   static_assert(kRows == (kSplit == QuerySplit::kRows ? 128 : 64));
   static constexpr int kQueryColumns = kSplit == QuerySplit::kColumns ? kDim / kGroups : kDim;
   static constexpr int kQueryParts = kSplit == QuerySplit::kTurns ? 4 : 8;  // of a row block
