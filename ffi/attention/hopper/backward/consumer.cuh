@@ -262,22 +262,32 @@ struct BackwardConsumer {
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
     QueryGradientDue& due = control.due[4 * group + warp];
     const int part = (4 * group + warp) % Traits::kQueryParts;
-    const uint32_t at = shared + Traits::kSumOffset + (4 * group + warp) * Traits::kWarpQueryBytes;
-    if (lane == 0) bulk_wait_read();  // of the last one
+    float* to = p.dq_sum + static_cast<int64_t>(due.block) * (kRows * kDim) +
+                   part * (Traits::kWarpQueryBytes / 4);
+    if (Traits::kAblate & 16) {
+#pragma unroll
+      for (int i = 0; i < kQueryColumns / 2; i += 4)
+        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(to + i * 32 + lane * 4),
+                     "f"(dq[i]), "f"(dq[i + 1]), "f"(dq[i + 2]), "f"(dq[i + 3])
+                     : "memory");
+      return;
+    }
+    const uint32_t at = shared + Traits::kSumOffset + (4 * group + warp) * Traits::kWarpQueryBytes + (Traits::kSumStages == 2 ? (count & 1) * 8 * Traits::kWarpQueryBytes : 0);
+    if (Traits::kSumStages == 2) asm volatile("cp.async.bulk.wait_group.read 1;\n" ::: "memory");
+    else if (lane == 0) bulk_wait_read();  // of the last one
     __syncwarp();
-    store_query_sum(at, dq, lane);
+    if (!(Traits::kAblate & 32)) store_query_sum(at, dq, lane);
     if (p.deterministic && lane == 0) {
       pass_turn_on(due);
       due.added = p.turns + due.block * kAddingWarps + part;
       wait_for_turn(due.added, due.turn);
       fence_async_all();
     }
-    fence_async_shared();
+    if (Traits::kAblate & 8) return;
+    if (!(Traits::kAblate & 64)) fence_async_shared();
     __syncwarp();
     if (lane == 0) {
-      bulk_add(p.dq_sum + static_cast<int64_t>(due.block) * (kRows * kDim) +
-                   part * (Traits::kWarpQueryBytes / 4),
-               at, Traits::kWarpQueryBytes);
+      bulk_add(to, at, Traits::kWarpQueryBytes);
       bulk_commit();
     }
   }
@@ -326,13 +336,13 @@ struct BackwardConsumer {
       warpgroup_arrive();
       issue_weight_gradients(r.dp);
       warpgroup_commit();
-      warpgroup_wait<1>();
+      warpgroup_wait<Traits::kScoresFirst ? 2 : 1>();
     } else {
-      warpgroup_wait<0>();
+      warpgroup_wait<Traits::kScoresFirst ? 1 : 0>();
     }
     hold(r.s);
     // dK of the block before is there, too.
-    if (accumulate) release(control.query_empty[query_stage_before()]);
+    if (!Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
     if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows)) mask(r.s, tile, block);
     weigh(r.s, r.weights);
@@ -345,6 +355,7 @@ struct BackwardConsumer {
     warpgroup_commit();
     warpgroup_wait<1>();
     hold(r.dp);
+    if (Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
     differentiate(r.s, r.weights, r.dp);
     warpgroup_wait<0>();  // dV: its operand's registers are needed
     release(control.dout_empty[dout_stage(count)]);
@@ -370,11 +381,9 @@ struct BackwardConsumer {
     }
     warpgroup_commit();
   }
-  // dQ of the row block before and dK of the one at hand.
-  __device__ __forceinline__ void issue_gradients(State& r, bool accumulate) {
-    issue_query_gradient(r, accumulate);
+  __device__ __forceinline__ void issue_key_gradient(State& r, uint32_t query, bool accumulate) {
     warpgroup_arrive();
-    issue_key_gradient<Query>(r.dk, r.gradients, query_address(), accumulate);
+    issue_key_gradient<Query>(r.dk, r.gradients, query, accumulate);
     warpgroup_commit();
   }
   // After dQ of the row block before has been waited for.
@@ -390,18 +399,22 @@ struct BackwardConsumer {
     warpgroup_arrive();
     issue_scores(r.s);
     warpgroup_commit();
+    if (Traits::kScoresFirst) warpgroup_commit();  // in the place of dK's
     wait(control.value_full, tiles & 1);
     if (tile.padded)
       clear_rows<Value>(shared + Traits::kValueOffset, max(tile.visible.kv_len - tile.first_key, 0));
     bool accumulate = false;  // to dK and dV, and dQ of the row block before is due
 #pragma unroll 1
     while (!differentiate_rows(r, tile, accumulate)) {
-      issue_gradients(r, accumulate);
+      issue_query_gradient(r, accumulate);
+      const uint32_t query = query_address();
+      if (!Traits::kScoresFirst) issue_key_gradient(r, query, accumulate);
       query_place.next();
       wait_query(tile);
       warpgroup_arrive();
       issue_scores(r.s);
       warpgroup_commit();
+      if (Traits::kScoresFirst) issue_key_gradient(r, query, accumulate);
       warpgroup_wait<2>();
       hold(r.dq);
       if (accumulate) finish_query_gradient(r);
@@ -410,7 +423,8 @@ struct BackwardConsumer {
       ++count;
     }
     release(control.value_empty);
-    issue_gradients(r, accumulate);
+    issue_query_gradient(r, accumulate);
+    issue_key_gradient(r, query_address(), accumulate);
     query_place.next();
     warpgroup_wait<1>();
     hold(r.dq);

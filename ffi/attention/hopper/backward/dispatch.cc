@@ -112,6 +112,8 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   if (error != cudaSuccess) return error;
   // Rows one by one share the cache best. In order, a block of keys waits for those before it: few of a row should run at
   // once. Under a causal mask the last tiles of a row are short: they fill the gaps at the end.
+  // A block of keys behind the diagonal has the rows at its own part of it for itself: the last one begins.
+  params.reverse = p.deterministic && p.causal;
   params.section = p.deterministic ? std::clamp(params.rows, 1, 64) : 1;
   const int fill = (2 * multiprocessors + params.tiles - 1) / std::max(params.tiles, 1);
   params.last = std::min(params.rows, std::max(fill, params.section));

@@ -17,6 +17,7 @@ struct HopperBackwardParams {
   int tiles, rows;
   int section;   // rows whose first tiles come first, then their second ones
   int last;      // the same for so many rows at the end, that the CTAs end together
+  int reverse;   // the last tiles of a row come first, and add to dQ first
   int* counter;  // of tiles handed out; null: each CTA takes every gridDim.x-th
 };
 

@@ -94,18 +94,20 @@ struct BackwardProducer {
   static __device__ __forceinline__ void store_zeros(void* data, int64_t first, int heads, int head,
                                                      int dim, int begin, int end, int lane) {
     auto* to = static_cast<typename Traits::T*>(data);
+#pragma unroll 1
     for (int row = begin; row < end; ++row)
+#pragma unroll 1
       for (int column = lane; column < dim; column += 32)
         to[((first + row) * heads + head) * dim + column] = typename Traits::T(0.0f);
   }
 
   // What the warp knows of a block of keys is in shared memory: it has few registers.
-  __device__ __forceinline__ void begin_tile(KeyTile& tile, const Sequence& sequence, int kv_head,
-                                             int block) const {
+  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block) const {
     __syncwarp();
     if (lane == 0) {
       const BackwardParams& problem = p.problem;
-      const int j0 = block * kKeys;
+      const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
+      const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
       control.walk = Rows(problem, sequence, block);
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
@@ -128,6 +130,24 @@ struct BackwardProducer {
     __syncwarp();
   }
 
+  // How many blocks of keys add to dQ of the unit of rows before this one.
+  __device__ __forceinline__ int turn(int unit) const {
+    const Rows& rows = control.walk;
+    const int first = p.reverse ? rows.block + 1 : 0;
+    const int end = p.reverse ? (rows.k_rows + kKeys - 1) / kKeys : rows.block;
+    int count = 0;
+    for (int base = first; base < end; base += 32) {
+      const int other = base + lane;
+      bool meets = false;
+      if (other < end) {
+        const Visibility::Rows range = rows.units(other);
+        meets = range.begin <= unit && unit < range.end && rows.overlap(other, unit) != Overlap::kNone;
+      }
+      count += __popc(__ballot_sync(0xffffffffu, meets));
+    }
+    return count;
+  }
+
   __device__ __forceinline__ RowBlock row_block(const KeyTile& tile, typename Rows::Place at,
                                                 bool last) const {
     RowBlock block;
@@ -142,17 +162,18 @@ struct BackwardProducer {
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
       block.flags |= kPaddedRows;
     block.block = tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
-    block.turn = p.problem.deterministic ? control.walk.turn(at.row, lane) : 0;
+    block.turn = p.problem.deterministic ? turn(at.row) : 0;
     return block;
   }
 
-  __device__ __forceinline__ void load_tile(const Sequence& sequence, int kv_head, int index) {
-    const BackwardParams& problem = p.problem;
+  __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
     KeyTile& tile = control.tile[tile_slot];
-    begin_tile(tile, sequence, kv_head, index);
+    begin_tile(tile, row_of_tiles, index);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();
     if (rows.at_end(at)) {
+      const BackwardParams& problem = p.problem;
+      const int kv_head = tile.kv_head;
       const int begin = tile.first_key, end = min(begin + kKeys, rows.k_rows);
       const int64_t first = tile.sequence.k_first;
       store_zeros(problem.dk, first, problem.kv_heads, kv_head, problem.dim, begin, end, lane);
@@ -164,7 +185,7 @@ struct BackwardProducer {
     while (!rows.at_end(at)) {
       const typename Rows::Place next = rows.after(at);
       const RowBlock block = row_block(tile, at, rows.at_end(next));
-      const int row = tile.q_begin + at.row, head = kv_head * problem.group + at.head;
+      const int row = tile.q_begin + at.row, head = tile.kv_head * p.problem.group + at.head;
       load_query(block, row, head, tile.sequence.pack);
       if (begins) load_keys(tile, tile.k_begin + tile.first_key);
       begins = false;
@@ -174,13 +195,13 @@ struct BackwardProducer {
   }
 
   __device__ __forceinline__ void run() {
-    const BackwardParams& problem = p.problem;
     KeyTileWalk walk(p);
     for (int row, slot; walk.next(&row, &slot);) {
-      const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
-      // A sequence longer than max_k has more blocks than slots.
-      for (int block = slot; block * kKeys < sequence.k_rows; block += p.tiles)
-        load_tile(sequence, row % problem.kv_heads, block);
+      // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
+      const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
+      const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
+      const int begin = slot * share, end = min(begin + share, blocks);
+      for (int i = begin; i < end; ++i) load_tile(row, p.reverse ? begin + end - 1 - i : i);
     }
     mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
     if (lane == 0) {

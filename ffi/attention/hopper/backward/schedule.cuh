@@ -32,7 +32,7 @@ struct KeyTileWalk {
     const int index = place - base * p.tiles;
     const int first = base + index / (section * p.tiles) * section;
     const int within = index % (section * p.tiles), rows = min(section, end - first);
-    *tile = within / rows;
+    *tile = p.reverse ? p.tiles - 1 - within / rows : within / rows;
     *row = first + within % rows;
     return true;
   }

@@ -55,14 +55,17 @@ struct HopperBackwardControl {
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
-          bool kRoundedWeights_ = false, int kQueryStages_ = 3>
+          bool kRoundedWeights_ = false, bool kScoresFirst_ = false, int kQueryStages_ = 3,
+          int kGradientStages_ = 2, int kSumStages_ = 1, int kAblate_ = 0>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
   static constexpr int kKeys = 64 * kGroups;
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
-  static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2, kGradientStages = 2;
+  static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
+                       kGradientStages = kGradientStages_, kSumStages = kSumStages_, kAblate = kAblate_;
+  static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
@@ -85,7 +88,7 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + 8 * kWarpQueryBytes;
+  static constexpr int kLseOffset = kSumOffset + kSumStages * 8 * kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
