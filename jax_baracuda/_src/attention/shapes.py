@@ -249,7 +249,7 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
 def _hopper_backward_bytes(shape: AttentionShape) -> int:
     """As ffi/attention/hopper/backward lays its workspace out; 0 for what that does not take."""
     dim = max(shape.head_dim, shape.value_dim)
-    if shape.dtype == "float32" or dim > 128:
+    if shape.dtype == "float32" or dim > 128 or not shape.query_rows:
         return 0
     tile = next(tile for tile in (64, 96, 128) if dim <= tile)
     block = 128 if tile == 64 else 64
