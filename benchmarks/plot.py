@@ -4,6 +4,7 @@ python benchmarks/plot.py benchmarks/results/h200/decode.json
 python benchmarks/plot.py benchmarks/results/h200/attention.json
 python benchmarks/plot.py benchmarks/results/h200/decode_step.json
 python benchmarks/plot.py benchmarks/results/h200/paged.json
+python benchmarks/plot.py benchmarks/results/h200/training.json
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import attention_plot
 import curves
 import paged_plot
 import rows as result_rows
+import training_plot
 
 OURS, CEILING = curves.OURS, curves.CEILING
 LABELS = {
@@ -181,6 +183,12 @@ def main() -> None:
             name, text = "paged", paged_plot.table(rows)
             if image.exists():
                 text = linked(image, "GB/s over the cache length", text)
+        elif rows[0]["op"] == training_plot.OP:
+            training_plot.plot(rows, image)
+            name = "training"
+            text = linked(
+                image, "Utilisation of a training step and loss curves", training_plot.table(rows)
+            )
         elif rows[0]["pass"] == "step":
             name, text = "graphs", step_table(rows)
         elif rows[0]["op"] == "flash_attention":
