@@ -178,8 +178,13 @@ def create_model(config: ModelConfig, seed: int) -> Llama:
 
 
 def cast_model(model: Llama, dtype: str | None = None) -> Llama:
-    """The model for inference: parameters in ``dtype``, by default that of the arithmetic."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype or model.config.dtype), model)
+    """The model for inference: floats in ``dtype``, by default that of the arithmetic."""
+
+    def cast(leaf: Array) -> Array:
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)  # four-bit weights have bytes, too
+        return leaf.astype(dtype or model.config.dtype) if floats else leaf
+
+    return jax.tree.map(cast, model)
 
 
 def _rematerialised(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
