@@ -31,7 +31,7 @@ from llama.tokens import Tokens, load_tokens
 
 
 def main(argv: Sequence[str] | None = None) -> list[list[int]]:
-    """Generates as the command line says, and prints. Each prompt's new tokens, the end left out."""
+    """Generates as the command line says. Each prompt's new tokens, without the end's."""
     args = parse_arguments(argv)
     try:
         model = load_hub_model(args.folder, args.dtype)
@@ -71,8 +71,8 @@ def generate(model: Llama, prompts: Sequence[list[int]], args: argparse.Namespac
     seconds = time.perf_counter() - first
     made, rows = count(state) - len(prompts), sum(lengths)
     print(
-        f"{rows} tokens of prompts in {first - ready:.2f} s; then {made} tokens in {seconds:.2f} s: "
-        f"{made / seconds:.0f} tokens/s ({jax.devices()[0].device_kind}); "
+        f"{rows} tokens of prompts in {first - ready:.2f} s; then {made} tokens in "
+        f"{seconds:.2f} s: {made / seconds:.0f} tokens/s ({jax.devices()[0].device_kind}); "
         f"compiled in {ready - began:.1f} s"
     )
     return np.asarray(state.tokens)

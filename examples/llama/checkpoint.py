@@ -82,6 +82,7 @@ def build_model(config: ModelConfig, tensors: Tensors, folder: Path) -> Llama:
     Projections whose weights have four bits become ``Int4Linear`` layers, with a bias if there is
     one.
     """
+
     def swap(path: Any, part: Any) -> Any:
         linear = isinstance(part, nnx.Linear)
         name, _ = _hugging_face_name(path)

@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+import jax_baracuda
 from jax_baracuda.quant import load_checkpoint
 
 from .checkpoint import build_model, model_sizes
@@ -47,6 +51,9 @@ def load_hub_model(folder: Path, dtype: str | None = None) -> Llama:
     Raises NotImplementedError or ValueError that says what this network does not have.
     """
     config = read_hub_config(folder, dtype)
+    jax.eval_shape(
+        lambda: jax_baracuda.apply_rope(jnp.ones((1, config.head_dim)), 0, **config.rope)
+    )
     tensors = load_checkpoint(folder, dtype=config.dtype)
     model = build_model(config, tensors, folder)
     # Old checkpoints keep the rotary embedding's frequencies; some keep a tied head.
@@ -79,11 +86,11 @@ def read_hub_config(folder: Path, dtype: str | None = None) -> HubConfig:
 
 def _check(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises NotImplementedError for what the network would silently compute otherwise."""
-    window = settings.get("sliding_window") and settings.get("use_sliding_window", True)
+    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
     for name, given, supported in (
         ("model_type", settings.get("model_type"), ("llama", "mistral", "qwen2")),
         ("hidden_act", settings.get("hidden_act", "silu"), ("silu",)),
-        ("sliding_window", window or None, (None,)),
+        ("sliding_window", window, (None,)),
         ("partial_rotary_factor", settings.get("partial_rotary_factor", 1), (1,)),
     ):
         if given not in supported:
