@@ -10,7 +10,7 @@ from jax_baracuda.testing import small_calls
 from jax_baracuda.testing.compare import Report
 
 MODULES = {  # and a call of each that is quick
-    "attention": "bfloat16-24-24-everything",
+    "attention": "bfloat16-24-24-plain",
     "cache": "apply_rope odd-bfloat16-neighbours",
     "int4": "float16-200-group-64-rows-9",
     "paged": "paged_decode-bfloat16-24-everything-page-5-splits-3",
