@@ -120,7 +120,7 @@ def test_from_dense(use_bias, options):
     tolerance = 3e-2 if options else 1e-5
     np.testing.assert_allclose(np.float32(out), want, rtol=tolerance, atol=tolerance)
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
-    assert jax.tree.structure(shapes) == jax.tree.structure(variables)
+    assert jax.tree.structure({"params": {}} | shapes) == jax.tree.structure(variables)
 
 
 def test_a_model_whose_layers_are_swapped():
