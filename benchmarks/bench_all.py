@@ -2,11 +2,14 @@
 
     python benchmarks/bench_all.py                            # everything, about 15 minutes
     python benchmarks/bench_all.py --seconds 570 --out $OUT   # each part gets its share of that
-    python benchmarks/bench_all.py --parts attention,training
+    python benchmarks/bench_all.py --parts attention,training,int4 --seconds 470
+    python benchmarks/bench_all.py --parts decode,paged,decode_step --seconds 490
 
 Every part is a program of its own that writes its rows as it measures them: whatever ends this one
 early, the files of the parts before are whole, and that of the part that ran holds what it had
-measured. A part that takes longer than its share and what the others left is ended. Afterwards
+measured. A part that takes longer than its share and what the others left is ended; with less than
+the time of all parts some leave peers or cells out, so where a command may last ten minutes take
+the last two of these. Afterwards
 ``python benchmarks/plot.py`` makes plots and tables of the files.
 """
 
