@@ -86,7 +86,8 @@ def read_hub_config(folder: Path, dtype: str | None = None) -> HubConfig:
 
 def _check(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises NotImplementedError for what the network would silently compute otherwise."""
-    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+    windows = settings.get("use_sliding_window", settings.get("model_type") != "qwen2")
+    window = settings.get("sliding_window") if windows else None
     for name, given, supported in (
         ("model_type", settings.get("model_type"), ("llama", "mistral", "qwen2")),
         ("hidden_act", settings.get("hidden_act", "silu"), ("silu",)),
