@@ -43,7 +43,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "vocab_size": 90,
+    "vocab_size": 96,
     "rms_norm_eps": 1e-5,
     "rope_theta": 500.0,
     "torch_dtype": "float32",
@@ -126,18 +126,24 @@ def write(path: Path, kind: str, **changes: Any) -> Folder:
         "model.embed_tokens.weight": floats(V, E, scale=0.2),
         "model.norm.weight": 1 + floats(E, scale=0.2),
     }
-    if not config.get("tie_word_embeddings"):
+    dense: dict[str, np.ndarray] = {}
+
+    def quantise(layer: str, ic: int, oc: int) -> None:
+        raw = int4.make_raw_weight(format, ic, oc, 32, seed=len(dense))
+        names = {"g_idx": "weight_g_idx"} if kind == "compressed" else {}
+        stored.update({f"{layer}.{names.get(name, name)}": a for name, a in raw.arrays.items()})
+        dense[f"{layer}.weight"] = int4.read(raw).T
+
+    if kind == "compressed":
+        quantise("lm_head", E, V)  # as some are
+    elif not config.get("tie_word_embeddings"):
         stored["lm_head.weight"] = floats(V, E, scale=0.5)
-    dense = {}
     for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
             stored[f"{at}{norm}.weight"] = 1 + floats(E, scale=0.2)
-        for number, (layer, (ic, oc)) in enumerate(layers.items()):
-            raw = int4.make_raw_weight(format, ic, oc, 32, seed=10 * i + number)
-            names = {"g_idx": "weight_g_idx"} if kind == "compressed" else {}
-            stored |= {f"{at}{layer}.{names.get(n, n)}": a for n, a in raw.arrays.items()}
-            dense[f"{at}{layer}.weight"] = int4.read(raw).T
+        for layer, (ic, oc) in layers.items():
+            quantise(at + layer, ic, oc)
             if config["model_type"] == "qwen2" and layer[10] in "qkv":
                 stored[f"{at}{layer}.bias"] = floats(oc)
     write_files(path, stored, config | {"quantization_config": quantisation})
@@ -321,7 +327,7 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
 
 
 def test_prompts_that_the_model_cannot_take(folders: dict[str, Folder]) -> None:
-    for prompts, complaint in [([[]], "gives"), ([[90]], "from 0 to 90"), ([[1] * 120], "=128")]:
+    for prompts, complaint in [([[]], "gives"), ([[96]], "from 0 to 96"), ([[1] * 120], "=128")]:
         with pytest.raises(SystemExit, match=complaint):
             run(folders["awq"], prompts=prompts)
 
