@@ -157,6 +157,8 @@ def _awq_layers(name: str, layer: Int4Linear, group_size: int) -> dict[str, Any]
         weight = jax.tree.map(lambda leaf, i=i: leaf[i], layer.weight)
         for part, array in awq_tensors(weight, group_size).items():
             tensors[f"{name.format(layer=i)}.{part}"] = jnp.asarray(array)
+        if layer.bias is not None:
+            tensors[f"{name.format(layer=i)}.bias"] = layer.bias[i]
     return tensors
 
 
