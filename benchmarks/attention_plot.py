@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import attention_earlier
+import figures
 import rows as result_rows
 from bench_attention import GQA, PASSES, WINDOW, window_gain
 
@@ -161,21 +162,15 @@ def _gqa(rows: list[dict[str, Any]], passes: str, impls: list[str]) -> str:
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """TFLOP/s over S: a row of panels a pass, a panel for D and mask."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     grids = {passes: grid(rows, passes) for passes in PASSES}
     grids = {passes: cells for passes, cells in grids.items() if cells}
     panels = sorted({key[:2] for cells in grids.values() for key in cells})
-    figure, axes = pyplot.subplots(
+    figure, axes = figures.start(
         len(grids),
         len(panels),
         figsize=(2.7 * len(panels) + 0.6, 2.5 * len(grids) + 1),
         sharex=True,
         sharey="row",
-        squeeze=False,
     )
     handles: dict[str, Any] = {}
     for line, (passes, cells) in zip(axes, grids.items(), strict=True):
@@ -187,19 +182,8 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         axis.set_title(f"D = {head_dim}, {'causal' if causal else 'full'}", fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("S")
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="lower center",
-        ncols=max(1, len(handles)),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.suptitle(
-        f"flash_attention, bf16, B x S = 16384, H x D = 2048, {rows[0]['gpu']}", fontsize=11
-    )
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=130)
+    title = f"flash_attention, bf16, B x S = 16384, H x D = 2048, {rows[0]['gpu']}"
+    figures.finish(figure, title, path, handles)
 
 
 def _draw(axis: Any, cells: Cells, head_dim: int, causal: bool, impls: list[str]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ import subprocess
 import sys
 import time
 
+import runs
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -71,10 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def chosen(text: str | None) -> list[Part]:
     """The parts of a comma list, in their order; all of them without a list."""
-    names = [part.name for part in PARTS] if text is None else text.split(",")
-    unknown = sorted(set(names) - {part.name for part in PARTS})
-    if unknown:
-        raise SystemExit(f"unknown {unknown}; known are {[part.name for part in PARTS]}")
+    names = runs.chosen(text, [part.name for part in PARTS])
     return [part for part in PARTS if part.name in names]
 
 

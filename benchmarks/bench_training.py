@@ -74,26 +74,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(text: str | None, known: list[str]) -> list[str]:
-    """The names of a comma list, all of the known ones without a list."""
-    names = known if text is None else text.split(",")
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise SystemExit(f"unknown {unknown}; known are {known}")
-    return names
-
-
 def cells_of(options: argparse.Namespace) -> list[TrainingCell]:
     """The cells that the options name."""
     cells = TINY if options.dry_run else grid(options.tokens, options.quick)
-    names = chosen(options.cells, [cell.name for cell in cells])
+    names = runs.chosen(options.cells, [cell.name for cell in cells])
     return [cell for cell in cells if cell.name in names]
 
 
 def impls_of(options: argparse.Namespace) -> list[str]:
     """The implementations in the order in which they run: peers first."""
     default = ("jax_nn", "jax_baracuda") if options.dry_run else IMPLS
-    names = list(default) if options.impls is None else chosen(options.impls, list(ATTENTION))
+    names = list(default) if options.impls is None else runs.chosen(options.impls, list(ATTENTION))
     return sorted(names, key=lambda impl: impl == "jax_baracuda")
 
 

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import figures
 import rows as result_rows
 from paged_plot import markdown, verdict
 
@@ -89,14 +90,9 @@ def targets(layers: Layers) -> Iterator[tuple[str, dict[str, float], float]]:
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Speed-up over cuBLAS by M, a panel a layer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     layers = by_layer(rows)
-    figure, axes = pyplot.subplots(
-        1, len(layers), figsize=(3.2 * len(layers) + 0.4, 3.6), sharey=True, squeeze=False
+    figure, axes = figures.start(
+        1, len(layers), figsize=(3.2 * len(layers) + 0.4, 3.6), sharey=True
     )
     handles: dict[str, Any] = {}
     for axis, ((dtype, inputs, outputs), layer) in zip(axes[0], layers.items(), strict=True):
@@ -117,15 +113,4 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         axis.grid(alpha=0.3)
     axes[0][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel("times as fast as cuBLAS")
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="lower center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.suptitle(f"int4_matmul, {rows[0]['gpu']}", fontsize=11)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+    figures.finish(figure, f"int4_matmul, {rows[0]['gpu']}", path, handles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import figures
 import rows as result_rows
 
 OP = "llama_training"
@@ -76,36 +77,16 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Bars of utilisation by cell, and the loss curves of the first cell of every length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     cells = by_cell(rows)
     curves = {length: cell for (length, _), cell in reversed(cells.items())}
     panels = sorted(curves)
-    figure, axes = pyplot.subplots(
-        1, 1 + len(panels), figsize=(4.2 + 3.2 * len(panels), 3.6), squeeze=False
-    )
+    figure, axes = figures.start(1, 1 + len(panels), figsize=(4.2 + 3.2 * len(panels), 3.6))
     _bars(axes[0][0], cells)
     for axis, length in zip(axes[0][1:], panels, strict=True):
         _curves(axis, curves[length])
         axis.set_title(f"loss, S = {length}", fontsize=10)
-    handles = {}
-    for axis in axes[0]:
-        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="lower center",
-        ncols=max(1, len(handles)),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.suptitle(f"A training step of a Llama in bfloat16, {rows[0]['gpu']}", fontsize=11)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+    title = f"A training step of a Llama in bfloat16, {rows[0]['gpu']}"
+    figures.finish(figure, title, path)
 
 
 def _bars(axis: Any, cells: Cells) -> None:
