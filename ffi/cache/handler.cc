@@ -48,8 +48,9 @@ void add_rows(RowCall* call, const ffi::AnyBuffer& from, const ffi::AnyBuffer& t
   RowSet& set = call->params.sets[call->params.set_count++];
   set.source = from.untyped_data();
   set.target = to.untyped_data();
-  set.source_request = from_strides.slot;
   set.source_token = from_strides.row;
+  set.source_gap =
+      from_strides.slot - int64_t{call->params.request_tokens.divisor} * from_strides.row;
   set.source_head = from_strides.head;
   set.target_slot = to_strides.slot;
   set.target_row = to_strides.row;
@@ -66,6 +67,8 @@ ffi::Error read_rotation(const char* op, const ffi::AnyBuffer& inv_freq, int64_t
   const int64_t pairs = inv_freq.element_count();
   if (!has_shape(inv_freq, ffi::F32, {pairs}) || 2 * pairs > dim)
     return invalid_argument(op, "inv_freq must be float32 [R / 2] with R at most the head dim");
+  if (2 * pairs > kMostRotaryColumns)
+    return invalid_argument(op, "at most 32768 columns of a row can be rotated");
   call->params.inv_freq = inv_freq.typed_data<float>();
   call->params.attention_factor = attention_factor;
   call->plan.rotated = pairs > 0;
