@@ -18,7 +18,7 @@ namespace jax_baracuda {
 // Where the piece of a row that ends at `last` goes.
 __device__ __forceinline__ Destination destination(const DecodeParams& p, const Cursor& last,
                                                    int segment_begin) {
-  if (p.cluster) return {Destination::kShared, -1};
+  if (p.cluster) return {Destination::kCluster, -1};
   if (p.splits == 1) return {Destination::kOutput, -1};
   if (p.splits > 0) {
     const int64_t line_row = int64_t{last.row.b} * p.kv_heads + last.row.kv_head;
@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   extern __shared__ uint4 shared_memory[];
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
+  if (p.cluster) cluster_arrive_relaxed();  // merge_warps() waits for it
 
   const int warp = threadIdx.x / 32;
   const int token_warp = p.slices == 1 ? warp : warp / p.slices;
