@@ -192,6 +192,53 @@ struct Cursor {
   }
 };
 
+// Where a CTA begins that has no chunk.
+__device__ __forceinline__ Cursor no_chunk(const DecodeParams& p) {
+  return {Request(p, 0), Row(p, 0, 0), 0, 0};
+}
+
+// In the stream, where lengths are even: one request tells of all.
+__device__ inline Cursor first_chunk_of_even(const DecodeParams& p, unsigned cta) {
+  const Request request = load_request(p, 0);
+  const unsigned per_request = request.chunks * rows_per_request(p);
+  const int total = per_request * p.batch;
+  if (cta >= total) return no_chunk(p);
+  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const unsigned position = cut.begin(cta);
+  const unsigned b = p.batch == 1 ? 0 : position / per_request;
+  const unsigned offset = position - b * per_request;
+  const unsigned row = offset / static_cast<unsigned>(request.chunks);
+  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+}
+
+// In the stream of at most 32 requests: every lane looks one of them up, once. Called by full warps.
+__device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const int lane = threadIdx.x % 32;
+  Request request = load_request(p, min(lane, p.batch - 1));
+  const int own = lane < p.batch ? request.chunks * rows_per_request(p) : 0;
+  int end = own;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(kAll, end, offset);
+    if (lane >= offset) end += other;
+  }
+  const int total = __shfl_sync(kAll, end, 31);
+  if (cta >= total) return no_chunk(p);
+  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const int position = cut.begin(cta);
+  const int b = __ffs(__ballot_sync(kAll, end > position)) - 1;
+  const unsigned offset = position - __shfl_sync(kAll, end - own, b);
+  request.length = __shfl_sync(kAll, request.length, b);
+  request.window_begin = __shfl_sync(kAll, request.window_begin, b);
+  request.sink_end = __shfl_sync(kAll, request.sink_end, b);
+  request.sink_chunks = __shfl_sync(kAll, request.sink_chunks, b);
+  request.chunks = __shfl_sync(kAll, request.chunks, b);
+  request.first_entry = __shfl_sync(kAll, request.first_entry, b);
+  const unsigned row = offset / static_cast<unsigned>(request.chunks);
+  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+}
+
 // Where a CTA begins. Called by full warps.
 __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   const unsigned rows = rows_per_request(p);
@@ -212,8 +259,10 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
     const unsigned piece = cta - line_row * p.splits;
     return {request, Row(p, b, line_row - b * rows), cut.begin(piece), cut.size(piece)};
   }
+  if (even_lengths(p)) return first_chunk_of_even(p, cta);
+  if (p.batch <= 32) return first_chunk_of_few(p, cta);
   const int total = chunks_before(p, p.batch);
-  if (cta >= total) return {Request(p, 0), Row(p, 0, 0), 0, 0};
+  if (cta >= total) return no_chunk(p);
   const EvenCut cut = even_cut(total, min(p.ctas, total));
   const int position = cut.begin(cta);
   const Place place = find_position(p, position);
