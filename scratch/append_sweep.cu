@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kThreads) bulk_kernel(const __grid_constant__ 
   int cta = blockIdx.x, index = 0;
   while (cta >= p.sets[index].ctas) cta -= p.sets[index++].ctas;
   const RowSet& set = p.sets[index];
-  const RowTile tile(set, cta);
-  const int tokens = min(set.tile_tokens, p.tokens - tile.first_token);
+  const RowTile tile(p, set, cta);
+  const int tokens = tile.tokens;
   const uint32_t shared = static_cast<uint32_t>(__cvta_generic_to_shared(row_shared));
   const uint32_t barrier = static_cast<uint32_t>(__cvta_generic_to_shared(&arrived));
   const int token_bytes = set.heads * set.dim * 2;
@@ -66,9 +66,10 @@ __global__ void __launch_bounds__(kThreads) bulk_kernel(const __grid_constant__ 
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
     mbarrier_arrive_expect(barrier, tokens * token_bytes);
-    bulk_load(shared,
-              static_cast<const uint16_t*>(set.source) + tile.first_token * set.source_token,
-              tokens * token_bytes, barrier);
+    bulk_load(
+        shared,
+        static_cast<const uint16_t*>(set.source) + int64_t{tile.first_token} * set.source_token,
+        tokens * token_bytes, barrier);
   }
   // Lane l of every warp looks up token l: a tile has at most 32.
   const int lane = threadIdx.x % 32;
@@ -259,7 +260,7 @@ void bulk(const Problem& problem, float copy_us, int tile_tokens) {
     RowParams p = problem.calls[i];
     int ctas = 0;
     for (int set = 0; set < p.set_count; ++set) {
-      cut_tiles(p.tokens, 8, tile_tokens * kHeads * kDim / 16, 32, &p.sets[set]);
+      cut_tiles(p.tokens, 8, 32, tile_tokens * kHeads * kDim / 16 / 32, &p.sets[set]);
       ctas += p.sets[set].ctas;
     }
     bulk_kernel<kThreads><<<ctas, kThreads, bytes, stream>>>(p);

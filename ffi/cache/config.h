@@ -29,22 +29,23 @@ inline bool fits_vectors(const RowParams& p, DType dtype) {
 }
 
 // Bytes of the turns of a token.
-inline int turn_bytes(const RowSet& set, int piece) { return set.rotary_units * piece * 8; }
+inline int turn_bytes(const RowSet& set) { return set.rotary_dim / 2 * 8; }
 
-// Cuts a set in tiles of at most `most_units` units, or of one row: as many heads as fit, then as many tokens, but one a
-// thread. `piece`: elements.
-inline void cut_tiles(int tokens, int piece, int most_units, int threads, RowSet* set) {
-  set->rotary_units = set->rotary_dim / 2 / piece;
-  const int units =
-      std::max(1, set->rotary_units + (set->dim - set->rotary_dim + 2 * piece - 1) / (2 * piece));
-  const int rows = std::max(1, most_units / units);
+// Cuts a set in tiles for `threads` threads (a power of two) that have `batch` units each: as many heads as fit, then as
+// many tokens, but one a thread. `piece`: elements.
+inline void cut_tiles(int tokens, int piece, int threads, int batch, RowSet* set) {
+  const int rotary_units = set->rotary_dim / 2 / piece;
+  set->units = rotary_units + (set->dim - set->rotary_dim + 2 * piece - 1) / (2 * piece);
+  set->rotary_units = Divisor(static_cast<uint32_t>(std::max(1, rotary_units)));
+  set->turns = Divisor(static_cast<uint32_t>(std::max(1, set->rotary_dim / 2)));
+  set->lane_bits = 0;
+  while (1 << set->lane_bits < std::min(set->units, threads)) ++set->lane_bits;
+  const int rows = threads * batch >> set->lane_bits;
   const int slices = std::max(1, (set->heads + rows - 1) / rows);
   set->tile_heads = std::max(1, (set->heads + slices - 1) / slices);
-  const int most_tokens = kMostTurnBytes / std::max(1, turn_bytes(*set, piece));
+  const int most_tokens = kMostTurnBytes / std::max(1, turn_bytes(*set));
   set->tile_tokens = std::max(1, std::min({rows / set->tile_heads, tokens, threads, most_tokens}));
-  set->tile_units = set->tile_tokens * set->tile_heads * units;
   set->head_inner = set->source_head <= set->source_token;
-  set->units = Divisor(static_cast<uint32_t>(units));
   set->inner = Divisor(static_cast<uint32_t>(set->head_inner ? set->tile_heads : set->tile_tokens));
   set->head_slices = Divisor(static_cast<uint32_t>(slices));
   const int64_t blocks = (int64_t{tokens} + set->tile_tokens - 1) / set->tile_tokens;
@@ -52,8 +53,8 @@ inline void cut_tiles(int tokens, int piece, int most_units, int threads, RowSet
 }
 
 // Bytes of shared memory: where a tile's tokens go, then their turns.
-inline int row_shared_bytes(const RowSet& set, int piece) {
-  return (set.tile_tokens * 8 + 15) / 16 * 16 + set.tile_tokens * turn_bytes(set, piece);
+inline int row_shared_bytes(const RowSet& set) {
+  return (set.tile_tokens * 8 + 15) / 16 * 16 + set.tile_tokens * turn_bytes(set);
 }
 
 // Fills in the chosen parts of the parameters; the sum of the sets' CTAs. Tiles are full where there are enough of them
@@ -61,15 +62,15 @@ inline int row_shared_bytes(const RowSet& set, int piece) {
 inline int64_t choose_row_layout(const RowPlan& plan, int sms, RowParams* p,
                                  int threads = kRowThreads, int batch = kRowBatch) {
   const int piece = plan.vector ? 16 / element_bytes(plan.dtype) : 1;
-  for (int most_units = threads * batch;; most_units /= 2) {
+  for (;; batch /= 2) {
     int64_t ctas = 0;
     p->shared_bytes = 0;
     for (int i = 0; i < p->set_count; ++i) {
-      cut_tiles(p->tokens, piece, most_units, threads, &p->sets[i]);
+      cut_tiles(p->tokens, piece, threads, batch, &p->sets[i]);
       ctas += p->sets[i].ctas;
-      p->shared_bytes = std::max(p->shared_bytes, row_shared_bytes(p->sets[i], piece));
+      p->shared_bytes = std::max(p->shared_bytes, row_shared_bytes(p->sets[i]));
     }
-    if (ctas >= 2 * sms || most_units <= threads) return ctas;
+    if (ctas >= 2 * sms || batch == 1) return ctas;
   }
 }
 

@@ -4,8 +4,8 @@
 //   rotated columns, R of them   unit u has piece u of the first half and piece u of the second; each pair of columns
 //                                lies within a unit, whichever way they are paired
 //   the others                   likewise: the pieces of the first half, then those of the second, if there are any
-// A CTA has a tile of tokens by heads. Its threads go through the tile's units in the order of the source, so that it reads
-// one contiguous stretch; all of it is asked for at once. Meanwhile a thread a token finds out where that goes, and all
+// A CTA has a tile of tokens by heads. 2^lane_bits threads share a row, and neighbouring threads have neighbouring rows of the
+// source, so that the CTA reads one contiguous stretch; all of it is asked for at once. Meanwhile a thread a token finds out where that goes, and all
 // of them work out the angles, one a token and pair, which its heads share.
 #pragma once
 
@@ -56,13 +56,14 @@ struct Unit {
 
 template <Pairs kPairs, int kPiece>
 __device__ __forceinline__ Unit find_unit(const RowSet& set, int index) {
-  if (kPairs != Pairs::kNone && index < set.rotary_units) {
+  const int rotary_units = set.rotary_dim / (2 * kPiece);
+  if (kPairs != Pairs::kNone && index < rotary_units) {
     if (kPairs == Pairs::kNeighbours && kPiece == 1) return {2 * index, 2 * index + 1, true, true};
     const int first = index * kPiece;
     return {first, first + set.rotary_dim / 2, true, true};
   }
-  const int first = set.rotary_dim + (index - set.rotary_units) * kPiece;
-  const int second = first + (static_cast<int>(set.units.divisor) - set.rotary_units) * kPiece;
+  const int first = set.rotary_dim + (index - rotary_units) * kPiece;
+  const int second = first + (set.units - rotary_units) * kPiece;
   return {first, second, false, second < set.dim};
 }
 
@@ -83,9 +84,10 @@ struct Turns {
   static constexpr int kTogether = kPiece > 1 ? 2 : 1;
 
   // Unit and number within it of the turn that is stored at `at`.
-  __device__ static int2 stored(int at, int units) {
-    const int group = at / kTogether, layer = group / units;
-    return make_int2(group - layer * units, layer * kTogether + at % kTogether);
+  __device__ static int2 stored(int at, const Divisor& units) {
+    const int group = at / kTogether, layer = divide(group, units);
+    return make_int2(group - layer * static_cast<int>(units.divisor),
+                     layer * kTogether + at % kTogether);
   }
   __device__ __forceinline__ static void load(const float2* token, int unit, int units,
                                               float2 (&turns)[kPiece]) {
@@ -128,28 +130,28 @@ __device__ __forceinline__ void rotate(Piece<T, kPiece>& first, Piece<T, kPiece>
 // The tokens and heads of a CTA.
 struct RowTile {
   int first_token, first_head;
+  unsigned tokens, heads;
 
-  __device__ RowTile(const RowSet& set, int cta) {
+  __device__ RowTile(const RowParams& p, const RowSet& set, int cta) {
     const int block = divide(cta, set.head_slices);
     first_token = block * set.tile_tokens;
     first_head = (cta - block * static_cast<int>(set.head_slices.divisor)) * set.tile_heads;
+    tokens = min(set.tile_tokens, p.tokens - first_token);
+    heads = min(set.tile_heads, set.heads - first_head);
   }
 };
 
-// A unit of a tile.
-struct Item {
-  unsigned token, head, unit;  // the token counted within the tile
+// A row of a tile, within which its token and head are counted.
+struct TileRow {
+  unsigned token, head;
   bool valid;
 
-  __device__ __forceinline__ Item(const RowParams& p, const RowSet& set, const RowTile& tile,
-                                  unsigned index) {
-    const unsigned row = divide(index, set.units);
-    unit = index - row * set.units.divisor;
-    const unsigned outer = divide(row, set.inner);
-    const unsigned inner = row - outer * set.inner.divisor;
+  __device__ __forceinline__ TileRow(const RowSet& set, const RowTile& tile, unsigned index) {
+    const unsigned outer = divide(index, set.inner);
+    const unsigned inner = index - outer * set.inner.divisor;
     token = set.head_inner ? outer : inner;
-    head = tile.first_head + (set.head_inner ? inner : outer);
-    valid = index < set.tile_units && tile.first_token + token < p.tokens && head < set.heads;
+    head = set.head_inner ? inner : outer;
+    valid = token < tile.tokens && head < tile.heads;
   }
 };
 
@@ -157,12 +159,12 @@ struct Item {
 template <Pairs kPairs, int kPiece, int kThreads>
 __device__ __forceinline__ void find_turns(const RowParams& p, const RowSet& set,
                                            const RowTile& tile, float2* turns) {
-  const unsigned pairs = set.rotary_units * kPiece;  // of a token
-  const unsigned count = min(set.tile_tokens, p.tokens - tile.first_token) * pairs;
+  if (set.rotary_dim == 0) return;
+  const unsigned count = tile.tokens * set.turns.divisor;
 #pragma unroll 1
   for (unsigned at = threadIdx.x; at < count; at += kThreads) {
-    const unsigned token = at / pairs;
-    const int2 stored = Turns<kPiece>::stored(at - token * pairs, set.rotary_units);
+    const unsigned token = divide(at, set.turns);
+    const int2 stored = Turns<kPiece>::stored(at - token * set.turns.divisor, set.rotary_units);
     const int position = position_of(p, find_token(p, tile.first_token + token));
     const float2 turn = cos_sin(static_cast<float>(position) *
                                 p.inv_freq[pair_of<kPairs, kPiece>(set, stored.x, stored.y)]);
@@ -178,27 +180,35 @@ __global__ void __launch_bounds__(kThreads, (kBatch > 4 ? 512 : 1024) / kThreads
   int cta = blockIdx.x, index = 0;
   while (cta >= p.sets[index].ctas) cta -= p.sets[index++].ctas;
   const RowSet& set = p.sets[index];
-  const RowTile tile(set, cta);
+  const RowTile tile(p, set, cta);
   int64_t* places = reinterpret_cast<int64_t*>(row_shared);
   float2* turns = reinterpret_cast<float2*>(row_shared + (set.tile_tokens + 1) / 2);
-  const T* source = static_cast<const T*>(set.source) + tile.first_token * set.source_token;
+  const T* source = static_cast<const T*>(set.source) +
+                    int64_t{tile.first_token} * set.source_token +
+                    int64_t{tile.first_head} * set.source_head;
+  T* target = static_cast<T*>(set.target) + tile.first_head * set.target_head;
 
-  const bool owns = threadIdx.x < min(set.tile_tokens, p.tokens - tile.first_token);
+  const bool owns = threadIdx.x < tile.tokens;
   Token own = {};
   if (owns) own = find_token(p, tile.first_token + threadIdx.x);
 
+  // A thread keeps its unit and has every `step`-th row; more units than threads are taken in turns.
+  const int lanes = 1 << set.lane_bits;
+  const unsigned first_row = threadIdx.x >> set.lane_bits, step = kThreads >> set.lane_bits;
 #pragma unroll 1
-  for (int begin = 0; begin < set.tile_units; begin += kThreads * kBatch) {
+  for (int at = threadIdx.x & (lanes - 1), begin = 0; begin < set.units;
+       begin += lanes, at += lanes) {
+    const Unit unit = find_unit<kPairs, kPiece>(set, at);
     Piece<T, kPiece> first[kBatch], second[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const Item item(p, set, tile, begin + i * kThreads + threadIdx.x);
-      const Unit unit = find_unit<kPairs, kPiece>(set, item.unit);
-      const unsigned request = divide(tile.first_token + item.token, p.request_tokens);
-      const T* row = source + item.token * set.source_token + item.head * set.source_head +
-                     request * set.source_gap;
-      first[i].load(row + unit.first, item.valid);
-      second[i].load(row + unit.second, item.valid && unit.has_second);
+      const TileRow row(set, tile, first_row + i * step);
+      const unsigned request = request_of(p, tile.first_token + row.token);
+      const T* from = source + uint64_t{row.token} * set.source_token +
+                      uint64_t{row.head} * set.source_head + request * set.source_gap;
+      const bool valid = row.valid && at < set.units;
+      first[i].load(from + unit.first, valid);
+      second[i].load(from + unit.second, valid && unit.has_second);
     }
     // While the first rows are on their way: where they go, and how far they turn.
     if (begin == 0) {
@@ -207,22 +217,25 @@ __global__ void __launch_bounds__(kThreads, (kBatch > 4 ? 512 : 1024) / kThreads
         find_turns<kPairs, kPiece, kThreads>(p, set, tile, turns);
       __syncthreads();
     }
+    if (at >= set.units) continue;
+    unsigned again =
+        first_row;  // rows are worked out once more: to keep them costs registers that are needed
+    asm volatile("" : "+r"(again));
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const Item item(p, set, tile, begin + i * kThreads + threadIdx.x);
-      if (!item.valid || places[item.token] < 0) continue;
-      const Unit unit = find_unit<kPairs, kPiece>(set, item.unit);
+      const TileRow row(set, tile, again + i * step);
+      if (!row.valid || places[row.token] < 0) continue;
       if constexpr (kPairs != Pairs::kNone) {
         if (unit.rotated) {
           float2 turn[kPiece];
-          Turns<kPiece>::load(turns + item.token * set.rotary_units * kPiece, item.unit,
-                              set.rotary_units, turn);
+          Turns<kPiece>::load(turns + row.token * set.turns.divisor, at, set.rotary_units.divisor,
+                              turn);
           rotate<kPairs>(first[i], second[i], turn);
         }
       }
-      T* row = static_cast<T*>(set.target) + places[item.token] + item.head * set.target_head;
-      first[i].store(row + unit.first);
-      if (unit.has_second) second[i].store(row + unit.second);
+      T* to = target + places[row.token] + row.head * set.target_head;
+      first[i].store(to + unit.first);
+      if (unit.has_second) second[i].store(to + unit.second);
     }
   }
 }

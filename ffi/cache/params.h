@@ -13,7 +13,7 @@ struct RowSet {
   const void* source;
   void* target;
   // In elements. A target is a store's [slot, ...] with rows and heads, or like the source.
-  int64_t source_token, source_head;
+  uint32_t source_token, source_head;
   int64_t source_gap;  // from the end of a request's tokens, a stride apart, to the next request's
   int64_t target_slot, target_row, target_head;
   int heads, dim;
@@ -21,9 +21,11 @@ struct RowSet {
   int placed;      // the target is a store
 
   // Chosen in config.h; kernel.cuh says what they mean.
-  int rotary_units;  // of the units of a row
-  Divisor units;
-  int tile_tokens, tile_heads, tile_units;
+  Divisor rotary_units;  // of the units of a row
+  Divisor turns;         // of a token: one a pair of columns
+  int units;
+  int lane_bits;
+  int tile_tokens, tile_heads;
   int head_inner;       // whether heads or tokens lie next to each other in the source
   Divisor inner;        // that many of them in a tile
   Divisor head_slices;  // tiles side by side over the heads

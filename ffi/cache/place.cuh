@@ -12,19 +12,24 @@ __device__ __forceinline__ bool within(int i, int count) {
 
 // A token, and what its place depends on first: three look-ups that nothing waits for yet.
 struct Token {
-  int request, nth;   // in the sources
+  int index;
   int position;       // kCache: that of the request's first token
   int layer;          // 0 where there is one
   int table_request;  // kPages
 };
 
+// The request of a token in the sources, and the how-manieth of it the token is.
+__device__ __forceinline__ int request_of(const RowParams& p, int index) {
+  return divide(index, p.request_tokens);
+}
+__device__ __forceinline__ int nth_of(const RowParams& p, int index) {
+  return index - request_of(p, index) * static_cast<int>(p.request_tokens.divisor);
+}
+
 __device__ __forceinline__ Token find_token(const RowParams& p, int index) {
-  const bool cache = p.placement == Placement::kCache;
-  Token t = {};
-  t.request = divide(index, p.request_tokens);
-  t.nth = index - t.request * static_cast<int>(p.request_tokens.divisor);
-  t.position = p.positions[cache ? t.request : index];
-  if (p.layers) t.layer = p.layers[p.layer_stride * (cache ? t.request : index)];
+  const int row = p.placement == Placement::kCache ? request_of(p, index) : index;
+  Token t = {index, p.positions[row], 0, 0};
+  if (p.layers) t.layer = p.layers[p.layer_stride * row];
   if (p.placement == Placement::kPages) t.table_request = p.batch_indices[index];
   return t;
 }
@@ -32,7 +37,7 @@ __device__ __forceinline__ Token find_token(const RowParams& p, int index) {
 // The position of a token; it may wrap around and is then dropped.
 __device__ __forceinline__ int position_of(const RowParams& p, const Token& t) {
   return p.placement == Placement::kCache
-             ? static_cast<int>(static_cast<unsigned>(t.position) + t.nth)
+             ? static_cast<int>(static_cast<unsigned>(t.position) + nth_of(p, t.index))
              : t.position;
 }
 
@@ -59,13 +64,15 @@ __device__ __forceinline__ int64_t place_in_cache(const RowParams& p, const RowS
                                                   const Token& t) {
   const int position = position_of(p, t);
   if (!within(position, p.slot_rows)) return -1;
-  const int cache = t.request - divide(t.request, p.cache_requests) * p.layer_slots;
+  const int request = request_of(p, t.index);
+  const int cache = request - divide(request, p.cache_requests) * p.layer_slots;
   return place_in_layer(p, set, t, cache, position);
 }
 
 // Where a token goes, in elements of the target, for head 0; negative: nowhere.
 __device__ __forceinline__ int64_t place(const RowParams& p, const RowSet& set, const Token& t) {
-  if (!set.placed) return t.request * set.target_slot + t.nth * set.target_row;
+  if (!set.placed)
+    return request_of(p, t.index) * set.target_slot + nth_of(p, t.index) * set.target_row;
   if (!within(t.layer, p.layer_count)) return -1;
   return p.placement == Placement::kPages ? place_in_pages(p, set, t) : place_in_cache(p, set, t);
 }
