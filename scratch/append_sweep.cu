@@ -3,6 +3,7 @@
 //
 //   nvcc -std=c++17 -O3 -arch=sm_90a --expt-relaxed-constexpr -Iffi scratch/append_sweep.cu -o append_sweep && ./append_sweep
 //
+// Again with -Iscratch/hints in front of -Iffi: rows are read evict-first. With -Xptxas -dscm=cs: stores likewise.
 // One line a variant: microseconds, TB/s, percent of the copy, wrong elements (0).
 #include <cstdio>
 #include <cstdlib>
