@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int token_offset = token_warp * Tile::kTokens;
   Source source(p, token_offset);
 
-  Cursor cursor = first_chunk(p, blockIdx.x);
+  Cursor cursor = first_chunk<Source::kKeys>(p, blockIdx.x);
   if (cursor.remaining == 0 && !p.cluster) return;
 
   const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     // Keys of the next chunk are asked for as soon as this chunk's registers are free, across the ends
     // of rows: memory has work during the softmax and the merge.
     Cursor next = cursor;
-    next.advance(p);
+    next.advance<Source::kKeys>(p);
     const bool more = next.remaining > 0;
     const bool row_ends = !more || next.chunk == 0;
     if (row_begins && cursor.remaining > cursor.request.chunks - cursor.chunk) {
