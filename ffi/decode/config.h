@@ -37,7 +37,8 @@ constexpr int merge_floats(int block_heads, int token_warps, int dim_tile) {
   return (block_heads * token_warps * (dim_tile + kMergePad + 2) + 3) / 4 * 4;
 }
 
-// Quads, of four elements of a query head, that a CTA of a cluster finishes.
+// Quads, of four elements of a query head, that a CTA of a cluster finishes; with its maximum and sum it has so many bytes.
+inline constexpr int kQuadBytes = (4 + 2) * 4;
 constexpr int cluster_quads(int block_heads, int dim_tile, int pieces) {
   return ceil_div(block_heads * (dim_tile / 4), pieces);
 }
@@ -49,9 +50,10 @@ constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int 
   const int query = 2 * heads * dim_tile * element_bytes(dtype);
   const int merge = merge_buffers * merge_floats(block_heads, token_warps, dim_tile) * 4;
   const int received =
-      pieces == 1 ? 0 : pieces * cluster_quads(block_heads, dim_tile, pieces) * (4 + 2) * 4;
+      pieces == 1 ? 0 : pieces * cluster_quads(block_heads, dim_tile, pieces) * kQuadBytes;
+  const int barrier = 8;
   const int slopes = 2 * heads * 4;
-  return query + merge + received + slopes;
+  return query + merge + received + barrier + slopes;
 }
 
 // Two merge buffers where that does not cost occupancy.

@@ -35,7 +35,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   extern __shared__ uint4 shared_memory[];
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
-  if (p.cluster) cluster_arrive_relaxed();  // merge_warps() waits for it
 
   const int warp = threadIdx.x / 32;
   const int token_warp = p.slices == 1 ? warp : warp / p.slices;
@@ -44,7 +43,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Source source(p, token_offset);
 
   Cursor cursor = first_chunk<Source::kKeys>(p, blockIdx.x);
-  if (cursor.remaining == 0 && !p.cluster) return;
+  if (p.cluster)
+    enter_cluster(p, cursor.row, shared);
+  else if (cursor.remaining == 0)
+    return;
 
   const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
 

@@ -10,6 +10,7 @@
 #include "decode/shared.cuh"
 #include "device/cluster.cuh"
 #include "device/math.cuh"
+#include "device/mbarrier.cuh"
 #include "device/memory.cuh"
 
 namespace jax_baracuda {
@@ -89,9 +90,11 @@ __device__ __forceinline__ void send_quad(const DecodeParams& p, const DecodeSha
                                           unsigned i, const Quad& quad) {
   const unsigned last = p.splits - 1, own = i >> p.cluster_bits, to = i & last;
   const int at = (blockIdx.x & last) * p.cluster_quads + own;
-  store_remote(shared_address(shared.received_out + at), to,
-               make_float4(quad.out[0], quad.out[1], quad.out[2], quad.out[3]));
-  store_remote(shared_address(shared.received_stats + at), to, make_float2(quad.maximum, quad.sum));
+  const uint32_t barrier = shared_address(shared.all_received);
+  send_remote(shared_address(shared.received_out + at),
+              make_float4(quad.out[0], quad.out[1], quad.out[2], quad.out[3]), barrier, to);
+  send_remote(shared_address(shared.received_stats + at), make_float2(quad.maximum, quad.sum),
+              barrier, to);
 }
 
 // Each thread adds up four elements of one query head over the warps that took different keys.
@@ -103,8 +106,8 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
   constexpr int kRow = DecodeShared<Tile>::kRow;
   constexpr int kBatch = 4;
   const unsigned units = row.heads(p) * kQuads;
-  const int step = p.block_heads;                        // from one token warp to the next
-  if (to.kind == Destination::kCluster) cluster_wait();  // until all of it have begun
+  const int step = p.block_heads;  // from one token warp to the next
+  if (to.kind == Destination::kCluster) await_cluster();
 #pragma unroll 1
   for (unsigned i = threadIdx.x; i < units; i += blockDim.x) {
     const int head = i / kQuads;
@@ -142,21 +145,47 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
   }
 }
 
-// The CTAs of a cluster have sent each other the quads of one row; each of them finishes its own.
+// Quads of a row that this CTA of a cluster finishes.
+template <class Tile>
+__device__ __forceinline__ unsigned own_quads(const DecodeParams& p, const Row& row) {
+  const unsigned quads = row.heads(p) * (Tile::kDimTile / 4);
+  const unsigned last = p.splits - 1;
+  return (quads + last - (blockIdx.x & last)) >> p.cluster_bits;
+}
+
+// Makes the barrier that counts what is sent to this CTA, and tells the others.
+template <class Tile>
+__device__ __forceinline__ void enter_cluster(const DecodeParams& p, const Row& row,
+                                              const DecodeShared<Tile>& shared) {
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x == 0) {
+    const uint32_t barrier = shared_address(shared.all_received);
+    mbarrier_init(barrier, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(barrier, own_quads<Tile>(p, row) * p.splits * kQuadBytes);
+  }
+  __syncwarp();
+  announce_to_cluster();
+#endif
+}
+
+// The CTAs of a cluster send each other the quads of one row; each of them finishes its own.
 template <class Tile>
 __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& row,
                                               const DecodeShared<Tile>& shared) {
   constexpr unsigned kQuads = Tile::kDimTile / 4;
   constexpr int kBatch = 4;
   const int pieces = p.splits;
-  const unsigned units = row.heads(p) * kQuads;
-  // All have sent, and nobody touches another's memory from here on: any of them may leave.
-  cluster_sync();
+  const unsigned quads = own_quads<Tile>(p, row);
+  // Nobody leaves before all that is sent to it is there: no CTA writes to one that has left.
+#if __CUDA_ARCH__ >= 900
+  mbarrier_wait(shared_address(shared.all_received), 0);
+#endif
 #pragma unroll 1
-  for (unsigned own = threadIdx.x; own < p.cluster_quads; own += blockDim.x) {
+  for (unsigned own = threadIdx.x; own < quads; own += blockDim.x) {
     const unsigned i = own * pieces + (blockIdx.x & (pieces - 1));
     const int d = i % kQuads * 4;
-    if (i >= units || d >= p.head_dim) continue;
+    if (d >= p.head_dim) continue;
     Quad quad;
 #pragma unroll 1
     for (int first = 0; first < pieces; first += kBatch) {

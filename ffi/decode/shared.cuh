@@ -24,6 +24,7 @@ struct DecodeShared {
   float* stats;  // [merge buffers] of [token warps][block heads][2], after each buffer of out
   float4* received_out;    // [pieces][cluster quads]
   float2* received_stats;  // the same, maximum and sum
+  uint64_t* all_received;  // a barrier in shared memory
   float* slopes;           // [2][slices * kHeadTile], times log2 e
 
   __device__ DecodeShared(void* base, const DecodeParams& p) {
@@ -35,7 +36,8 @@ struct DecodeShared {
     received_out = reinterpret_cast<float4*>(
         out + p.merge_buffers * merge_floats(p.block_heads, p.token_warps, Tile::kDimTile));
     received_stats = reinterpret_cast<float2*>(received_out + received);
-    slopes = reinterpret_cast<float*>(received_stats + received);
+    all_received = reinterpret_cast<uint64_t*>(received_stats + received);
+    slopes = reinterpret_cast<float*>(all_received + 1);
   }
 
   __device__ uint4* query_of(const DecodeParams& p, int buffer, int slice) const {

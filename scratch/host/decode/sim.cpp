@@ -28,7 +28,10 @@ static inline unsigned min(unsigned a,int b){return std::min(a,(unsigned)b);}
 static inline unsigned min(int a,unsigned b){return std::min((unsigned)a,b);}
 static inline unsigned __umulhi(unsigned a,unsigned b){return (uint64_t(a)*b)>>32;}
 struct Cta; struct Cluster{std::vector<Cta*> ctas; pthread_barrier_t bar;};
-struct Cta{uint4*base; size_t bytes; pthread_barrier_t bar; Cluster*cluster;};
+#include <atomic>
+#define __CUDA_ARCH__ 900
+static inline void __syncwarp(){}
+struct Cta{uint4*base; size_t bytes; pthread_barrier_t bar; Cluster*cluster; std::atomic<int> tx{0},pending{1},alive{0},left{0};};
 struct Warp{pthread_barrier_t bar; uint64_t slot[32];};
 struct Dim{unsigned x;}; thread_local Dim threadIdx,blockIdx,blockDim; thread_local Cta*cta; thread_local Warp*warp_; thread_local int arrived=0;
 static inline void __syncthreads(){pthread_barrier_wait(&cta->bar);}
@@ -58,12 +61,12 @@ struct FakeTile{ using Element=float; static int g_dim; static constexpr int kDi
  void store(float*out,float*st,int heads){ if(threadIdx.x%32)return; for(int h=0;h<4&&h<heads;++h){((float2*)st)[h]=make_float2(m[h],sum[h]);memcpy(out+h*68,o[h],256);}}
  };
 int FakeTile::g_dim;
-std::mt19937 rng(5); int R(int a,int b){return a+(int)(rng()%(unsigned)(b-a+1));} float N(){return (int(rng()%2001)-1000)/700.0f;}
+unsigned argc_seed=23; std::mt19937 rng(argc_seed); int R(int a,int b){return a+(int)(rng()%(unsigned)(b-a+1));} float N(){return (int(rng()%2001)-1000)/700.0f;}
 template<class K> void launch(int64_t ctas,int threads,int csize,size_t bytes,K kernel){
  for(int64_t c0=0;c0<ctas;c0+=csize){ Cluster cl; pthread_barrier_init(&cl.bar,0,threads*csize); std::vector<std::unique_ptr<Cta>> cs; std::vector<std::vector<uint4>> mem(csize); 
   for(int i=0;i<csize;++i){mem[i].assign(bytes/16+2,uint4{0x7fc00000,0x7fc00000,0x7fc00000,0x7fc00000});auto c=std::make_unique<Cta>();c->base=mem[i].data();c->bytes=bytes;pthread_barrier_init(&c->bar,0,threads);c->cluster=&cl;cl.ctas.push_back(c.get());cs.push_back(std::move(c));}
   std::vector<std::unique_ptr<Warp>> ws; for(int i=0;i<csize*threads/32;++i){ws.push_back(std::make_unique<Warp>());pthread_barrier_init(&ws.back()->bar,0,32);}
-  std::vector<std::thread> ts; for(int i=0;i<csize;++i)for(int t=0;t<threads;++t)ts.emplace_back([&,i,t]{threadIdx={unsigned(t)};blockIdx={unsigned(c0+i)};blockDim={unsigned(threads)};cta=cs[i].get();warp_=ws[(i*threads+t)/32].get();arrived=0;kernel(); if(arrived){printf("left arrived\n");abort();}});
+  std::vector<std::thread> ts; for(int i=0;i<csize;++i)for(int t=0;t<threads;++t)ts.emplace_back([&,i,t]{threadIdx={unsigned(t)};blockIdx={unsigned(c0+i)};blockDim={unsigned(threads)};cta=cs[i].get();warp_=ws[(i*threads+t)/32].get();arrived=0;cta->alive++;kernel(); if(--cta->alive==0&&0)cta->left=1; if(arrived){printf("left arrived\n");abort();}});
   for(auto&t:ts)t.join(); for(int i=0;i<csize;++i) if(memcmp(&mem[i][(bytes+15)/16],"\0\0\xc0\x7f",4)){printf("overrun\n");abort();} }
 }
 long nstream=0,ncl=0,nwide=0,nfixed=0;
