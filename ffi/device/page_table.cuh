@@ -13,6 +13,9 @@ struct PagedRequest {
   int first_entry, length;
 };
 
+// From the request's own bounds alone: where they decrease it has no pages. Those of requests before it do not matter, so
+// ranges that overlap are each read in full (the reference, whose memory is sized by the entries, reads no more
+// pages than there are entries).
 __device__ __forceinline__ PagedRequest find_pages(const PageTable& t, int b) {
   const int page_size = t.page_size.divisor;
   const int first = min(max(t.indptr[b], 0), t.entries);
