@@ -30,10 +30,10 @@ struct LargeTile {
 };
 
 inline constexpr LargeTile kLargeTiles[] = {
-    {2, 2, 1, 64, 8, 800},
-    {1, 2, 1, 128, 8, 600},
+    {2, 2, 1, 64, 8, 710},
+    {1, 2, 1, 128, 8, 490},
     {2, 2, 1, 128, 4, 820},
-    {1, 2, 1, 256, 5, 700},
+    {1, 2, 1, 256, 5, 720},
 };
 
 inline constexpr int kMaxInt4Splits = 8;
@@ -96,7 +96,8 @@ inline Int4Split split_small(const Int4Shape& s, const Int4Device& device, const
 
 // The same for a large tile; the cost is in nanoseconds.
 inline Int4Split split_large(const Int4Shape& s, const Int4Device& device, const LargeTile& tile) {
-  constexpr int64_t kStartNs = 1500, kAddUpNs = 1500;
+  constexpr int64_t kStartNs = 1500;
+  const int64_t add_up_ns = 500 + tile.channels() * tile.n * 15 / 100;
   const int64_t tiles = (s.strips * kStrip + tile.channels() - 1) / tile.channels() *
                         ((s.rows + tile.n - 1) / tile.n);
   Int4Split best;
@@ -105,7 +106,7 @@ inline Int4Split split_large(const Int4Shape& s, const Int4Device& device, const
     const int64_t running = running_ctas(device, 1, splits);
     const int64_t waves = (tiles * splits + running - 1) / running;
     const int64_t depth = (s.depth_tiles + splits - 1) / splits;
-    const int64_t cost = waves * (depth * tile.ns + kStartNs) + (splits > 1 ? kAddUpNs : 0);
+    const int64_t cost = waves * (depth * tile.ns + kStartNs) + (splits > 1 ? add_up_ns : 0);
     if (best.splits == 0 || cost < best.cost) best = {splits, cost};
   }
   return best;

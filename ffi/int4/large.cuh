@@ -232,18 +232,24 @@ struct LargeKernel {
     if (previous >= 0) release(previous);
   }
 
-  // The lane's sums of a strip: of rows 8 j + 2 (lane % 4) + e its two channels. What follows from the row is not worked out
-  // ahead, where it would take the registers of the products.
+  // The lane's sums of a strip: neighbouring lanes exchange halves of their rows 8 j + 2 (lane % 4) and + 1, so that one has
+  // four channels of the first and the other of the second. What follows from the row is not worked out ahead, where it
+  // would take the registers of the products.
   template <class Body>
-  __device__ __forceinline__ void for_pairs(const float (&sums)[kN / 2], Body body) const {
-    int first = lane % 4 * 2;
-    asm volatile("" : "+r"(first));
+  __device__ __forceinline__ void for_quads(const float (&sums)[kN / 2], Body body) const {
+    const bool second = lane & 4;
+    int row = lane % 4 * 2 + second;
+    asm volatile("" : "+r"(row));
 #pragma unroll
-    for (int j = 0; j < kN / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        body(first + j * 8 + e, make_float2(sums[j * 4 + e], sums[j * 4 + 2 + e]));
+    for (int j = 0; j < kN / 8; ++j) {
+      const float* s = sums + 4 * j;  // rows 0, 1 of the first channel, then of the second
+      const float x = __shfl_xor_sync(0xffffffffu, second ? s[0] : s[1], 4);
+      const float y = __shfl_xor_sync(0xffffffffu, second ? s[2] : s[3], 4);
+      body(row + j * 8, second ? make_float4(x, y, s[1], s[3]) : make_float4(s[0], s[2], x, y));
+    }
   }
+  // The first of those channels in the block of 16.
+  __device__ __forceinline__ int quad_channel() const { return lane / 8 * 4; }
 
   __device__ __forceinline__ void consume(const typename Traits::Parts& parts) {
     place.stage = depth_group;
@@ -261,8 +267,8 @@ struct LargeKernel {
 #pragma unroll
         for (int strip = 0; strip < kStrips; ++strip) {
           const auto to = parts.place(depth_group, (first_strip + strip) * 4 + warp);
-          for_pairs(sums[strip], [&](int row, float2 sum) {
-            if (first_row + row < p.rows) parts.give(to, row, lane / 4 * 2, sum);
+          for_quads(sums[strip], [&](int row, float4 sum) {
+            if (first_row + row < p.rows) parts.give(to, row, quad_channel(), sum);
           });
         }
         synchronise(parts);
@@ -271,8 +277,8 @@ struct LargeKernel {
 #pragma unroll
         for (int strip = 0; strip < kStrips; ++strip) {
           const int channel =
-              first_channel + (first_strip + strip) * kStrip + warp * 16 + lane / 4 * 2;
-          for_pairs(sums[strip], [&](int row, float2 sum) {
+              first_channel + (first_strip + strip) * kStrip + warp * 16 + quad_channel();
+          for_quads(sums[strip], [&](int row, float4 sum) {
             if (first_row + row < p.rows) store_output<T>(p, first_row + row, channel, sum);
           });
         }

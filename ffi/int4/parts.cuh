@@ -8,13 +8,6 @@
 
 namespace jax_baracuda {
 
-__device__ __forceinline__ void store_remote_float2(uint32_t address, float2 v) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};\n" ::"r"(address), "f"(v.x), "f"(v.y)
-               : "memory");
-#endif
-}
-
 // kWarps of a CTA share the depth.
 template <int kRows, int kChannels, int kWarps>
 struct PartialSums {
@@ -43,39 +36,29 @@ struct PartialSums {
     const uint32_t at = base + (part * kRows * pitch() + (block - owner * blocks) * 16) * 4;
     return cluster ? remote_address(at, owner) : at;
   }
-  // Two channels of a row to a place.
-  __device__ __forceinline__ void give(uint32_t place, int row, int channel, float2 sum) const {
+  // Four channels of a row to a place.
+  __device__ __forceinline__ void give(uint32_t place, int row, int channel, float4 sum) const {
     const uint32_t at = place + (row * pitch() + channel) * 4;
     if (cluster)
-      store_remote_float2(at, sum);
+      store_remote(at, sum);
     else
-      store_shared_float2(at, sum);
+      store_shared_float4(at, sum);
   }
   // Adds up this CTA's channels, of rows from first_row on, and stores them.
   template <class T, int kThreads>
   __device__ __forceinline__ void add_up(int first_row, int first_channel) const {
-    const int pairs = blocks * 8, rows = min(p.rows - first_row, kRows);
+    static_assert((kBlocks & (kBlocks - 1)) == 0, "a power of two, as the splits are");
+    const int quads = blocks * 4, shift = __ffs(quads) - 1, rows = min(p.rows - first_row, kRows);
     const int parts = (cluster ? p.splits : 1) * kWarps;
-    for (int at = threadIdx.x; at < rows * pairs; at += kThreads) {
-      const int row = at / pairs, pair = at - row * pairs;
-      const uint32_t from = base + (row * pitch() + pair * 2) * 4;
-      float2 sum = {0.0f, 0.0f};
-#pragma unroll 8
-      for (int part = 0; part < parts; ++part) {
-        const float2 other = load_shared_float2(from + part * kRows * pitch() * 4);
-        sum.x += other.x;
-        sum.y += other.y;
-      }
-      const int channel = first_channel + (cluster ? split : 0) * blocks * 16 + pair * 2;
-      if (p.partials) {
-        const int width = p.strips * kStrip;
-        if (channel < width)
-          *reinterpret_cast<float2*>(
-              p.partials + (static_cast<int64_t>(split) * p.rows + first_row + row) * width +
-              channel) = sum;
-      } else {
-        store_output<T>(p, first_row + row, channel, sum);
-      }
+    if (cluster) first_channel += split * blocks * 16;
+#pragma unroll 2
+    for (int at = threadIdx.x; at < rows * quads; at += kThreads) {
+      const int row = at >> shift, channel = (at & (quads - 1)) * 4;
+      const uint32_t from = base + (row * pitch() + channel) * 4;
+      float4 sum = load_shared_float4(from);
+      for (int part = 1; part < parts; ++part)
+        sum = sum + load_shared_float4(from + part * kRows * pitch() * 4);
+      store_sum<T>(p, split, first_row + row, first_channel + channel, sum);
     }
   }
 };
