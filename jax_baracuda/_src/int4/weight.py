@@ -267,9 +267,16 @@ class Int4Weight:
                 f"w has shape {weight.shape} and dtype {weight.dtype}; it must be [IC, OC] of "
                 f"{', '.join(_DTYPES)}."
             )
-        group, _ = _groups(weight.shape[0], group_size)
-        options = dict(group_size=group, symmetric=bool(symmetric))
-        return cls._pack(formats.quantise, (weight,), weight.shape, group, **options)
+        rows, columns = weight.shape
+        group, _ = _groups(rows, group_size)
+        return cls._pack(
+            formats.quantise,
+            (weight,),
+            (rows, columns),
+            group,
+            group_size=group,
+            symmetric=bool(symmetric),
+        )
 
     @classmethod
     def _pack(
@@ -288,7 +295,7 @@ class Int4Weight:
             group = max(image.padded(rows), image.TILE)
         elif group != GROUP_UNIT and group % image.TILE:
             repeats, group = group // GROUP_UNIT, GROUP_UNIT  # 96 becomes three groups of 32
-        packed, scales, zeros = _image(
+        packed, scales, zeros = image.build(
             arrays, order, read=read, group=group, repeats=repeats, options=tuple(options.items())
         )
         return cls(
@@ -300,30 +307,6 @@ class Int4Weight:
             out_features=columns,
             group_size=group,
         )
-
-
-# Compiled as a whole, so that only bytes are written: the steps between are several times larger.
-@functools.partial(jax.jit, static_argnames=("read", "group", "repeats", "options"))
-def _image(
-    arrays: tuple[Any, ...],
-    order: jax.Array | None,
-    *,
-    read: Callable[..., formats.Plain],
-    group: int,
-    repeats: int,
-    options: tuple[tuple[str, int], ...],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The image, the scales and the zero points, padded, with groups that the kernels take."""
-    plain = read(*arrays, **dict(options))
-    rows, columns = map(image.padded, plain.q.shape)
-    groups = -(-rows // group)
-
-    def widen(part: jax.Array) -> jax.Array:
-        part = jnp.repeat(part, repeats, axis=0)[:groups]
-        return jnp.pad(part, ((0, groups - part.shape[0]), (0, columns - part.shape[1])))
-
-    q = plain.q if order is None else plain.q[order]
-    return image.pack(q), widen(plain.scales), widen(plain.zeros)
 
 
 def _matrix(
