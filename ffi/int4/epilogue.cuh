@@ -49,7 +49,27 @@ __device__ __forceinline__ void store_output(const Int4Params& p, int row, int c
   }
 }
 
-// The same, or to the partial sums of a split if there are any.
+// Two neighbouring channels of a row of the output, the first an even one.
+template <class T>
+__device__ __forceinline__ void store_output(const Int4Params& p, int row, int channel, float first,
+                                             float second) {
+  if (channel >= p.channels) return;
+  T* out = static_cast<T*>(p.out) + static_cast<int64_t>(row) * p.channels + channel;
+  const bool both = channel + 1 < p.channels;
+  if (p.bias) {
+    const T* bias = static_cast<const T*>(p.bias) + channel;
+    first += static_cast<float>(bias[0]);
+    if (both) second += static_cast<float>(bias[1]);
+  }
+  if (p.channels % 2 == 0) {
+    *reinterpret_cast<uint32_t*>(out) = pack_floats<T>(first, second);
+  } else {
+    out[0] = from_float<T>(first);
+    if (both) out[1] = from_float<T>(second);
+  }
+}
+
+// Four channels, or those to the partial sums of a split if there are any.
 template <class T>
 __device__ __forceinline__ void store_sum(const Int4Params& p, int split, int row, int channel,
                                           float4 sum) {
