@@ -82,9 +82,10 @@ struct MediumKernel {
   static constexpr int kN = Traits::kN, kStages = Traits::kStages, kChunk = Traits::kChunk;
   static constexpr int kDepthGroups = Traits::kDepthGroups;
   static constexpr int kScaleSteps = Traits::kScaleSteps;
-  // Pieces from a unit of this warpgroup to its next; units from the one that is multiplied to the one that is loaded.
-  static constexpr int kUnitPieces = kDepthGroups * Traits::kWeightBytes / 16;
-  static constexpr int kAhead = (kStages - 1) * kDepthGroups;
+  // From a unit of this warpgroup to its next, in tiles and pieces; tiles from the one that is multiplied to the one that is
+  // loaded.
+  static constexpr int kStep = kDepthGroups * Traits::kUnit, kStepPieces = kStep * kTileBytes / 16;
+  static constexpr int kAhead = (kStages - 1) * kStep;
 
   const HopperParams& params;
   const Int4Params& p = params.problem;
@@ -98,19 +99,24 @@ struct MediumKernel {
   __device__ __forceinline__ MediumKernel(const HopperParams& params, uint32_t base)
       : params(params), base(base), thread(read_thread()) {}
 
-  // The part of the depth that this warpgroup's CTA has, in units.
+  // The part of the depth that this CTA has, in units and in tiles: the last one may have half a unit.
   __device__ __forceinline__ int first_unit(int split) const {
     return split * p.split_units + min(split, p.longer_splits);
+  }
+  __device__ __forceinline__ int first_tile() const {  // of this warpgroup
+    return (first_unit(split) + depth_group) * Traits::kUnit;
+  }
+  __device__ __forceinline__ int end_tile() const {
+    return min(first_unit(split + 1) * Traits::kUnit, p.depth_tiles);
   }
 
   // This warpgroup's strip. One that is not there: the last one again, for nobody.
   __device__ __forceinline__ int strip() const {
     return min(channel_block * Traits::kChannelGroups + channel_group, p.strips - 1);
   }
-  // What this thread copies of the weights of a unit, in pieces of 16 bytes.
-  __device__ __forceinline__ uint32_t first_piece(int unit) const {
-    return (static_cast<uint32_t>(strip()) * p.depth_tiles + unit * Traits::kUnit) *
-               (kTileBytes / 16) +
+  // What this thread copies of the weights from a tile on, in pieces of 16 bytes.
+  __device__ __forceinline__ uint32_t first_piece(int tile) const {
+    return (static_cast<uint32_t>(strip()) * p.depth_tiles + tile) * (kTileBytes / 16) +
            thread % 128;
   }
 
@@ -147,35 +153,35 @@ struct MediumKernel {
 
   // --- Loads ---
 
-  // Starts to copy this thread's part of a unit: zeros where there is none, so that no branch parts the lanes.
-  __device__ __forceinline__ void load_own(int stage, int unit, int end, uint32_t piece) const {
+  // Starts to copy this thread's part of a unit, of which and of those after it `left` tiles are there: zeros where none is,
+  // so that no branch parts the lanes.
+  __device__ __forceinline__ void load_own(int stage, int left, uint32_t piece) const {
     const uint32_t to = weights_of(stage);
     const uint8_t* from = p.packed + static_cast<uint64_t>(piece) * 16;
-    copy_async_16(to, from, unit < end);
-    copy_async_16(to + kTileBytes, from + kTileBytes,
-                  unit < end && unit * Traits::kUnit + 1 < p.depth_tiles);
+    copy_async_16(to, from, left > 0);
+    copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
     copy_async_commit();
   }
 
-  // What warpgroups share of a unit, as soon as the stage is empty. Columns of x past the end become zeros, and meet the
+  // What warpgroups share of that unit, as soon as the stage is empty. Columns of x past the end become zeros, and meet the
   // scales of some group: those of one that is there.
-  __device__ __forceinline__ void load_shared(int stage, int empty_parity, int unit,
-                                              int end) const {
-    if (thread % (Traits::kChannelGroups * 128) == 0 && unit < end) {
+  __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) const {
+    if (thread % (Traits::kChannelGroups * 128) == 0 && left > 0) {
       // Not worked out before it is needed: that would take registers of all.
       int first = channel_block * Traits::kChannels, width = p.strips * kStrip;
       asm volatile("" : "+r"(first), "+r"(width));
       const int channels = min(Traits::kChannels, width - first);
+      const int first_tile = end_tile() - left;
       mbarrier_wait(empty(stage), empty_parity);
       mbarrier_arrive_expect(full(stage), Rows::kBytes + channels * 3 * Traits::kScaleRows);
 #pragma unroll
       for (int panel = 0; panel < Rows::kPanels; ++panel)
         tma_load(rows_of(stage) + panel * Rows::kPanelBytes, &params.x, full(stage),
-                 (unit * Traits::kUnit + panel) * kDepth, row_block * kN, 0, 0, kEvictLast);
+                 (first_tile + panel) * kDepth, row_block * kN, 0, 0, kEvictLast);
 #pragma unroll
       for (int row = 0; row < Traits::kScaleRows; ++row) {
         const int tile =
-            min(unit * Traits::kUnit + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
+            min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
         const int group =
             Traits::kScaleRows == 4 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
         const int64_t at = static_cast<int64_t>(group) * width + first;
@@ -190,16 +196,15 @@ struct MediumKernel {
 
   // Fills all stages but one: with weights, and when the barriers are ready with the rest.
   __device__ __forceinline__ void begin_weights() const {
-    const int unit = first_unit(split) + depth_group, end = first_unit(split + 1);
+    const int tile = first_tile(), left = end_tile() - tile;
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage)
-      load_own(stage, unit + stage * kDepthGroups, end, first_piece(unit) + stage * kUnitPieces);
+      load_own(stage, left - stage * kStep, first_piece(tile) + stage * kStepPieces);
   }
   __device__ __forceinline__ void begin_shared() const {
-    const int unit = first_unit(split) + depth_group, end = first_unit(split + 1);
+    const int left = end_tile() - first_tile();
 #pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage)
-      load_shared(stage, 1, unit + stage * kDepthGroups, end);
+    for (int stage = 0; stage < kStages - 1; ++stage) load_shared(stage, 1, left - stage * kStep);
   }
 
   // --- Products ---
@@ -228,13 +233,11 @@ struct MediumKernel {
   __device__ __forceinline__ void issue(float (&sums)[kN / 2], const uint32_t (&a)[kChunk][4],
                                         uint32_t rows, int first, bool fresh) const {
     const uint64_t start = Rows::descriptor(rows);
-    const uint32_t high = start >> 32, low = static_cast<uint32_t>(start);
     warpgroup_arrive();
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
       WarpgroupMma<T, kN>::registers_transposed(
-          sums, a[i],
-          static_cast<uint64_t>(high) << 32 | (low + Rows::column_offset(16 * (first + i)) / 16),
+          sums, a[i], advance(start, Rows::column_offset(16 * (first + i))),
           fresh && i == 0 ? 0 : 1);
     warpgroup_commit();
   }
@@ -256,11 +259,11 @@ struct MediumKernel {
   __device__ __forceinline__ void multiply(float (&sums)[kN / 2]) const {
     float of_group[Traits::kFolds ? kN / 2 : 1];
     uint32_t a[2][kChunk][4];
-    const int begin = first_unit(split) + depth_group, end = first_unit(split + 1);
-    uint32_t piece = first_piece(begin + kAhead);
+    uint32_t piece = first_piece(first_tile() + kAhead);
+    int left = end_tile() - first_tile() - kAhead;  // tiles from the unit that is loaded next on
     int next_stage = 0, parity = 0;
 #pragma unroll 1
-    for (int unit = begin; unit < end; unit += kDepthGroups) {
+    for (; left > -kAhead; left -= kStep) {
       const int stage = shared_by_lanes(next_stage);
       const int before = stage == 0 ? kStages - 1 : stage - 1;  // of the unit before this one
       copy_async_wait<kStages - 2>();
@@ -303,9 +306,9 @@ struct MediumKernel {
         }
         if constexpr (kChunk == 1) hold(words);  // nothing ahead of the wait, for want of registers
         if (first == 0) {  // that stage, which is empty or about to be, takes the next load
-          load_own(before, unit + kAhead, end, piece);
-          load_shared(before, stage == 0 ? parity ^ 1 : parity, unit + kAhead, end);
-          piece += kUnitPieces;
+          load_own(before, left, piece);
+          load_shared(before, stage == 0 ? parity ^ 1 : parity, left);
+          piece += kStepPieces;
         }
       }
       release(stage);
