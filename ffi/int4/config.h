@@ -33,11 +33,12 @@ struct HopperTile {
   }  // that CTAs of a cluster share: exchange.cuh
 };
 
-// For a medium number of rows (medium.cuh). `ns` is predicted, not measured: see docs/int4.md.
+// For a medium number of rows (medium.cuh). `ns` is predicted, not measured: see docs/int4.md. Seven strips, as 28672
+// channels are 64 times seven, fill a device that has a few more than 128 SMs.
 inline constexpr HopperTile kMediumTiles[] = {
     {1, 4, 2, 16, 4, 260},  {1, 2, 4, 16, 4, 130},  {1, 1, 8, 16, 4, 85},  {1, 4, 2, 32, 4, 290},
     {1, 2, 4, 32, 4, 170},  {1, 1, 8, 32, 4, 125},  {1, 4, 1, 64, 6, 400}, {1, 2, 2, 64, 4, 250},
-    {1, 4, 1, 128, 4, 740}, {1, 2, 2, 128, 4, 420},
+    {1, 4, 1, 128, 4, 740}, {1, 2, 2, 128, 4, 420}, {1, 7, 1, 16, 6, 450}, {1, 7, 1, 32, 5, 480},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 256;

@@ -10,7 +10,7 @@ flags="-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -cudart static --exp
 entries_small= entries_hopper=
 for dtype in kF16 kBF16; do
   for kind in small medium large; do
-    case $kind in small) tiles=6 steps="2 4 8" type=Small ;; medium) tiles=9 steps="2 4 8" type=Hopper ;; large) tiles=3 steps="2 4" type=Hopper ;; esac
+    case $kind in small) tiles=6 steps="2 4 8" type=Small ;; medium) tiles=11 steps="2 4 8" type=Hopper ;; large) tiles=3 steps="2 4" type=Hopper ;; esac
     for tile in $(seq 0 $tiles); do
       for s in $steps; do
         file=$out/${kind}_${dtype}_${tile}_$s.cu
