@@ -20,6 +20,11 @@ static cudaError_t run(const Int4Shape& s, const Int4Plan& plan, Int4Params p, c
   const cudaError_t e = plan.hopper ? plan.hopper->prepare() : plan.small->prepare();
   return e != cudaSuccess ? e : launch_int4(s, plan, p, stream);
 }
+// Microseconds of a launch; the first one, which loads the kernel, is not captured.
+template <class T> static double time_launch(Layer<T>& layer, const Launch& launch, int m, int rounds, double budget) {
+  CHECK(launch(layer.shape(m), layer.params(m, 0), nullptr)); CHECK(cudaDeviceSynchronize());
+  return layer.time(launch, m, rounds, budget);
+}
 // All plans that could serve a shape; `all`: silly ones too.
 static std::vector<Int4Plan> plans(const Int4Shape& s, bool all) {
   std::vector<Int4Plan> result;
@@ -76,7 +81,7 @@ static void chosen(Cublas& cublas, bool have) {
     for (int m : {1, 8, 9, 16, 17, 32, 64, 128, 256, 512, 1024}) {
       std::string name;
       const Launch launch = [&](const Int4Shape& s, Int4Params p, cudaStream_t st) { Int4Plan plan; const cudaError_t e = plan_int4(s, 0, &plan); if (e != cudaSuccess) return e; name = name_of(plan); return launch_int4(s, plan, p, st); };
-      const double dense = have ? layer.time_cublas(cublas, m, 3, 3000) : 0, us = layer.time(launch, m, 5, 3000), bf = layer_bf.time(launch, m, 3, 2000);
+      const double dense = have ? layer.time_cublas(cublas, m, 3, 3000) : 0, us = time_launch(layer, launch, m, 5, 3000), bf = time_launch(layer_bf, launch, m, 3, 2000);
       printf("M %4d cuBLAS %8.2f us  f16 %8.2f us %5.2fx  bf16 %8.2f us (%+.1f%%)  %s\n", m, dense, us, dense / us, bf, (bf / us - 1) * 100, name.c_str()); fflush(stdout);
       if (elapsed() > g_budget) { printf("out of time\n"); return; }
     }
@@ -90,7 +95,7 @@ static void sweep(Cublas& cublas, bool have, const std::vector<int>& ms) {
     for (int m : ms) {
       const double dense = have ? layer.time_cublas(cublas, m, 3, 2000) : 0;
       std::vector<std::pair<double, std::string>> times;
-      for (const Int4Plan& plan : plans(layer.shape(m), false)) times.push_back({layer.time([&](const Int4Shape& s, Int4Params p, cudaStream_t st) { return run(s, plan, p, st); }, m, 3, 1000), name_of(plan)});
+      for (const Int4Plan& plan : plans(layer.shape(m), false)) times.push_back({time_launch(layer, [&](const Int4Shape& s, Int4Params p, cudaStream_t st) { return run(s, plan, p, st); }, m, 3, 1000), name_of(plan)});
       std::sort(times.begin(), times.end());
       Int4Plan plan; CHECK(plan_int4(layer.shape(m), 0, &plan));
       printf("M %4d cuBLAS %.2f us, chosen: %s\n", m, dense, name_of(plan).c_str());
