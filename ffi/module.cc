@@ -12,6 +12,7 @@
 #include "cache/handler.h"
 #include "decode/config.h"
 #include "decode/handler.h"
+#include "int4/config.h"
 #include "int4/handler.h"
 #include "xla/ffi/api/c_api.h"
 
@@ -132,6 +133,35 @@ nb::dict attention_tiles(const std::string& dtype, bool features, int head_dim, 
   return tiles;
 }
 
+// What int4_matmul would run on a Hopper GPU, for float16, and the nanoseconds that the heuristic expects of it.
+nb::dict int4_plan(int64_t rows, int in_channels, int out_channels, int group_size, int sms) {
+  Int4Shape shape = {};
+  shape.dtype = DType::kF16;
+  shape.rows = rows;
+  shape.columns = in_channels;
+  shape.channels = out_channels;
+  shape.strips = (out_channels + kStrip - 1) / kStrip;
+  shape.depth_tiles = (in_channels + kDepth - 1) / kDepth;
+  shape.group_size = group_size;
+  Int4Device device = {};
+  device.sms = sms;
+  device.clusters = true;
+  nb::dict plan;
+  if (rows <= kSmallRows) {
+    plan["kernel"] = "small";
+    return plan;
+  }
+  const HopperChoice choice = choose_hopper(shape, device);
+  const HopperTile& tile = choice.medium ? kMediumTiles[choice.tile] : kLargeTiles[choice.tile];
+  plan["kernel"] = choice.medium ? "medium" : "large";
+  plan["channels"] = tile.channels();
+  plan["rows"] = tile.n;
+  plan["depth_groups"] = tile.depth_groups;
+  plan["splits"] = choice.split.splits;
+  plan["ns"] = choice.split.cost;
+  return plan;
+}
+
 }  // namespace
 
 NB_MODULE(_ffi, m) {
@@ -144,6 +174,8 @@ NB_MODULE(_ffi, m) {
         nb::arg("pairs"), nb::arg("workspace_bytes"));
   m.def("attention_tiles", &attention_tiles, nb::kw_only(), nb::arg("dtype"), nb::arg("features"),
         nb::arg("head_dim"), nb::arg("value_dim"), nb::arg("sm_shared"), nb::arg("cta_shared"));
+  m.def("int4_plan", &int4_plan, nb::kw_only(), nb::arg("rows"), nb::arg("in_channels"),
+        nb::arg("out_channels"), nb::arg("group_size"), nb::arg("sms"));
 }
 
 }  // namespace jax_baracuda

@@ -23,6 +23,15 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 
+// The same where `valid` is true, without a branch.
+__device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool valid) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.b32 p, %1, 0;\n @p mbarrier.arrive.shared::cta.b64 _, "
+      "[%0];\n}\n" ::"r"(barrier),
+      "r"(static_cast<int>(valid))
+      : "memory");
+}
+
 // Arrives, and adds to the bytes that this phase waits for.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)

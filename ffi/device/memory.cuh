@@ -86,6 +86,18 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t shared) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t shared) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(v) : "r"(shared) : "memory");
+  return v;
+}
+// Two bytes, in the low half.
+__device__ __forceinline__ uint32_t load_shared_2(uint32_t shared) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];\n" : "=h"(v) : "r"(shared) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ void store_shared_4(uint32_t shared, uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(shared), "r"(v) : "memory");
 }

@@ -1,4 +1,4 @@
-// What a launch of the Hopper kernel for many rows needs to know.
+// What a launch of a Hopper kernel (medium.cuh, large.cuh) needs to know.
 #pragma once
 
 #include <cuda.h>
@@ -7,12 +7,11 @@
 
 namespace jax_baracuda {
 
-struct LargeParams {
+struct HopperParams {
   Int4Params problem;
   CUtensorMap x;  // boxes of 64 columns and as many rows as a tile
   int row_blocks, channel_blocks;
-  int section;      // row blocks that are taken together
-  uint64_t policy;  // of weights in L2
+  int section;  // row blocks that are taken together (large.cuh)
 };
 
 }  // namespace jax_baracuda
