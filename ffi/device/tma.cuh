@@ -6,6 +6,7 @@
 namespace jax_baracuda {
 
 // What the L2 cache does with the lines that a copy touches.
+inline constexpr uint64_t kEvictNormal = 0x1000000000000000;
 inline constexpr uint64_t kEvictFirst = 0x12f0000000000000;
 inline constexpr uint64_t kEvictLast = 0x14f0000000000000;
 

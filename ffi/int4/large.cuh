@@ -118,6 +118,11 @@ struct LargeKernel {
 
   // --- The loading thread ---
 
+  // Other row blocks read the weights again.
+  __device__ __forceinline__ uint64_t weight_policy() const {
+    return params.row_blocks == 1 ? kEvictFirst : kEvictNormal;
+  }
+
   __device__ __forceinline__ void load_tile(int row_block, int channel_block, int tile) {
     const int stage = place.stage;
     const uint32_t barrier = full(stage);
@@ -132,7 +137,7 @@ struct LargeKernel {
       const int of = min(channel_block * Traits::kTileStrips + strip, p.strips - 1);
       bulk_load(base + Traits::kWeightsOffset + stage * Traits::kWeightBytes + strip * kTileBytes,
                 p.packed + (static_cast<int64_t>(of) * p.depth_tiles + tile) * kTileBytes,
-                kTileBytes, barrier, params.policy);
+                kTileBytes, barrier, weight_policy());
     }
     tma_load(base + stage * Rows::kBytes, &params.x, barrier, tile * kDepth, row_block * kN, 0, 0,
              kEvictLast);

@@ -11,8 +11,7 @@ struct LargeParams {
   Int4Params problem;
   CUtensorMap x;  // boxes of 64 columns and as many rows as a tile
   int row_blocks, channel_blocks;
-  int section;      // row blocks that are taken together
-  uint64_t policy;  // of weights in L2
+  int section;  // row blocks that are taken together
 };
 
 }  // namespace jax_baracuda
