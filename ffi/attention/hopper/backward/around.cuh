@@ -125,8 +125,8 @@ __global__ void __launch_bounds__(kAroundThreads)
       p.lse2[block * (2 * kRows) + kRows + in_block] = delta;
       if (row < s.q_rows) p.delta[place.rows + row] = delta;
     }
-    if (p.deterministic && threadIdx.x < kAddingWarps)
-      p.turns[block * kAddingWarps + threadIdx.x] = 0;
+    if (p.deterministic && threadIdx.x < kTurnsOfBlock)
+      p.turns[block * kTurnsOfBlock + threadIdx.x] = 0;
   }
 }
 

@@ -7,7 +7,6 @@
 // A warpgroup waits for S(i) with dP(i) under way, and writes dQ(i - 1) with dK(i) and S(i + 1) under way.
 #pragma once
 
-#include "attention/backward/walk.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
@@ -41,6 +40,7 @@ struct BackwardConsumer {
   RingPlace<Traits::kQueryStages> query_place;
   uint32_t count = 0;  // row blocks so far: the place of dO and of gradients
   uint32_t tiles = 0;  // blocks of keys so far
+  uint32_t additions = 0;  // to dQ, in deterministic calls
 
   __device__ __forceinline__ BackwardConsumer(const HopperBackwardParams& params,
                                               typename Traits::Control& control, uint32_t shared,
@@ -239,57 +239,51 @@ struct BackwardConsumer {
     __syncwarp();
   }
 
-  // In deterministic calls: when the last addition has ended, the next block of keys may have its turn. One lane.
-  static __device__ __forceinline__ void pass_turn_on(QueryGradientDue& due) {
-    if (!due.added) return;
-    bulk_wait();
-    fence_async_all();
-    pass_turn(due.added);
-    due.added = nullptr;
-  }
   // Remembers the row block before the one at hand.
   __device__ __forceinline__ void set_due() const {
-    const RowBlock& block = control.block[query_stage_before()];
-    QueryGradientDue& due = control.due[4 * group + warp];
-    if (lane == 0) {
-      due.block = block.block;
-      due.turn = block.turn;
-    }
+    if (lane == 0) control.due[4 * group + warp] = control.block[query_stage_before()];
     __syncwarp();
   }
 
   // A warp's part of dQ to the sum in global memory.
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
-    QueryGradientDue& due = control.due[4 * group + warp];
-    const int part = (4 * group + warp) % Traits::kQueryParts;
-    float* to = p.dq_sum + static_cast<int64_t>(due.block) * (kRows * kDim) +
-                   part * (Traits::kWarpQueryBytes / 4);
-    if (Traits::kAblate & 16) {
-#pragma unroll
-      for (int i = 0; i < kQueryColumns / 2; i += 4)
-        asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(to + i * 32 + lane * 4),
-                     "f"(dq[i]), "f"(dq[i + 1]), "f"(dq[i + 2]), "f"(dq[i + 3])
-                     : "memory");
-      return;
-    }
-    const uint32_t at = shared + Traits::kSumOffset + (4 * group + warp) * Traits::kWarpQueryBytes + (Traits::kSumStages == 2 ? (count & 1) * 8 * Traits::kWarpQueryBytes : 0);
-    if (Traits::kSumStages == 2) asm volatile("cp.async.bulk.wait_group.read 1;\n" ::: "memory");
-    else if (lane == 0) bulk_wait_read();  // of the last one
+    const int buffer = 4 * group + warp;
+    const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
+    if (p.deterministic) return hand_query_gradient(dq, at);
+    if (lane == 0) bulk_wait_read();  // of the last one
     __syncwarp();
-    if (!(Traits::kAblate & 32)) store_query_sum(at, dq, lane);
-    if (p.deterministic && lane == 0) {
-      pass_turn_on(due);
-      due.added = p.turns + due.block * kAddingWarps + part;
-      wait_for_turn(due.added, due.turn);
-      fence_async_all();
-    }
-    if (Traits::kAblate & 8) return;
-    if (!(Traits::kAblate & 64)) fence_async_shared();
+    store_query_sum(at, dq, lane);
+    fence_async_shared();
     __syncwarp();
     if (lane == 0) {
-      bulk_add(to, at, Traits::kWarpQueryBytes);
+      const int64_t block = control.due[buffer].block;
+      const int part = buffer % Traits::kQueryParts;
+      bulk_add(p.dq_sum + block * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4), at,
+               Traits::kWarpQueryBytes);
       bulk_commit();
     }
+  }
+  // The same by another thread, at its turn.
+  __device__ __forceinline__ void hand_query_gradient(const QuerySum& dq, uint32_t at) {
+    QueryGradientSum& sum = control.sum[group];
+    wait(sum.empty, additions & 1 ^ 1);
+    ++additions;
+    store_query_sum(at, dq, lane);
+    fence_async_shared();
+    if (warp == 0 && lane == 0) {
+      sum.block = control.due[4 * group].block;
+      sum.turn = control.due[4 * group].turn;
+    }
+    __syncwarp();
+    release(sum.full);
+  }
+  // No more of them.
+  __device__ __forceinline__ void end_query_gradients() {
+    QueryGradientSum& sum = control.sum[group];
+    wait(sum.empty, additions & 1 ^ 1);
+    if (warp == 0 && lane == 0) sum.block = -1;
+    __syncwarp();
+    release(sum.full);
   }
 
   // Zeros to rows [first, ...) of a tile in shared memory: they may be NaN, and 0 times that, too. Every warpgroup does
@@ -443,7 +437,6 @@ struct BackwardConsumer {
     release(control.query_empty[query_stage_before()]);
     release(control.key_empty);
     finish_query_gradient(r);
-    if (p.deterministic && lane == 0) pass_turn_on(control.due[4 * group + warp]);
   }
 
   __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
@@ -461,7 +454,6 @@ struct BackwardConsumer {
   __device__ __forceinline__ void run() {
     State r;
     int slot = 0;
-    if (lane == 0) control.due[4 * group + warp].added = nullptr;
     while (true) {
       wait(control.key_full, tiles & 1);
       const KeyTile& tile = control.tile[slot];
@@ -472,7 +464,10 @@ struct BackwardConsumer {
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }
-    if (lane == 0) bulk_wait();
+    if (p.deterministic)
+      end_query_gradients();
+    else if (lane == 0)
+      bulk_wait();
   }
 };
 

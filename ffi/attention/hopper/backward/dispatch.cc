@@ -39,7 +39,7 @@ struct Workspace {
     const int64_t blocks = row_blocks_of(p, tile);
     take(&sums, 4 * blocks * tile.rows * tile.dim);
     take(&stats, 4 * blocks * 2 * tile.rows);
-    take(&turns, 4 * blocks * kAddingWarps);
+    take(&turns, 4 * blocks * kTurnsOfBlock);
     take(&counter, 4);
   }
 

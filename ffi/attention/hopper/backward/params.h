@@ -7,7 +7,7 @@
 
 namespace jax_baracuda {
 
-inline constexpr int kAddingWarps = 8;  // that may add to dQ of a row block, each at its turn
+inline constexpr int kTurnsOfBlock = 2;  // one for each warpgroup that adds to dQ of a row block
 
 struct HopperBackwardParams {
   CUtensorMap query, dout, key, value;
@@ -24,7 +24,7 @@ struct HopperBackwardParams {
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has
 //   lse2:   kRows statistics {LSE in base 2, +inf where a row counts for nothing}, then kRows of delta
 //   dq_sum: kRows x D floats, in the order in which lanes hold them (see around.cuh)
-//   turns:  for each warp that adds to dq_sum, how many have
+//   turns:  for each warpgroup that adds to dq_sum, how many blocks of keys have
 // Sequence s of a pack starts with block q_begin / kRows + s.
 inline int row_blocks_of_pack(const AttentionProblem& p, int block_rows) {
   return p.cu_seqlens_q ? p.q_rows / block_rows + p.sequences

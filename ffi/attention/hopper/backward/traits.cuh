@@ -22,10 +22,10 @@ struct RowBlock {
   int turn;   // how many blocks of keys add to its dQ before; deterministic calls only
 };
 
-// What a consumer warp knows of the row block whose dQ it will add next, and of the last one.
-struct QueryGradientDue {
+// In deterministic calls, what a warpgroup hands to the thread that adds dQ: the row block, -1 at the end.
+struct QueryGradientSum {
+  uint64_t full, empty;
   int block, turn;
-  int* added;  // null, or where to count that the last addition has ended
 };
 
 // A block of keys.
@@ -47,7 +47,8 @@ struct HopperBackwardControl {
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
-  QueryGradientDue due[8];
+  QueryGradientSum sum[2];
+  RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   Walk<kKeys, kRows> walk;  // the producer's
@@ -56,7 +57,7 @@ struct HopperBackwardControl {
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
           bool kRoundedWeights_ = false, bool kScoresFirst_ = false, int kQueryStages_ = 3,
-          int kGradientStages_ = 2, int kSumStages_ = 1, int kAblate_ = 0>
+          int kGradientStages_ = 2>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -64,7 +65,7 @@ struct HopperBackwardTraits {
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
-                       kGradientStages = kGradientStages_, kSumStages = kSumStages_, kAblate = kAblate_;
+                       kGradientStages = kGradientStages_;
   static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -88,7 +89,7 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + kSumStages * 8 * kWarpQueryBytes;
+  static constexpr int kLseOffset = kSumOffset + 8 * kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
