@@ -43,9 +43,10 @@ __device__ __forceinline__ void fence_async_all() {
 // Writes four 8 x 8 blocks of 16-bit elements, transposed: lane 8b + r has the address of row r of what block b
 // becomes, 16 bytes. Lanes hold the blocks as mma.sync does.
 __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row),
-               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
 }
 
 }  // namespace jax_baracuda

@@ -58,7 +58,8 @@ __device__ void clear_all_outside(const BackwardParams& p) {
   clear_outside(p, p.cu_seqlens_k, static_cast<T*>(p.dv), p.k_rows, v_width);
   // delta is [packs, Hq, q_rows]
   for (int pack_head = blockIdx.x; pack_head < p.packs * p.heads; pack_head += gridDim.x) {
-    const int32_t* cu = p.cu_seqlens_q + static_cast<int64_t>(pack_head / p.heads) * (p.sequences + 1);
+    const int32_t* cu =
+        p.cu_seqlens_q + static_cast<int64_t>(pack_head / p.heads) * (p.sequences + 1);
     const int begin = clamped(cu[0], 0, p.q_rows), end = clamped(cu[p.sequences], begin, p.q_rows);
     float* delta = p.delta + static_cast<int64_t>(pack_head) * p.q_rows;
     for (int i = threadIdx.x; i < p.q_rows; i += kAroundThreads)
@@ -150,7 +151,8 @@ __global__ void __launch_bounds__(kAroundThreads)
     for (int i = 0; i < kColumns / 8; ++i)
       *reinterpret_cast<float4*>(d + 4 * i) = __ldcs(from + i * 32 + lane);
     const int row = place.block * kRows + first_row;
-    T* to = static_cast<T*>(p.dq) + ((s.q_first + row) * p.heads + place.head) * p.dim + first_column;
+    T* to =
+        static_cast<T*>(p.dq) + ((s.q_first + row) * p.heads + place.head) * p.dim + first_column;
     store_rows_of_warp<T, kColumns>(to, static_cast<int64_t>(p.heads) * p.dim, s.q_rows - row,
                                     s.q_len - row, p.dim - first_column, d, p.scale, lane);
   }

@@ -38,8 +38,8 @@ struct BackwardConsumer {
   const float scale;  // of scores, to base 2
 
   RingPlace<Traits::kQueryStages> query_place;
-  uint32_t count = 0;  // row blocks so far: the place of dO and of gradients
-  uint32_t tiles = 0;  // blocks of keys so far
+  uint32_t count = 0;      // row blocks so far: the place of dO and of gradients
+  uint32_t tiles = 0;      // blocks of keys so far
   uint32_t additions = 0;  // to dQ, in deterministic calls
 
   __device__ __forceinline__ BackwardConsumer(const HopperBackwardParams& params,
@@ -81,7 +81,8 @@ struct BackwardConsumer {
   }
 
   template <int kN, bool kTransposed>
-  static __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_t b, bool begins) {
+  static __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_t b,
+                                                  bool begins) {
     if (begins)
       WarpgroupMmaShared<T, kN, kTransposed>::begin(d, a, b);
     else
@@ -94,16 +95,17 @@ struct BackwardConsumer {
     const uint64_t q = Query::descriptor(query_address());
 #pragma unroll
     for (int d = 0; d < kDim; d += 16)
-      multiply<kRows, false>(s, advance(k, Key::column_offset(d)), advance(q, Query::column_offset(d)),
-                             d == 0);
+      multiply<kRows, false>(s, advance(k, Key::column_offset(d)),
+                             advance(q, Query::column_offset(d)), d == 0);
   }
   __device__ __forceinline__ void issue_weight_gradients(Scores& dp) const {
-    const uint64_t v = Value::descriptor(shared + Traits::kValueOffset + Value::row_offset(64 * group));
+    const uint64_t v =
+        Value::descriptor(shared + Traits::kValueOffset + Value::row_offset(64 * group));
     const uint64_t o = DOut::descriptor(dout_address());
 #pragma unroll
     for (int d = 0; d < kDimV; d += 16)
-      multiply<kRows, false>(dp, advance(v, Value::column_offset(d)), advance(o, DOut::column_offset(d)),
-                             d == 0);
+      multiply<kRows, false>(dp, advance(v, Value::column_offset(d)),
+                             advance(o, DOut::column_offset(d)), d == 0);
   }
   // dV += P^T dO, dK += dS^T Q: rows of a tile in shared memory are the depth.
   template <class TileT>
@@ -113,8 +115,8 @@ struct BackwardConsumer {
     const uint64_t b = TileT::descriptor(rows);
 #pragma unroll
     for (int row = 0; row < kRows; row += 16)
-      WarpgroupMma<T, TileT::kDim>::registers(d, weights[row / 16], advance(b, TileT::row_offset(row)),
-                                              row > 0 || accumulate);
+      WarpgroupMma<T, TileT::kDim>::registers(
+          d, weights[row / 16], advance(b, TileT::row_offset(row)), row > 0 || accumulate);
   }
   // dQ = dS K
   __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {
@@ -122,8 +124,8 @@ struct BackwardConsumer {
         Traits::kSplit == QuerySplit::kRows ? Gradient::row_offset(64 * group) : 0;
     const uint32_t first_column =
         Traits::kSplit == QuerySplit::kColumns ? Key::column_offset(kQueryColumns * group) : 0;
-    const uint64_t ds =
-        Gradient::descriptor(shared + Traits::kGradientOffset + stage * Gradient::kBytes + first_row);
+    const uint64_t ds = Gradient::descriptor(shared + Traits::kGradientOffset +
+                                             stage * Gradient::kBytes + first_row);
     const uint64_t k = Key::descriptor(shared + first_column);
 #pragma unroll
     for (int key = 0; key < kKeys; key += 16)
@@ -140,7 +142,8 @@ struct BackwardConsumer {
   }
 
   // -inf for what positions or segment ids hide.
-  __device__ __forceinline__ void mask(Scores& s, const KeyTile& tile, const RowBlock& block) const {
+  __device__ __forceinline__ void mask(Scores& s, const KeyTile& tile,
+                                       const RowBlock& block) const {
     const int j0 = tile.first_key + 64 * group + 16 * warp + lane / 4;
     const int i0 = block.first_row + 2 * (lane % 4);
     if (block.flags & kMaskedForFirstGroup << group) {
@@ -216,9 +219,7 @@ struct BackwardConsumer {
       }
     }
   }
-  static __device__ __forceinline__ float2 unpack(uint32_t pair) {
-    return unpack_pair(pair, T());
-  }
+  static __device__ __forceinline__ float2 unpack(uint32_t pair) { return unpack_pair(pair, T()); }
   static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
   }
@@ -229,9 +230,9 @@ struct BackwardConsumer {
   // dS to shared memory, rows of queries.
   __device__ __forceinline__ void store_gradients(const Operand& ds) const {
     const int row = lane % 8 + lane / 16 * 8, piece = 2 * warp + lane / 8 % 2;
-    const uint32_t at = shared + Traits::kGradientOffset + gradient_stage(count) * Gradient::kBytes +
-                        group * Gradient::kPanelBytes + Gradient::row_offset(row) +
-                        ((piece ^ lane % 8) * 16);
+    const uint32_t at = shared + Traits::kGradientOffset +
+                        gradient_stage(count) * Gradient::kBytes + group * Gradient::kPanelBytes +
+                        Gradient::row_offset(row) + ((piece ^ lane % 8) * 16);
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i)
       store_matrices_transposed(at + Gradient::row_offset(16 * i), ds[i]);
@@ -294,8 +295,9 @@ struct BackwardConsumer {
     const int rows = TileT::kRows - first;
     for (int piece = threadIdx.x % 128; piece < rows * kPieces * TileT::kPanels; piece += 128) {
       const int row = first + piece / kPieces % rows, panel = piece / kPieces / rows;
-      store_shared_16(tile + panel * TileT::kPanelBytes + TileT::row_offset(row) + piece % kPieces * 16,
-                      make_uint4(0, 0, 0, 0));
+      store_shared_16(
+          tile + panel * TileT::kPanelBytes + TileT::row_offset(row) + piece % kPieces * 16,
+          make_uint4(0, 0, 0, 0));
     }
     fence_async_shared();
     named_barrier_sync(1 + group, 128);
@@ -323,7 +325,8 @@ struct BackwardConsumer {
 
   // From scores, which are under way, to weights and gradients of a row block. `accumulate`: not the first one. Returns
   // whether it is the last one.
-  __device__ __forceinline__ bool differentiate_rows(State& r, const KeyTile& tile, bool accumulate) {
+  __device__ __forceinline__ bool differentiate_rows(State& r, const KeyTile& tile,
+                                                     bool accumulate) {
     const RowBlock& block = control.block[query_place.stage];
     wait_dout(tile, block);
     if (!Traits::kLate) {
@@ -368,8 +371,7 @@ struct BackwardConsumer {
   // `due`: there is one.
   __device__ __forceinline__ void issue_query_gradient(State& r, bool due) {
     if (has_query_gradient()) {
-      if (due)
-        wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
+      if (due) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
       warpgroup_arrive();
       issue_query_gradient(r.dq, gradient_stage(count - 1));
     }
@@ -396,7 +398,8 @@ struct BackwardConsumer {
     if (Traits::kScoresFirst) warpgroup_commit();  // in the place of dK's
     wait(control.value_full, tiles & 1);
     if (tile.padded)
-      clear_rows<Value>(shared + Traits::kValueOffset, max(tile.visible.kv_len - tile.first_key, 0));
+      clear_rows<Value>(shared + Traits::kValueOffset,
+                        max(tile.visible.kv_len - tile.first_key, 0));
     bool accumulate = false;  // to dK and dV, and dQ of the row block before is due
 #pragma unroll 1
     while (!differentiate_rows(r, tile, accumulate)) {
@@ -444,11 +447,11 @@ struct BackwardConsumer {
     const int first = tile.first_key + 64 * group + 16 * warp;
     const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
     store_rows_of_warp<T, kDimV>(static_cast<T*>(p.dv) + row * p.dim_v,
-                             static_cast<int64_t>(p.kv_heads) * p.dim_v, s.k_rows - first,
-                             s.kv_len - first, p.dim_v, r.dv, 1.0f, lane);
+                                 static_cast<int64_t>(p.kv_heads) * p.dim_v, s.k_rows - first,
+                                 s.kv_len - first, p.dim_v, r.dv, 1.0f, lane);
     store_rows_of_warp<T, kDim>(static_cast<T*>(p.dk) + row * p.dim,
-                            static_cast<int64_t>(p.kv_heads) * p.dim, s.k_rows - first,
-                            s.kv_len - first, p.dim, r.dk, p.scale, lane);
+                                static_cast<int64_t>(p.kv_heads) * p.dim, s.k_rows - first,
+                                s.kv_len - first, p.dim, r.dk, p.scale, lane);
   }
 
   __device__ __forceinline__ void run() {

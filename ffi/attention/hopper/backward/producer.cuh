@@ -49,10 +49,11 @@ struct BackwardProducer {
       const uint32_t barrier = shared_address(&control.query_full[stage]);
       control.block[stage] = block;
       mbarrier_arrive_expect(barrier, Query::kBytes + kStatBytes);
-      load<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row, head,
-                  pack, kEvictLast);
+      load<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
+                  head, pack, kEvictLast);
       bulk_load(shared + Traits::kLseOffset + stage * kStatBytes,
-                p.problem.lse2 + static_cast<int64_t>(block.block) * (2 * kRows), kStatBytes, barrier);
+                p.problem.lse2 + static_cast<int64_t>(block.block) * (2 * kRows), kStatBytes,
+                barrier);
     }
     query_place.next();
   }
@@ -120,8 +121,7 @@ struct BackwardProducer {
       tile.first_block =
           (sequence.pack * problem.heads + kv_head * problem.group) * problem.turn_count +
           (problem.cu_seqlens_q ? tile.q_begin / kRows + sequence.index % problem.sequences : 0);
-      tile.padded =
-          j0 + kKeys > sequence.kv_len && tile.k_begin + sequence.kv_len < problem.k_rows;
+      tile.padded = j0 + kKeys > sequence.kv_len && tile.k_begin + sequence.kv_len < problem.k_rows;
       tile.valid = 1;
 #pragma unroll
       for (int group = 0; group < Traits::kGroups; ++group)
@@ -141,7 +141,8 @@ struct BackwardProducer {
       bool meets = false;
       if (other < end) {
         const Visibility::Rows range = rows.units(other);
-        meets = range.begin <= unit && unit < range.end && rows.overlap(other, unit) != Overlap::kNone;
+        meets =
+            range.begin <= unit && unit < range.end && rows.overlap(other, unit) != Overlap::kNone;
       }
       count += __popc(__ballot_sync(0xffffffffu, meets));
     }

@@ -10,8 +10,9 @@ namespace jax_baracuda {
 // 16 rows that a warp has in accumulators, 16 bytes a lane. `to`: the first of them. Rows from `counted` on are zeros, those from
 // `rows` on are not written.
 template <class T, int kColumns>
-__device__ __forceinline__ void store_rows_of_warp(T* to, int64_t stride, int rows, int counted, int dim,
-                                               const float (&d)[kColumns / 2], float scale, int lane) {
+__device__ __forceinline__ void store_rows_of_warp(T* to, int64_t stride, int rows, int counted,
+                                                   int dim, const float (&d)[kColumns / 2],
+                                                   float scale, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = lane / 4 + 8 * half;
@@ -34,7 +35,8 @@ __device__ __forceinline__ void store_rows_of_warp(T* to, int64_t stride, int ro
 
 // A warp's part of dQ to its place in shared memory, each register of four next to those of the other lanes.
 template <int kRegisters>
-__device__ __forceinline__ void store_query_sum(uint32_t to, const float (&dq)[kRegisters], int lane) {
+__device__ __forceinline__ void store_query_sum(uint32_t to, const float (&dq)[kRegisters],
+                                                int lane) {
 #pragma unroll
   for (int i = 0; i < kRegisters; i += 4)
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(to + i * 128 + lane * 16),

@@ -28,7 +28,9 @@ struct KeyTileWalk {
     if (place >= all) return false;
     const int before = p.rows - p.last;  // rows
     const int section = place < before * p.tiles ? p.section : max(p.last, 1);
-    const int base = place < before * p.tiles ? 0 : before, end = base ? p.rows : before ? before : p.rows;
+    const int base = place < before * p.tiles ? 0 : before, end = base     ? p.rows
+                                                                  : before ? before
+                                                                           : p.rows;
     const int index = place - base * p.tiles;
     const int first = base + index / (section * p.tiles) * section;
     const int within = index % (section * p.tiles), rows = min(section, end - first);

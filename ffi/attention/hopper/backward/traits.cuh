@@ -10,7 +10,7 @@ namespace jax_baracuda {
 
 // What the producer says of a block of query rows.
 enum RowBlockFlags {
-  kMaskedForFirstGroup = 1,    // << group: positions hide some of the block from the group's keys
+  kMaskedForFirstGroup = 1,  // << group: positions hide some of the block from the group's keys
   kSegmentMaskedRows = 1 << 8,
   kPaddedRows = 1 << 9,  // rows past the sequence's last row may hold anything
   kLastRows = 1 << 10,
@@ -33,10 +33,10 @@ struct KeyTile {
   Sequence sequence;
   Visibility visible;
   int kv_head, first_key;
-  int padded;  // keys past the sequence's last key may hold anything
-  int valid;   // 0: all tiles are done
-  int q_begin, k_begin;        // the sequence's first row and key within its pack
-  int first_block;             // of the group's first head, in the workspace
+  int padded;                 // keys past the sequence's last key may hold anything
+  int valid;                  // 0: all tiles are done
+  int q_begin, k_begin;       // the sequence's first row and key within its pack
+  int first_block;            // of the group's first head, in the workspace
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
 };
 
@@ -81,7 +81,8 @@ struct HopperBackwardTraits {
   static constexpr int kQueryColumns = kSplit == QuerySplit::kColumns ? kDim / kGroups : kDim;
   static constexpr int kQueryParts = kSplit == QuerySplit::kTurns ? 4 : 8;  // of a row block
   static constexpr int kWarpQueryBytes = 16 * kQueryColumns * 4;
-  static_assert(kSplit != QuerySplit::kColumns || kQueryColumns % Key::kColumns == 0 || Key::kPanels == 1);
+  static_assert(kSplit != QuerySplit::kColumns || kQueryColumns % Key::kColumns == 0 ||
+                Key::kPanels == 1);
 
   using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages>;
   static constexpr int kValueOffset = Key::kBytes;

@@ -10,8 +10,9 @@ namespace jax_baracuda {
 
 // Adds what the warpgroup leaves in shared memory, until it says that there is no more. One thread.
 template <class Traits>
-__device__ __forceinline__ void add_in_turn(const BackwardParams& p, typename Traits::Control& control,
-                                            uint32_t shared, int group) {
+__device__ __forceinline__ void add_in_turn(const BackwardParams& p,
+                                            typename Traits::Control& control, uint32_t shared,
+                                            int group) {
   constexpr int kBytes = 4 * Traits::kWarpQueryBytes;
   const int part = Traits::kSplit == QuerySplit::kTurns ? 0 : group;
   const uint32_t from = shared + Traits::kSumOffset + group * kBytes;
