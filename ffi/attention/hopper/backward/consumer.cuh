@@ -8,6 +8,7 @@
 #pragma once
 
 #include "attention/hopper/backward/results.cuh"
+#include "attention/hopper/backward/scores.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
 #include "device/math.cuh"
@@ -27,8 +28,8 @@ struct BackwardConsumer {
   static constexpr int kRows = Traits::kRows, kDim = Traits::kDim, kDimV = Traits::kDimV;
   static constexpr int kKeys = Traits::kKeys, kQueryColumns = Traits::kQueryColumns;
 
-  using Scores = float[kRows / 2];            // 64 keys x kRows: four registers for 8 rows
-  using Operand = uint32_t[kRows / 16][4];    // the same in 16 bits
+  using Scores = KeyScores<Traits>;
+  using Operand = KeyOperand<Traits>;
   using QuerySum = float[kQueryColumns / 2];  // 64 rows
 
   const BackwardParams& p;
@@ -73,6 +74,14 @@ struct BackwardConsumer {
   }
   __device__ __forceinline__ uint32_t dout_address() const {
     return shared + Traits::kDOutOffset + dout_stage(count) * DOut::kBytes;
+  }
+
+  // Statistics of the rows of a lane's scores.
+  __device__ __forceinline__ uint32_t lse_address() const {
+    return shared + Traits::kLseOffset + query_place.stage * (kRows * 4) + lane % 4 * 8;
+  }
+  __device__ __forceinline__ uint32_t delta_address() const {
+    return shared + Traits::kDeltaOffset + dout_stage(count) * (kRows * 4) + lane % 4 * 8;
   }
 
   // One arrival a warp.
@@ -131,100 +140,6 @@ struct BackwardConsumer {
     for (int key = 0; key < kKeys; key += 16)
       multiply<kQueryColumns, true>(dq, advance(ds, Gradient::column_offset(key)),
                                     advance(k, Key::row_offset(key)), key == 0);
-  }
-
-  static __device__ __forceinline__ void pack(const Scores& s, Operand& to) {
-#pragma unroll
-    for (int n = 0; n < kRows / 8; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        to[n / 2][n % 2 * 2 + half] = pack_pair<T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
-  }
-
-  // -inf for what positions or segment ids hide.
-  __device__ __forceinline__ void mask(Scores& s, const KeyTile& tile,
-                                       const RowBlock& block) const {
-    const int j0 = tile.first_key + 64 * group + 16 * warp + lane / 4;
-    const int i0 = block.first_row + 2 * (lane % 4);
-    if (block.flags & kMaskedForFirstGroup << group) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int j = j0 + 8 * half;
-        const Visibility::Rows rows = tile.visible.rows_of_keys(j, j + 1);
-        const auto count = static_cast<unsigned>(rows.end - rows.begin);
-        const auto first = static_cast<unsigned>(i0 - rows.begin);
-#pragma unroll
-        for (int n = 0; n < kRows / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            if (first + (8 * n + e) >= count) s[4 * n + 2 * half + e] = negative_infinity();
-      }
-    }
-    if (block.flags & kSegmentMaskedRows) {
-      const Segments segments(p, tile.sequence);
-      const int last_row = tile.visible.q_len - 1, last_key = tile.visible.kv_len - 1;
-      const int id[2] = {segments.k[min(j0, last_key)], segments.k[min(j0 + 8, last_key)]};
-#pragma unroll
-      for (int n = 0; n < kRows / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int row_id = segments.q[min(i0 + 8 * n + e, last_row)];
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            if (row_id != id[half]) s[4 * n + 2 * half + e] = negative_infinity();
-        }
-    }
-  }
-
-  __device__ __forceinline__ uint32_t lse_address() const {
-    return shared + Traits::kLseOffset + query_place.stage * (kRows * 4) + lane % 4 * 8;
-  }
-  __device__ __forceinline__ uint32_t delta_address() const {
-    return shared + Traits::kDeltaOffset + dout_stage(count) * (kRows * 4) + lane % 4 * 8;
-  }
-
-  // Scores to weights, in place and rounded.
-  __device__ __forceinline__ void weigh(Scores& s, Operand& rounded) const {
-    const uint32_t at = lse_address();
-#pragma unroll
-    for (int n = 0; n < kRows / 8; ++n) {
-      const float2 lse = load_shared_float2(at + n * 32);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float x = fmaf(s[4 * n + e], scale, e % 2 ? -lse.y : -lse.x);
-        s[4 * n + e] = exp2_approx(x);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        rounded[n / 2][n % 2 * 2 + half] =
-            pack_pair<T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
-    }
-  }
-
-  // dP to dS, in place.
-  __device__ __forceinline__ void differentiate(const Scores& weights, const Operand& rounded,
-                                                Scores& dp) const {
-    const uint32_t at = delta_address();
-#pragma unroll
-    for (int n = 0; n < kRows / 8; ++n) {
-      const float2 delta = load_shared_float2(at + n * 32);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float2 w = make_float2(weights[4 * n + 2 * half], weights[4 * n + 2 * half + 1]);
-        if constexpr (Traits::kRoundedWeights) w = unpack(rounded[n / 2][n % 2 * 2 + half]);
-        float& a = dp[4 * n + 2 * half];
-        float& b = dp[4 * n + 2 * half + 1];
-        a = w.x * (a - delta.x);
-        b = w.y * (b - delta.y);
-      }
-    }
-  }
-  static __device__ __forceinline__ float2 unpack(uint32_t pair) { return unpack_pair(pair, T()); }
-  static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-  }
-  static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
-    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
   }
 
   // dS to shared memory, rows of queries.
@@ -341,8 +256,9 @@ struct BackwardConsumer {
     // dK of the block before is there, too.
     if (!Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
-    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows)) mask(r.s, tile, block);
-    weigh(r.s, r.weights);
+    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
+      mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
+    weigh<Traits>(r.s, r.weights, scale, lse_address());
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r.dp);
@@ -353,10 +269,10 @@ struct BackwardConsumer {
     warpgroup_wait<1>();
     hold(r.dp);
     if (Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
-    differentiate(r.s, r.weights, r.dp);
+    differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
     warpgroup_wait<0>();  // dV: its operand's registers are needed
     release(control.dout_empty[dout_stage(count)]);
-    pack(r.dp, r.gradients);
+    pack_scores<Traits>(r.dp, r.gradients);
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
     store_gradients(r.gradients);

@@ -1,0 +1,111 @@
+// From products to weights and gradients of the scores, in the accumulators: 64 keys of a warpgroup along the rows, query
+// rows along the columns. Of a lane's registers 4n .. 4n + 3: keys lane / 4 (two) and 8 more (two) of the warp's 16, query
+// rows 8n + 2 (lane % 4) and the next one.
+#pragma once
+
+#include "attention/hopper/backward/traits.cuh"
+#include "attention/hopper/epilogue.cuh"
+#include "device/math.cuh"
+#include "device/memory.cuh"
+
+namespace jax_baracuda {
+
+template <class Traits>
+using KeyScores = float[Traits::kRows / 2];
+// The same in 16 bits, as wgmma takes it from registers.
+template <class Traits>
+using KeyOperand = uint32_t[Traits::kRows / 16][4];
+
+template <class Traits>
+__device__ __forceinline__ void pack_scores(const KeyScores<Traits>& s, KeyOperand<Traits>& to) {
+#pragma unroll
+  for (int n = 0; n < Traits::kRows / 8; ++n)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      to[n / 2][n % 2 * 2 + half] =
+          pack_pair<typename Traits::T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
+}
+
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+
+// -inf for what positions or segment ids hide. `warp_key`: the warp's first key within the tile.
+template <class Traits>
+__device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const AttentionProblem& p,
+                                            const KeyTile& tile, const RowBlock& block, int group,
+                                            int warp_key, int lane) {
+  const int j0 = tile.first_key + warp_key + lane / 4;
+  const int i0 = block.first_row + 2 * (lane % 4);
+  if (block.flags & kMaskedForFirstGroup << group) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = j0 + 8 * half;
+      const Visibility::Rows rows = tile.visible.rows_of_keys(j, j + 1);
+      const auto count = static_cast<unsigned>(rows.end - rows.begin);
+      const auto first = static_cast<unsigned>(i0 - rows.begin);
+#pragma unroll
+      for (int n = 0; n < Traits::kRows / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (first + (8 * n + e) >= count) s[4 * n + 2 * half + e] = negative_infinity();
+    }
+  }
+  if (block.flags & kSegmentMaskedRows) {
+    const Segments segments(p, tile.sequence);
+    const int last_row = tile.visible.q_len - 1, last_key = tile.visible.kv_len - 1;
+    const int id[2] = {segments.k[min(j0, last_key)], segments.k[min(j0 + 8, last_key)]};
+#pragma unroll
+    for (int n = 0; n < Traits::kRows / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int row_id = segments.q[min(i0 + 8 * n + e, last_row)];
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          if (row_id != id[half]) s[4 * n + 2 * half + e] = negative_infinity();
+      }
+  }
+}
+
+// Scores to weights, in place and rounded. `scale`: to base 2. `lse`: shared address of that of the lane's first row.
+template <class Traits>
+__device__ __forceinline__ void weigh(KeyScores<Traits>& s, KeyOperand<Traits>& rounded,
+                                      float scale, uint32_t lse) {
+#pragma unroll
+  for (int n = 0; n < Traits::kRows / 8; ++n) {
+    const float2 of_rows = load_shared_float2(lse + n * 32);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      s[4 * n + e] = exp2_approx(fmaf(s[4 * n + e], scale, e % 2 ? -of_rows.y : -of_rows.x));
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      rounded[n / 2][n % 2 * 2 + half] =
+          pack_pair<typename Traits::T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
+  }
+}
+
+// dP to dS = P (dP - delta), in place. P may be gone where it was rounded.
+template <class Traits>
+__device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
+                                              const KeyOperand<Traits>& rounded,
+                                              KeyScores<Traits>& dp, uint32_t delta) {
+#pragma unroll
+  for (int n = 0; n < Traits::kRows / 8; ++n) {
+    const float2 of_rows = load_shared_float2(delta + n * 32);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float2 w = make_float2(weights[4 * n + 2 * half], weights[4 * n + 2 * half + 1]);
+      if constexpr (Traits::kRoundedWeights)
+        w = unpack_pair(rounded[n / 2][n % 2 * 2 + half], typename Traits::T());
+      float& a = dp[4 * n + 2 * half];
+      float& b = dp[4 * n + 2 * half + 1];
+      a = w.x * (a - of_rows.x);
+      b = w.y * (b - of_rows.y);
+    }
+  }
+}
+
+}  // namespace jax_baracuda
