@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import pathlib
-import time
 from typing import Any
 
-import rows as result_rows
+import runs
 from attention_peers import ENGINES, IMPLS, OPTIONAL, PASSES, AttentionCell, grid_cell
-from workers import attempt, start_workers
+from workers import attempt
 
 GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
 WINDOW = grid_cell(16384, 128, True, window=1024)
@@ -62,10 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="after this long, only ours is measured",
     )
-    parser.add_argument(
-        "--out", type=pathlib.Path, help="default: results/<gpu>/attention.json; '-' writes no file"
-    )
-    parser.add_argument("--commit", help="the commit for the rows, where git is not there")
+    runs.add_file_options(parser, "attention")
     return parser.parse_args(arguments)
 
 
@@ -93,21 +88,17 @@ def impls_of(text: str | None) -> list[str]:
     return [i for i in IMPLS if i not in OPTIONAL or importlib.util.find_spec(i)]
 
 
-class Run:
-    """Workers, the rows so far, and the clock."""
+class Run(runs.Run):
+    """Measures cells."""
 
     def __init__(self, impls: list[str], options: argparse.Namespace) -> None:
-        self.options, self.impls = options, impls
-        self.passes = chosen(options.passes, list(PASSES))
-        self.begin = time.monotonic()
         engines = dict.fromkeys(IMPLS[impl] for impl in impls)
-        self.workers, gpu, versions = start_workers({name: ENGINES[name] for name in engines})
-        self.shared = result_rows.describe_run(gpu, versions, options.commit)
-        self.rows: list[dict[str, Any]] = []
+        super().__init__("attention", {name: ENGINES[name] for name in engines}, options)
+        self.impls, self.passes = impls, chosen(options.passes, list(PASSES))
 
     def cell(self, cell: AttentionCell) -> None:
         """Measures one cell: the jax worker compiles while the torch worker measures."""
-        late = time.monotonic() - self.begin > self.options.budget
+        late = self.seconds > self.options.budget
         alone = late or cell.window
         jobs = {
             engine: [
@@ -125,7 +116,7 @@ class Run:
         for engine, worker in self.workers.items():
             if jobs[engine]:
                 self.engine(worker, jobs[engine], cell)
-        print(line(cell, self.rows[first:], time.monotonic() - self.begin), flush=True)
+        print(line(cell, self.rows[first:], self.seconds), flush=True)
         if late and not cell.window:
             print("  past the --budget: the peers were left out", flush=True)
 
@@ -146,7 +137,7 @@ class Run:
             self.add(cell, impl, passes, numbers)
 
     def add(self, cell: AttentionCell, impl: str, passes: str, numbers: dict[str, Any]) -> None:
-        """Appends a row and writes the file, so that a run that is cut short is not lost."""
+        """Appends a row."""
         config = {
             "B": cell.batch,
             "S": cell.length,
@@ -157,19 +148,7 @@ class Run:
             "window": cell.window or None,
             "dtype": "bfloat16",
         }
-        self.rows.append(
-            result_rows.row("flash_attention", passes, impl, config, numbers, self.shared)
-        )
-        path = self.path()
-        if path:
-            result_rows.write(path, self.rows)
-
-    def path(self) -> pathlib.Path | None:
-        """Where the rows go."""
-        if self.options.out is not None:
-            return None if str(self.options.out) == "-" else self.options.out
-        gpu = self.shared["gpu"].lower().split()[-1]
-        return pathlib.Path(result_rows.RESULTS / gpu / "attention.json")
+        self.add_row("flash_attention", passes, impl, config, numbers)
 
 
 def line(cell: AttentionCell, rows: list[dict[str, Any]], seconds: float) -> str:
@@ -204,14 +183,10 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(impls, options)
     for cell in cells:
         run.cell(cell)
-    for worker in run.workers.values():
-        worker.kill()
     gains = window_gain(run.rows)
     if gains:
         print(f"window {WINDOW.window} over full causal, S = {WINDOW.length}: {', '.join(gains)}")
-    if run.path():
-        print(f"wrote {run.path()}")
-    return int(any(row["impl"] == "jax_baracuda" and "error" in row for row in run.rows))
+    return run.finish()
 
 
 if __name__ == "__main__":

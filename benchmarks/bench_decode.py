@@ -13,23 +13,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import pathlib
-import time
 from typing import Any
 
-import rows as result_rows
-from peers import ENGINES, IMPLS, Cell
-from workers import attempt, start_workers
+import runs
+from cells import DECODE_GRID, Cell
+from peers import ENGINES, IMPLS
+from workers import attempt
 
-GRID = [
-    *(Cell(8, 1, k) for k in (1024, 2048, 8192, 32768, 131072)),
-    *(Cell(8, 8, k) for k in (1024, 2048, 8192, 32768, 131072)),
-    *(Cell(8, 64, k) for k in (1024, 2048, 8192, 32768, 131072)),
-    *(Cell(8, 256, k) for k in (1024, 2048, 8192, 32768)),
-    Cell(32, 1, 8192),
-    Cell(32, 64, 2048),
-    Cell(32, 64, 8192),
-]
 SMALL = [Cell(8, 1, 2048), Cell(8, 1, 8192), Cell(8, 8, 2048), Cell(8, 64, 2048)]
 # These two are far behind everywhere and slow to compile: they run where there is something to see.
 SLOW_IMPLS = ("pallas", "xla")
@@ -61,17 +51,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="after this long, only ours, torch and the ceiling are measured",
     )
-    parser.add_argument(
-        "--out", type=pathlib.Path, help="default: results/<gpu>/decode.json; '-' writes no file"
-    )
-    parser.add_argument("--commit", help="the commit for the rows, where git is not there")
+    runs.add_file_options(parser, "decode")
     return parser.parse_args(arguments)
 
 
 def cells_of(text: str) -> list[Cell]:
     """The cells that --cells names."""
     if text in ("all", "small"):
-        return GRID if text == "all" else SMALL
+        return DECODE_GRID if text == "all" else SMALL
     return [Cell(*(int(number) for number in name.split("x"))) for name in text.split(",")]
 
 
@@ -87,22 +74,17 @@ def impls_of(text: str | None) -> list[str]:
     return [impl for impl in IMPLS if impl in names]
 
 
-class Run:
-    """Workers, the rows so far, and the clock."""
+class Run(runs.Run):
+    """Measures cells."""
 
     def __init__(self, impls: list[str], options: argparse.Namespace) -> None:
-        self.options = options
-        self.begin = time.monotonic()
-        self.workers, gpu, versions = start_workers(
-            {name: ENGINES[name] for name in {IMPLS[impl] for impl in impls}}
-        )
-        self.shared = result_rows.describe_run(gpu, versions, options.commit)
-        self.rows: list[dict[str, Any]] = []
+        engines = {name: ENGINES[name] for name in {IMPLS[impl] for impl in impls}}
+        super().__init__("decode", engines, options)
 
     def cell(self, cell: Cell, impls: list[str]) -> None:
         """Measures one cell: everything of one engine, then the next."""
         seconds = 0.1 if self.options.quick else 0.35
-        late = time.monotonic() - self.begin > self.options.budget
+        late = self.seconds > self.options.budget
         ceiling: float | None = None
         first = len(self.rows)
         for engine in dict.fromkeys(IMPLS[impl] for impl in impls):
@@ -129,10 +111,10 @@ class Run:
                     numbers["percent_of_read"] = 100 * numbers["gbps"] / ceiling
                 self.add(cell, impl, numbers)
             attempt(worker, "release")
-        print(line(cell, self.rows[first:], time.monotonic() - self.begin), flush=True)
+        print(line(cell, self.rows[first:], self.seconds), flush=True)
 
     def add(self, cell: Cell, impl: str, numbers: dict[str, Any]) -> None:
-        """Appends a row and writes the file, so that a run that is cut short is not lost."""
+        """Appends a row."""
         config = {
             "B": cell.batch,
             "Hq": cell.query_heads,
@@ -142,17 +124,7 @@ class Run:
             "dtype": "bfloat16",
             "mb": cell.bytes / 1e6,
         }
-        self.rows.append(result_rows.row("flash_decode", "fwd", impl, config, numbers, self.shared))
-        path = self.path()
-        if path:
-            result_rows.write(path, self.rows)
-
-    def path(self) -> pathlib.Path | None:
-        """Where the rows go."""
-        if self.options.out is not None:
-            return None if str(self.options.out) == "-" else self.options.out
-        gpu = self.shared["gpu"].lower().split()[-1]
-        return pathlib.Path(result_rows.RESULTS / gpu / "decode.json")
+        self.add_row("flash_decode", "fwd", impl, config, numbers)
 
 
 def line(cell: Cell, rows: list[dict[str, Any]], seconds: float) -> str:
@@ -179,11 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
             cell,
             [impl for impl in impls if chosen or impl not in SLOW_IMPLS or cell.name in SLOW_CELLS],
         )
-    for worker in run.workers.values():
-        worker.kill()
-    if run.path():
-        print(f"wrote {run.path()}")
-    return int(any(row["impl"] == "jax_baracuda" and "error" in row for row in run.rows))
+    return run.finish()
 
 
 if __name__ == "__main__":

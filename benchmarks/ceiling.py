@@ -1,8 +1,9 @@
-"""The read-only ceiling: a kernel that reads a cell's bytes and does next to nothing with them."""
+"""Ceilings: a kernel that reads a cell's bytes and does next to nothing, and a copy of them."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ extern "C" __global__ void read(const uint4* data, unsigned long long count, uns
 
 
 class CeilingEngine:
-    """How fast a kernel can read the bytes of a cell when it does nothing else with them."""
+    """How fast a kernel can read the bytes of a cell when it does nothing else, or copy them."""
 
     # (threads, 16-byte loads in flight a thread, blocks a multiprocessor): the best one counts.
     CONFIGS = ((256, 4, 8), (512, 4, 4), (256, 8, 4), (512, 8, 2), (256, 8, 8), (128, 16, 8))
@@ -68,46 +69,61 @@ class CeilingEngine:
         del impls, cell
 
     def measure(self, impl: str, cell: Any, seconds: float) -> dict[str, Any]:
-        del impl
-        cupy = self.cupy
-        memory = cupy.cuda.alloc(cell.bytes * cell.sets)
-        sink = cupy.cuda.alloc(16)
-        count = cell.bytes // 16
-        blocks = 8 * self.multiprocessors
+        """``cell`` has the bytes of a call, the sets to rotate and the calls of a graph."""
+        return self.copy(cell, seconds) if impl == "device_copy" else self.read(cell, seconds)
+
+    def filled(self, size: int) -> Any:
+        """So many bytes of random memory."""
+        memory = self.cupy.cuda.alloc(size)
         fill = next(iter(self.modules.values())).get_function("fill")
-        fill((blocks,), (512,), (np.uint64(memory.ptr), np.uint64(count * cell.sets)))
+        fill((8 * self.multiprocessors,), (512,), (np.uint64(memory.ptr), np.uint64(size // 16)))
+        return memory
+
+    def read(self, cell: Any, seconds: float) -> dict[str, Any]:
+        """The best configuration of the read-only kernel."""
+        memory = self.filled(cell.bytes * cell.sets)
+        sink = self.cupy.cuda.alloc(16)
+        count = cell.bytes // 16
+
+        def launcher(threads: int, loads: int, blocks: int) -> Callable[[int], None]:
+            read = self.modules[loads].get_function("read")
+            grid = min(blocks * self.multiprocessors, -(-count // (threads * loads)))
+
+            def launch(index: int) -> None:
+                address = np.uint64(memory.ptr + index % cell.sets * cell.bytes)
+                read((grid,), (threads,), (address, np.uint64(count), np.uint64(sink.ptr)))
+
+            return launch
+
         share = seconds / len(self.CONFIGS)
-        results = [
-            self.time(config, memory.ptr, count, cell, sink.ptr, share) for config in self.CONFIGS
-        ]
+        results = [self.time(launcher(*config), cell.calls, share) for config in self.CONFIGS]
         return min(results, key=lambda result: result["ms"])
 
-    def time(
-        self,
-        config: Any,
-        base: int,
-        count: int,
-        cell: Any,
-        sink: int,
-        seconds: float,
-        samples: int = 5,
-    ) -> dict[str, Any]:
-        cupy = self.cupy
-        threads, loads, blocks = config
-        read = self.modules[loads].get_function("read")
-        grid = min(blocks * self.multiprocessors, -(-count // (threads * loads)))
+    def copy(self, cell: Any, seconds: float) -> dict[str, Any]:
+        """The driver's copy of half of the bytes to the other half: that moves all of them."""
+        runtime = self.cupy.cuda.runtime
+        memory = self.filled(cell.bytes * cell.sets)
+        half = cell.bytes // 2
 
         def launch(index: int) -> None:
-            address = np.uint64(base + index % cell.sets * cell.bytes)
-            read((grid,), (threads,), (address, np.uint64(count), np.uint64(sink)))
+            source = memory.ptr + index % cell.sets * cell.bytes
+            stream = self.cupy.cuda.get_current_stream().ptr
+            runtime.memcpyAsync(source + half, source, half, runtime.memcpyDeviceToDevice, stream)
 
+        return self.time(launch, cell.calls, seconds)
+
+    def time(
+        self, launch: Callable[[int], None], calls: int, seconds: float, samples: int = 5
+    ) -> dict[str, Any]:
+        """Captures ``launch(0)`` to ``launch(calls - 1)`` in one graph and times its replays."""
+        cupy = self.cupy
         stream = cupy.cuda.Stream(non_blocking=True)
         cupy.cuda.Device().synchronize()
         with stream:
             launch(0)  # the module is loaded outside of the capture
             stream.synchronize()
             stream.begin_capture()
-            for index in range(cell.calls):
+            for index in range(calls):
                 launch(index)
             graph = stream.end_capture()
             start, end = cupy.cuda.Event(), cupy.cuda.Event()
@@ -123,7 +139,7 @@ class CeilingEngine:
             run(2)
             once = min(run(1) for _ in range(3))
             replays = max(1, round(seconds * 1e3 / samples / once))
-            times = [run(replays) / (replays * cell.calls) for _ in range(samples)]
+            times = [run(replays) / (replays * calls) for _ in range(samples)]
         return {"ms": statistics.median(times), "fastest": min(times), "slowest": max(times)}
 
     def release(self) -> None:

@@ -8,53 +8,16 @@ imported before its engine is made.
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import functools
 import importlib.util
-import math
 import os
 import statistics
 from typing import Any, ClassVar
 
+import numpy as np
 from ceiling import CeilingEngine
+from cells import Cell
 from workers import Engine
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One point of the grid: bf16, query length 1, full caches."""
-
-    kv_heads: int
-    batch: int
-    capacity: int
-    query_heads: int = 32
-    head_dim: int = 128
-
-    @property
-    def name(self) -> str:
-        """As in --cells: Hkv x B x K."""
-        return f"{self.kv_heads}x{self.batch}x{self.capacity}"
-
-    @property
-    def bytes(self) -> int:
-        """K and V of the cell, read once."""
-        return 2 * 2 * self.batch * self.kv_heads * self.capacity * self.head_dim
-
-    @property
-    def sets(self) -> int:
-        """How many sets of caches to rotate: a gigabyte, or 48 sets (at least 200 MB)."""
-        return max(1, min(48, math.ceil((1 << 30) / self.bytes)))
-
-    @property
-    def calls(self) -> int:
-        """Calls of a graph: whole rounds of the sets, a few milliseconds but at most 96."""
-        rounds = min(96, 8e9 / self.bytes) / self.sets
-        return self.sets * max(1, round(rounds))
-
-    def cache_shape(self, layout: str) -> tuple[int, int, int, int]:
-        """[B, Hkv, K, D] or [B, K, Hkv, D]."""
-        rows = (self.capacity, self.kv_heads)
-        return (self.batch, *(rows if layout == "NHD" else rows[::-1]), self.head_dim)
 
 
 class JaxEngine:
@@ -162,22 +125,13 @@ class JaxEngine:
 
     def check(self, op: Any, query: Any, key: Any, value: Any) -> float:
         """The relative error of the last request against float32; a wrong kernel has no time."""
-        jnp = self.jax.numpy
+        import oracle
 
-        @self.jax.jit
-        def exact(q: Any, k: Any, v: Any) -> Any:
-            q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-            q = q.reshape(k.shape[0], -1, q.shape[-1])
-            logits = jnp.einsum("hgd,hkd->hgk", q, k, precision="highest") * k.shape[-1] ** -0.5
-            weights = self.jax.nn.softmax(logits)
-            return jnp.einsum("hgk,hkd->hgd", weights, v, precision="highest")
+        def error(query: Any, key: Any, value: Any) -> Any:
+            expected = oracle.attend(query[-1:], key[-1], value[-1])
+            return oracle.relative_error(op(query, key, value)[-1], expected)
 
-        expected = exact(query[-1], key[-1], value[-1])
-        got = self.jax.jit(op)(query, key, value)[-1].astype(jnp.float32).reshape(expected.shape)
-        error = float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
-        if not error < 1e-2:
-            raise RuntimeError(f"wrong result: relative error {error:.2e}")
-        return error
+        return oracle.require(self.jax.jit(error)(query, key, value))
 
     def release(self) -> None:
         self.held = self.data = None
@@ -252,39 +206,47 @@ class TorchEngine:
 
     def flashinfer(self, query: Any, caches: Any, cell: Cell) -> list[Any]:
         """Contiguous caches seen as pages of 16 rows, [B * K / 16 pages, Hkv, 16, D]."""
+        page = 16
+        pages = cell.capacity // page
+        count = cell.batch * pages
+        table = (
+            np.arange(count, dtype=np.int32),
+            np.arange(0, count + 1, pages, dtype=np.int32),
+            np.full(cell.batch, page, np.int32),
+        )
+        # The bytes of a cache in the order of a paged store: which row they are does not matter.
+        shape = (count, cell.kv_heads, page, cell.head_dim)
+        stores = [(k.view(shape), v.view(shape)) for k, v in caches]
+        return self.flashinfer_decode(query, stores, table)
+
+    def flashinfer_decode(self, query: Any, stores: Any, table: Any) -> list[Any]:
+        """A call a store, [pages, Hkv, page_size, D], all with one page table."""
         import flashinfer
 
-        torch, page = self.torch, 16
-        pages = cell.capacity // page
-        int32 = functools.partial(torch.arange, dtype=torch.int32, device="cuda")
-        count = cell.batch * pages
-        indptr = int32(0, count + 1, pages)
-        last = torch.full((cell.batch,), page, dtype=torch.int32, device="cuda")
+        torch = self.torch
+        _, kv_heads, page, head_dim = stores[0][0].shape
+        indices, indptr, last = (torch.from_numpy(array).cuda() for array in table)
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             torch.empty(256 << 20, dtype=torch.uint8, device="cuda"),
             "HND",
             use_cuda_graph=True,
-            use_tensor_cores=cell.query_heads > cell.kv_heads,
+            use_tensor_cores=query.shape[1] > kv_heads,
             paged_kv_indptr_buffer=indptr,
-            paged_kv_indices_buffer=int32(count),
+            paged_kv_indices_buffer=indices,
             paged_kv_last_page_len_buffer=last,
         )
         wrapper.plan(
             indptr.cpu(),
-            int32(count),
+            indices,
             last.cpu(),
-            cell.query_heads,
-            cell.kv_heads,
-            cell.head_dim,
+            query.shape[1],
+            kv_heads,
+            head_dim,
             page,
             q_data_type=torch.bfloat16,
             kv_data_type=torch.bfloat16,
         )
-        # The bytes of a cache in the order of a paged store: which row they are does not matter.
-        shape = (count, cell.kv_heads, page, cell.head_dim)
-        return [
-            functools.partial(wrapper.run, query, (k.view(shape), v.view(shape))) for k, v in caches
-        ]
+        return [functools.partial(wrapper.run, query, store) for store in stores]
 
     def time(self, calls: list[Any], seconds: float, samples: int = 9) -> dict[str, Any]:
         """Captures the calls in one graph and times its replays with events."""

@@ -3,6 +3,7 @@
 python benchmarks/plot.py benchmarks/results/h200/decode.json
 python benchmarks/plot.py benchmarks/results/h200/attention.json
 python benchmarks/plot.py benchmarks/results/h200/decode_step.json
+python benchmarks/plot.py benchmarks/results/h200/paged.json
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import pathlib
 from typing import Any
 
 import attention_plot
+import curves
+import paged_plot
 import rows as result_rows
 
-OURS, CEILING = "jax_baracuda", "read_ceiling"
+OURS, CEILING = curves.OURS, curves.CEILING
 LABELS = {
     CEILING: "read ceiling",
     OURS: "jax_baracuda",
@@ -34,8 +37,7 @@ COLORS = {
     "xla": "#8c564b",
 }
 
-Key = tuple[int, int, int]
-Cells = dict[Key, dict[str, dict[str, Any]]]
+Cells = curves.Cells
 
 
 def by_cell(rows: list[dict[str, Any]]) -> Cells:
@@ -142,56 +144,8 @@ def step_table(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """GB/s over the cache length, one panel a (Hkv, batch); those with a line to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    cells = by_cell(rows)
-    panels: dict[tuple[int, int], list[int]] = {}
-    for kv_heads, batch, capacity in cells:
-        panels.setdefault((kv_heads, batch), []).append(capacity)
-    panels = {name: lengths for name, lengths in panels.items() if len(lengths) > 2} or panels
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(3.4 * len(panels), 3.6), sharey=True, squeeze=False
-    )
-    for axis, ((kv_heads, batch), lengths) in zip(axes[0], panels.items(), strict=True):
-        for impl, label in LABELS.items():
-            points = [
-                (k, cells[kv_heads, batch, k][impl]["gbps"])
-                for k in sorted(lengths)
-                if cells[kv_heads, batch, k].get(impl, {}).get("gbps")
-            ]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True),
-                    label=label,
-                    color=COLORS[impl],
-                    marker="o",
-                    markersize=3,
-                    linewidth=2 if impl == OURS else 1.2,
-                    linestyle="--" if impl == CEILING else "-",
-                )
-        axis.set_title(f"B = {batch}, Hkv = {kv_heads}", fontsize=10)
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel("cache length K")
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("GB/s of K and V")
-    axes[0][0].set_ylim(bottom=0)
-    handles = {}  # a peer may be missing in the first panel
-    for axis in axes[0]:
-        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="lower center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.suptitle(f"flash_decode, bf16, 32 query heads, D = 128, {rows[0]['gpu']}", fontsize=11)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=140)
+    title = f"flash_decode, bf16, 32 query heads, D = 128, {rows[0]['gpu']}"
+    curves.draw(by_cell(rows), LABELS, COLORS, title, path)
 
 
 def linked(image: pathlib.Path, title: str, text: str) -> str:
@@ -222,7 +176,12 @@ def main() -> None:
     for path in options.results:
         rows = result_rows.read(path)
         image = path.with_suffix(".png")
-        if rows[0]["pass"] == "step":
+        if rows[0]["op"] in paged_plot.OPS:
+            paged_plot.plot(rows, image)
+            name, text = "paged", paged_plot.table(rows)
+            if image.exists():
+                text = linked(image, "GB/s over the cache length", text)
+        elif rows[0]["pass"] == "step":
             name, text = "graphs", step_table(rows)
         elif rows[0]["op"] == "flash_attention":
             attention_plot.plot(rows, image)

@@ -9,6 +9,7 @@
 #include "attention/backward/handler.h"
 #include "attention/forward/config.h"
 #include "attention/forward/handler.h"
+#include "cache/handler.h"
 #include "decode/config.h"
 #include "decode/handler.h"
 #include "xla/ffi/api/c_api.h"
@@ -32,12 +33,16 @@ nb::dict target(Handler initialize, Handler execute) {
 nb::dict registrations() {
   nb::dict targets;
   targets["jax_baracuda_flash_decode"] = target(flash_decode_initialize, flash_decode_execute);
+  targets["jax_baracuda_paged_decode"] = target(paged_decode_initialize, paged_decode_execute);
   targets["jax_baracuda_flash_attention"] =
       target(flash_attention_initialize, flash_attention_execute);
+  targets["jax_baracuda_paged_prefill"] = target(paged_prefill_initialize, paged_prefill_execute);
   targets["jax_baracuda_flash_attention_backward"] =
       target(flash_attention_backward_initialize, flash_attention_backward_execute);
   targets["jax_baracuda_flash_attention_bias_grad"] =
       target(flash_attention_bias_grad_initialize, flash_attention_bias_grad_execute);
+  targets["jax_baracuda_append"] = target(append_initialize, append_execute);
+  targets["jax_baracuda_rope"] = target(rope_initialize, rope_execute);
   return targets;
 }
 
@@ -101,8 +106,8 @@ nb::dict attention_tiles(const std::string& dtype, bool features, int head_dim, 
   const DType type = dtype_of(dtype);
   const int element = type == DType::kF32 ? 4 : 2;
   nb::dict tiles;
-  if (const ForwardTile* tile = choose_forward_tile(element, features || element == 4, head_dim,
-                                                    value_dim, sm_shared, cta_shared)) {
+  if (const ForwardTile* tile = choose_forward_tile(element, features || element == 4, false,
+                                                    head_dim, value_dim, sm_shared, cta_shared)) {
     nb::dict forward;
     forward["dim"] = tile->dim;
     forward["dim_v"] = tile->dim_v;

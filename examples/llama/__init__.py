@@ -7,5 +7,9 @@ model       the network
 cache       the key/value cache of generation
 training    loss, optimizer, one step
 decoding    prefill and the jitted decode loop
+paged       the paged store, and one step of continuous batching
+scheduler   which requests' tokens a step computes, and in which pages
+serving     the engine: the scheduler's steps on the device
+console     what a serving run shows
 checkpoint  safetensors in and out, under the names of a Hugging Face Llama
 """

@@ -1,4 +1,4 @@
-"""Sizes of the model and of a training run, and the presets that pair them."""
+"""Sizes of the model, of a training run and of serving, and the presets that pair the first two."""
 
 from __future__ import annotations
 
@@ -55,6 +55,36 @@ class TrainConfig:
     seed: int = 0
     attention: SequenceAttention = "flash_attention"
     remat: Remat = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingConfig:
+    """Sizes of continuous batching. None changes while it runs: one compiled step serves all."""
+
+    page_size: int = 16  # tokens
+    num_pages: int = 256
+    max_requests: int = 16  # that hold pages at a time; each may decode one token a step
+    max_prompts: int = 4  # of them, whose prompts one step works on
+    chunk_tokens: int = 64  # of prompts a step, together
+    max_length: int = 256  # of a prompt and its answer, if the model can
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name}={getattr(self, field.name)} must be at least 1")
+
+    @property
+    def table_entries(self) -> int:
+        """Histories that a step reads: those that decode, then those whose prompts it works on."""
+        return self.max_requests + self.max_prompts
+
+    @property
+    def step_tokens(self) -> int:
+        """Rows of a step."""
+        return self.max_requests + self.chunk_tokens
+
+    def pages_of(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
 
 
 _SMALL = ModelConfig(

@@ -19,7 +19,7 @@ from jax import Array
 from .cache import KVCache, append_token, read_layer, write_prompt
 from .config import SequenceAttention
 from .data import END_OF_TEXT
-from .model import Llama
+from .model import Llama, rotary
 from .ops import DecodeAttention, causal_attention, decode_attention
 
 
@@ -70,7 +70,7 @@ def prefill(
         return context, write_prompt(cache, layer, key, value)
 
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    x, cache = model.hidden(tokens, positions, attend, cache)
+    x, cache = model.hidden(tokens, rotary(attend, positions, model.config), cache)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return model.logits(last), cache
 
@@ -88,7 +88,7 @@ def decode_step(
         context = decode_attention(query[:, 0], keys, values, lengths + 1, attention)
         return context[:, None], cache
 
-    x, cache = model.hidden(token[:, None], lengths[:, None], attend, cache)
+    x, cache = model.hidden(token[:, None], rotary(attend, lengths[:, None], model.config), cache)
     return model.logits(x[:, 0]), cache
 
 

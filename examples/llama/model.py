@@ -25,7 +25,10 @@ Cache = Any  # a pytree that only the attention function looks into; None in tra
 class Attend(Protocol):
     """How a layer attends. It may read and update the cache; it returns the context and the cache.
 
-    query [B, S, Hq, D], key and value [B, S, Hkv, D], rotated; ``layer`` is an int32 scalar.
+    query [..., Hq, D], key and value [..., Hkv, D], where [...] is the shape of the tokens; the
+    context is like the query. Queries and keys come before the rotary embedding, which some
+    kernels do on the way: ``rotary`` makes an ``Attend`` of one that takes them rotated. ``layer``
+    is an int32 scalar.
     """
 
     def __call__(
@@ -34,26 +37,21 @@ class Attend(Protocol):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention: the projections. The rest is the ``Attend`` that it is given."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.theta = config.rope_theta
         self.q_proj = _linear(config, config.hidden_size, heads * config.head_dim, rngs)
         self.k_proj = _linear(config, config.hidden_size, kv_heads * config.head_dim, rngs)
         self.v_proj = _linear(config, config.hidden_size, kv_heads * config.head_dim, rngs)
         self.o_proj = _linear(config, heads * config.head_dim, config.hidden_size, rngs, last=True)
 
-    def __call__(
-        self, x: Array, positions: Array, attend: Attend, cache: Cache, layer: Array
-    ) -> tuple[Array, Cache]:
+    def __call__(self, x: Array, attend: Attend, cache: Cache, layer: Array) -> tuple[Array, Cache]:
         query, key, value = (
             projection(x).reshape(*x.shape[:-1], -1, self.head_dim)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query = apply_rope(query, positions, theta=self.theta)
-        key = apply_rope(key, positions, theta=self.theta)
         context, cache = attend(query, key, value, cache, layer)
         return self.o_proj(context.reshape(*x.shape[:-1], -1)), cache
 
@@ -81,10 +79,8 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = _norm(config, rngs)
         self.mlp = MLP(config, rngs=rngs)
 
-    def __call__(
-        self, x: Array, positions: Array, attend: Attend, cache: Cache, layer: Array
-    ) -> tuple[Array, Cache]:
-        update, cache = self.self_attn(self.input_layernorm(x), positions, attend, cache, layer)
+    def __call__(self, x: Array, attend: Attend, cache: Cache, layer: Array) -> tuple[Array, Cache]:
+        update, cache = self.self_attn(self.input_layernorm(x), attend, cache, layer)
         x = x + update
         return x + self.mlp(self.post_attention_layernorm(x)), cache
 
@@ -129,18 +125,17 @@ class Llama(nnx.Module):
             return causal_attention(query, key, value, attention), cache
 
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x, _ = self.hidden(tokens, positions, attend, None, remat)
+        x, _ = self.hidden(tokens, rotary(attend, positions, self.config), None, remat)
         return self.logits(x)
 
     def hidden(
         self,
         tokens: Array,
-        positions: Array,
         attend: Attend,
         cache: Cache,
         remat: Remat = "none",
     ) -> tuple[Array, Cache]:
-        """Runs the layers: tokens and positions [B, S] -> final hidden states [B, S, E], cache."""
+        """Runs the layers: tokens [...] -> final hidden states [..., E], cache."""
 
         def body(
             carry: tuple[Array, Cache, Array], layer: Layer
@@ -148,7 +143,7 @@ class Llama(nnx.Module):
             # The layer's number is counted, not scanned over: XLA sees a loop counter, from which
             # it can address a slice of the cache without asking the device where the slice is.
             x, cache, index = carry
-            x, cache = layer(x, positions, attend, cache, index)
+            x, cache = layer(x, attend, cache, index)
             return (x, cache, index + 1), None
 
         carry = (self.embed_tokens(tokens), cache, jnp.int32(0))
@@ -162,6 +157,19 @@ class Llama(nnx.Module):
         return jnp.einsum(
             "...e,ve->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32
         )
+
+
+def rotary(attend: Attend, positions: Array, config: ModelConfig) -> Attend:
+    """``attend``, which takes queries and keys rotated by ``positions`` (in the tokens' shape)."""
+
+    def rotated(
+        query: Array, key: Array, value: Array, cache: Cache, layer: Array
+    ) -> tuple[Array, Cache]:
+        query = apply_rope(query, positions, theta=config.rope_theta)
+        key = apply_rope(key, positions, theta=config.rope_theta)
+        return attend(query, key, value, cache, layer)
+
+    return rotated
 
 
 def create_model(config: ModelConfig, seed: int) -> Llama:

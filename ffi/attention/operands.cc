@@ -83,37 +83,37 @@ bool whole_pieces(const ffi::AnyBuffer& a, const ffi::AnyBuffer& b, int64_t dim,
   return dim * element % 16 == 0 && address % 16 == 0;
 }
 
+// The attributes that both kinds of attributes have.
+template <class Attributes>
+void set_mask(const Attributes& attributes, AttentionProblem* p) {
+  p->causal = attributes.causal;
+  p->window_left = window(attributes.window_left);
+  p->window_right = window(attributes.window_right);
+  p->sink_tokens = static_cast<int>(std::clamp<int64_t>(attributes.sink_tokens, 0, kMaxRows));
+  p->scale = attributes.scale;
+  p->soft_cap = attributes.logits_soft_cap;
+}
+
+// The operands themselves and how they can be read. Needs the head dims.
+void set_data(const ffi::AnyBuffer& query, const ffi::AnyBuffer& key, const ffi::AnyBuffer& value,
+              DType dtype, AttentionProblem* p) {
+  const int element = dtype == DType::kF32 ? 4 : 2;
+  p->query = query.untyped_data();
+  p->key = key.untyped_data();
+  p->value = value.untyped_data();
+  p->vector_q = whole_pieces(query, key, p->dim, element);
+  p->vector_v = whole_pieces(value, value, p->dim_v, element);
+  p->dropout_scale = 1.0f;
+}
+
 }  // namespace
-
-ffi::Error invalid_argument(const char* op, const std::string& what) {
-  return ffi::Error::InvalidArgument(std::string(op) + ": " + what);
-}
-
-bool has_shape(const ffi::AnyBuffer& buffer, ffi::DataType type,
-               std::initializer_list<int64_t> shape) {
-  const auto dims = buffer.dimensions();
-  return buffer.element_type() == type && dims.size() == shape.size() &&
-         std::equal(dims.begin(), dims.end(), shape.begin());
-}
 
 ffi::Error read_problem(const char* op, const ffi::AnyBuffer& query, const ffi::AnyBuffer& key,
                         const ffi::AnyBuffer& value, const AttentionOptions& options,
                         const AttentionAttributes& attributes, DType* dtype,
                         AttentionProblem* problem) {
   const auto type = query.element_type();
-  switch (type) {
-    case ffi::F16:
-      *dtype = DType::kF16;
-      break;
-    case ffi::BF16:
-      *dtype = DType::kBF16;
-      break;
-    case ffi::F32:
-      *dtype = DType::kF32;
-      break;
-    default:
-      return invalid_argument(op, "query must be float16, bfloat16 or float32");
-  }
+  if (ffi::Error error = read_dtype(op, query, dtype); error.failure()) return error;
   const auto q = query.dimensions(), k = key.dimensions(), v = value.dimensions();
   if (q.size() != 4 || k.size() != 4 || v.size() != 4)
     return invalid_argument(op, "query, key and value must have 4 dimensions");
@@ -171,17 +171,9 @@ ffi::Error read_problem(const char* op, const ffi::AnyBuffer& query, const ffi::
       !read_integers(options.kv_segment_ids, {packs, k_rows}, &p.kv_segments))
     return invalid_argument(op, "segment ids must both be int32 [B, S] and [B, K]");
 
-  p.query = query.untyped_data();
-  p.key = key.untyped_data();
-  p.value = value.untyped_data();
-  p.causal = attributes.causal;
+  set_mask(attributes, &p);
   p.top_left = attributes.top_left;
-  p.window_left = window(attributes.window_left);
-  p.window_right = window(attributes.window_right);
-  p.sink_tokens = static_cast<int>(std::clamp<int64_t>(attributes.sink_tokens, 0, kMaxRows));
-  p.scale = attributes.scale;
-  p.soft_cap = attributes.logits_soft_cap;
-  p.dropout_scale = 1.0f;
+  set_data(query, key, value, *dtype, &p);
   if (given(options.dropout_seed) && attributes.dropout_rate > 0.0f) {
     if (!has_shape(options.dropout_seed, ffi::U32, {all, heads, 4}))
       return invalid_argument(op, "dropout_seed must be uint32 [B, Hq, 4]");
@@ -191,9 +183,54 @@ ffi::Error read_problem(const char* op, const ffi::AnyBuffer& query, const ffi::
         static_cast<uint32_t>(std::min(std::floor(rate * 4294967296.0), 4294967295.0));
     p.dropout_scale = rate < 1.0 ? static_cast<float>(1.0 / (1.0 - rate)) : 0.0f;
   }
-  const int element = *dtype == DType::kF32 ? 4 : 2;
-  p.vector_q = whole_pieces(query, key, dim, element);
-  p.vector_v = whole_pieces(value, value, dim_v, element);
+  return ffi::Error::Success();
+}
+
+ffi::Error read_paged_problem(const char* op, const ffi::AnyBuffer& query,
+                              const ffi::AnyBuffer& qo_indptr, const ffi::AnyBuffer& k_pages,
+                              const ffi::AnyBuffer& v_pages, const PageOperands& pages,
+                              const ffi::AnyBuffer& sinks, const ffi::AnyBuffer& alibi_slopes,
+                              const PagedAttributes& attributes, DType* dtype,
+                              AttentionProblem* problem) {
+  if (ffi::Error error = read_dtype(op, query, dtype); error.failure()) return error;
+  const auto type = query.element_type();
+  const auto q = query.dimensions(), k = k_pages.dimensions();
+  if (q.size() != 3 || k.size() != 4)
+    return invalid_argument(op, "query must have 3 dimensions, k_pages and v_pages 4");
+  const int64_t rows = q[0], heads = q[1], dim = q[2];
+  const int64_t kv_heads = k[attributes.nhd ? 2 : 1], page_size = k[attributes.nhd ? 1 : 2];
+  if (k[3] != dim || !has_shape(k_pages, type, {k[0], k[1], k[2], k[3]}) ||
+      !has_shape(v_pages, type, {k[0], k[1], k[2], k[3]}))
+    return invalid_argument(op, "k_pages and v_pages must fit query and have its dtype");
+  if (kv_heads < 1 || heads % kv_heads != 0)
+    return invalid_argument(op, "the query heads must be a multiple of the key/value heads");
+  if (dim < 1 || dim > kMaxDim) return invalid_argument(op, "the head dim must be in 1..256");
+  const int64_t sequences = qo_indptr.element_count() - 1;
+  if (rows >= kMaxRows || sequences < 0 || sequences >= kMaxRows)
+    return invalid_argument(op, "qo_indptr must be int32 [B + 1], with less than 2^30 rows");
+
+  AttentionProblem& p = *problem;
+  if (!read_integers(qo_indptr, {sequences + 1}, &p.cu_seqlens_q))
+    return invalid_argument(op, "qo_indptr must be int32 [B + 1]");
+  if (ffi::Error error = read_page_table(op, pages, sequences, k[0], page_size, kv_heads,
+                                         attributes.nhd, kMaxRows, &p.pages);
+      error.failure())
+    return error;
+  if (!read_per_head(sinks, sequences, heads, &p.sinks, &p.sinks_stride) ||
+      !read_per_head(alibi_slopes, sequences, heads, &p.alibi_slopes, &p.alibi_stride))
+    return invalid_argument(op, "sinks and alibi_slopes must be float32 [1|B, Hq]");
+  p.packs = 1;
+  p.sequences = static_cast<int>(sequences);
+  p.q_rows = static_cast<int>(rows);
+  p.k_rows = p.max_k = p.pages.max_length;
+  p.max_q =
+      static_cast<int>(std::clamp<int64_t>(attributes.max_seqlen_q, 1, std::max<int64_t>(rows, 1)));
+  p.heads = static_cast<int>(heads);
+  p.kv_heads = static_cast<int>(kv_heads);
+  p.group = static_cast<int>(heads / kv_heads);
+  p.dim = p.dim_v = static_cast<int>(dim);
+  set_mask(attributes, &p);
+  set_data(query, k_pages, v_pages, *dtype, &p);
   return ffi::Error::Success();
 }
 

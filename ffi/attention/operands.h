@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
-#include <string>
 #include <utility>
 
 #include "attention/params.h"
+#include "common/buffers.h"
+#include "common/page_operands.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_baracuda {
@@ -62,10 +62,36 @@ xla::ffi::Error read_problem(const char* op, const xla::ffi::AnyBuffer& query,
                              const AttentionOptions& options, const AttentionAttributes& attributes,
                              DType* dtype, AttentionProblem* problem);
 
-xla::ffi::Error invalid_argument(const char* op, const std::string& what);
+struct PagedAttributes {
+  bool nhd;
+  float scale;
+  bool causal;
+  int64_t window_left, window_right, sink_tokens;
+  float logits_soft_cap;
+  int64_t max_seqlen_q;
 
-// Whether the buffer is a [batch, rows, heads, dim] of this type (an LSE: [batch, heads, rows]).
-bool has_shape(const xla::ffi::AnyBuffer& buffer, xla::ffi::DataType type,
-               std::initializer_list<int64_t> shape);
+  template <class Binding>
+  static auto bind(Binding&& binding) {
+    return std::forward<Binding>(binding)
+        .template Attr<bool>("nhd")
+        .template Attr<float>("scale")
+        .template Attr<bool>("causal")
+        .template Attr<int64_t>("window_left")
+        .template Attr<int64_t>("window_right")
+        .template Attr<int64_t>("sink_tokens")
+        .template Attr<float>("logits_soft_cap")
+        .template Attr<int64_t>("max_seqlen_q");
+  }
+};
+
+// The same for packed queries over keys in pages.
+xla::ffi::Error read_paged_problem(const char* op, const xla::ffi::AnyBuffer& query,
+                                   const xla::ffi::AnyBuffer& qo_indptr,
+                                   const xla::ffi::AnyBuffer& k_pages,
+                                   const xla::ffi::AnyBuffer& v_pages, const PageOperands& pages,
+                                   const xla::ffi::AnyBuffer& sinks,
+                                   const xla::ffi::AnyBuffer& alibi_slopes,
+                                   const PagedAttributes& attributes, DType* dtype,
+                                   AttentionProblem* problem);
 
 }  // namespace jax_baracuda

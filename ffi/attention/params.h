@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/page_table.h"
 
 namespace jax_baracuda {
 
@@ -40,6 +41,8 @@ struct AttentionProblem {
   const int2* kv_segment_range;
   const int32_t* cu_seqlens_q;  // null: dense; [packs, sequences + 1]
   const int32_t* cu_seqlens_k;
+  PageTable
+      pages;  // where it is given, keys and values are in pages and set their number; packs = 1
   const uint4* dropout_seed;  // null: no dropout; [NB, Hq]: seed, head, batch
 
   int packs, sequences, q_rows, k_rows;  // dense: sequences = 1
@@ -63,7 +66,8 @@ inline bool has_features(const AttentionProblem& p) {
 
 struct ForwardParams : AttentionProblem {
   void* out;
-  float* lse;  // [packs, Hq, q_rows]
+  float* lse;  // [packs, Hq, q_rows], paged [q_rows, Hq]
+  int64_t lse_head_stride, lse_row_stride;
 };
 
 }  // namespace jax_baracuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/params.h"
+#include "device/page_table.cuh"
 
 namespace jax_baracuda {
 
@@ -10,6 +11,7 @@ struct Sequence {
   int index;  // of NB
   int pack;
   int64_t q_first, k_first;
+  int first_entry;     // of its keys in a page table
   int q_rows, k_rows;  // its own, which set the diagonal
   int q_len, kv_len;   // how many of them count
 };
@@ -24,14 +26,20 @@ __device__ __forceinline__ Sequence find_sequence(const AttentionProblem& p, int
   s.k_first = static_cast<int64_t>(s.pack) * p.k_rows;
   s.q_rows = p.q_rows;
   s.k_rows = p.k_rows;
+  const int at = index + s.pack;  // each pack has one entry more than sequences
   if (p.cu_seqlens_q) {
-    const int at = index + s.pack;  // each pack has one entry more than sequences
-    const int q_begin = clamped(p.cu_seqlens_q[at], 0, p.q_rows);
-    const int k_begin = clamped(p.cu_seqlens_k[at], 0, p.k_rows);
-    s.q_rows = clamped(p.cu_seqlens_q[at + 1], q_begin, p.q_rows) - q_begin;
-    s.k_rows = clamped(p.cu_seqlens_k[at + 1], k_begin, p.k_rows) - k_begin;
-    s.q_first += q_begin;
-    s.k_first += k_begin;
+    const int begin = clamped(p.cu_seqlens_q[at], 0, p.q_rows);
+    s.q_rows = clamped(p.cu_seqlens_q[at + 1], begin, p.q_rows) - begin;
+    s.q_first += begin;
+  }
+  if (p.pages.indptr) {
+    const PagedRequest request = find_pages(p.pages, index);
+    s.first_entry = request.first_entry;
+    s.k_rows = request.length;
+  } else if (p.cu_seqlens_k) {
+    const int begin = clamped(p.cu_seqlens_k[at], 0, p.k_rows);
+    s.k_rows = clamped(p.cu_seqlens_k[at + 1], begin, p.k_rows) - begin;
+    s.k_first += begin;
   }
   s.q_len = p.query_lengths ? clamped(p.query_lengths[index], 0, s.q_rows) : s.q_rows;
   s.kv_len = p.kv_lengths ? clamped(p.kv_lengths[index], 0, s.k_rows) : s.k_rows;

@@ -67,6 +67,7 @@ inline void set_token_warps(const DecodeShape& s, int token_warps, DecodeConfig&
 inline DecodeConfig choose_layout(const DecodeShape& s) {
   DecodeConfig c;
   c.vector = (s.head_dim * element_bytes(s.dtype)) % 16 == 0;
+  c.paged = s.paged;
   c.dim_tile = s.head_dim <= 64 ? 64 : s.head_dim <= 128 ? 128 : 256;
   if (s.dtype == DType::kF32) {
     c.head_tile = 4;

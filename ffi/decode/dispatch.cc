@@ -10,41 +10,15 @@
 namespace jax_baracuda {
 namespace {
 
-// The same list as instantiations.cmake.
-const DecodeKernel kKernels[] = {
-    decode_kernel_entry<DType::kF16, 64, 8, true>(),
-    decode_kernel_entry<DType::kF16, 64, 16, true>(),
-    decode_kernel_entry<DType::kF16, 64, 8, false>(),
-    decode_kernel_entry<DType::kF16, 128, 8, true>(),
-    decode_kernel_entry<DType::kF16, 128, 16, true>(),
-    decode_kernel_entry<DType::kF16, 128, 8, false>(),
-    decode_kernel_entry<DType::kF16, 256, 8, true>(),
-    decode_kernel_entry<DType::kF16, 256, 8, false>(),
-    decode_kernel_entry<DType::kBF16, 64, 8, true>(),
-    decode_kernel_entry<DType::kBF16, 64, 16, true>(),
-    decode_kernel_entry<DType::kBF16, 64, 8, false>(),
-    decode_kernel_entry<DType::kBF16, 128, 8, true>(),
-    decode_kernel_entry<DType::kBF16, 128, 16, true>(),
-    decode_kernel_entry<DType::kBF16, 128, 8, false>(),
-    decode_kernel_entry<DType::kBF16, 256, 8, true>(),
-    decode_kernel_entry<DType::kBF16, 256, 8, false>(),
-    decode_kernel_entry<DType::kF32, 64, 4, true>(),
-    decode_kernel_entry<DType::kF32, 64, 4, false>(),
-    decode_kernel_entry<DType::kF32, 128, 4, true>(),
-    decode_kernel_entry<DType::kF32, 128, 4, false>(),
-    decode_kernel_entry<DType::kF32, 256, 4, true>(),
-    decode_kernel_entry<DType::kF32, 256, 4, false>(),
-};
-constexpr int kKernelCount = sizeof(kKernels) / sizeof(kKernels[0]);
+constexpr int kMaxKernels = 128;
 
 int find_kernel(DType dtype, const DecodeConfig& c) {
-  for (int i = 0; i < kKernelCount; ++i) {
-    const DecodeKernel& k = kKernels[i];
-    if (k.dtype == dtype && k.dim_tile == c.dim_tile && k.head_tile == c.head_tile &&
-        k.vector == c.vector)
-      return i;
-  }
-  return -1;
+  const std::vector<DecodeKernel>& kernels = decode_kernels();
+  const auto found = std::find_if(kernels.begin(), kernels.end(), [&](const DecodeKernel& k) {
+    return k.dtype == dtype && k.dim_tile == c.dim_tile && k.head_tile == c.head_tile &&
+           k.vector == c.vector && k.paged == c.paged;
+  });
+  return found == kernels.end() ? -1 : static_cast<int>(found - kernels.begin());
 }
 
 // What was learnt of a kernel on a device. Threads that race store the same answers.
@@ -53,7 +27,7 @@ struct KernelState {
   std::atomic<int> pairs{0};           // see DecodeDevice
   std::atomic<uint64_t> occupancy{0};  // threads << 40 | shared bytes << 8 | CTAs per SM
 };
-KernelState g_states[kMaxDevices][kKernelCount];
+KernelState g_states[kMaxDevices][kMaxKernels];
 
 // A launch of `config`, in clusters if `cluster_size` > 1. The attribute must outlive it.
 cudaLaunchConfig_t launch_config(const DecodeConfig& c, int64_t ctas, int cluster_size,
@@ -132,10 +106,11 @@ cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, Decod
 
   *config = choose_layout(shape);
   const int index = find_kernel(shape.dtype, *config);
-  if (index < 0) return cudaErrorInvalidValue;
+  if (index < 0 || index >= kMaxKernels) return cudaErrorInvalidValue;
+  const DecodeKernel& kernel = decode_kernels()[index];
   KernelState& state = g_states[ordinal][index];
-  error = prepare(kKernels[index], major >= 9, state);
-  if (error == cudaSuccess) error = occupancy(kKernels[index], *config, state, &device.ctas_per_sm);
+  error = prepare(kernel, major >= 9, state);
+  if (error == cudaSuccess) error = occupancy(kernel, *config, state, &device.ctas_per_sm);
   if (error != cudaSuccess) return error;
   device.pairs = state.pairs.load(std::memory_order_relaxed);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, *config), *config);
@@ -151,7 +126,7 @@ cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch =
       launch_config(config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
-  error = kKernels[find_kernel(shape.dtype, config)].launch(launch, params);
+  error = decode_kernels()[find_kernel(shape.dtype, config)].launch(launch, params);
   if (error != cudaSuccess || config.partial_slots == 0) return error;
   return launch_combine(shape.dtype, config.dim_tile, params, major >= 9, stream);
 }

@@ -29,21 +29,22 @@ __device__ __forceinline__ Destination destination(const DecodeParams& p, const 
   return {Destination::kWorkspace, 2 * int64_t{blockIdx.x} + (segment_begin == 0 ? 1 : 0)};
 }
 
-template <class Tile, template <class> class Source, int kMaxThreads>
+template <class Tile, class Source, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_kernel(const __grid_constant__ DecodeParams p) {
-  using KvSource = Source<typename Tile::Element>;
   extern __shared__ uint4 shared_memory[];
   const DecodeShared<Tile> shared(shared_memory, p);
   launch_dependents();
-
-  Cursor cursor = first_chunk(p, blockIdx.x);
-  if (cursor.remaining == 0 && !p.cluster) return;
 
   const int warp = threadIdx.x / 32;
   const int token_warp = p.slices == 1 ? warp : warp / p.slices;
   const int slice = p.slices == 1 ? 0 : warp - token_warp * p.slices;
   const int token_offset = token_warp * Tile::kTokens;
+  Source source(p, token_offset);
+
+  Cursor cursor = first_chunk(p, blockIdx.x);
+  if (cursor.remaining == 0 && !p.cluster) return;
+
   const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
 
   // The first keys are asked for before the query, which takes longer to find; behind the values it would
@@ -52,12 +53,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Tile tile;
   int token = cursor.begin(p) + token_offset;
   int limit = cursor.remaining > 0 ? cursor.limit() : 0;
-  {
-    const KvSource source(p, cursor.row);
-    tile.load_keys(p, source, token, limit);
-    stage_query(p, cursor.row, shared, 0);
-    tile.load_values(p, source, token, limit);
-  }
+  source.start(p, cursor);
+  tile.load_keys(p, source, token, limit);
+  stage_query(p, cursor.row, shared, 0);
+  tile.load_values(p, source, token, limit);
   copy_async_wait_all();
   __syncthreads();
 
@@ -79,16 +78,16 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       stage_query(p, after, shared, buffer ^ 1);
     }
     row_begins = row_ends;
-    const KvSource next_source(p, next.row);
     const int next_token = next.begin(p) + token_offset;
     const int next_limit = more ? next.limit() : 0;
+    source.move(p, next);
 
     tile.multiply_keys(shared.query_of(p, buffer, slice));
-    tile.load_keys(p, next_source, next_token, next_limit);
+    tile.load_keys(p, source, next_token, next_limit);
     tile.update_softmax(p, p.alibi_slopes == nullptr ? nullptr : shared.slopes_of(p, buffer, slice),
                         token, limit, cursor.request.length - 1);
     tile.multiply_values();
-    tile.load_values(p, next_source, next_token, next_limit);
+    tile.load_values(p, source, next_token, next_limit);
 
     if (row_ends) {
       tile.store(shared.out + merge_buffer + result * DecodeShared<Tile>::kRow,

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "decode/params.h"
 
@@ -23,6 +24,7 @@ struct DecodeKernel {
   int dim_tile;
   int head_tile;
   bool vector;
+  bool paged;
   cudaError_t (*prepare)(int max_shared_bytes);
   cudaError_t (*occupancy)(int threads, int shared_bytes, int* ctas_per_sm);
   cudaError_t (*active_clusters)(const cudaLaunchConfig_t& launch, int* clusters);
@@ -30,8 +32,11 @@ struct DecodeKernel {
 };
 
 // Defined by ffi/decode/inst/, one file an instantiation.
-template <DType dtype, int dim_tile, int head_tile, bool vector>
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged>
 DecodeKernel decode_kernel_entry();
+
+// All of them: generated from the list in instantiations.cmake.
+const std::vector<DecodeKernel>& decode_kernels();
 
 cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params, bool programmatic,
                            cudaStream_t stream);

@@ -3,22 +3,11 @@
 
 #include <cstdint>
 
+#include "common/divisor.h"
 #include "common/dtype.h"
+#include "common/page_table.h"
 
 namespace jax_baracuda {
-
-// Division of n < 2^31 by a number that the host knows: a multiplication on the device (see divide()).
-struct Divisor {
-  uint32_t divisor = 1, magic = 0x80000000u, shift = 0;
-
-  Divisor() = default;
-  explicit Divisor(uint32_t d) : divisor(d) {
-    uint32_t log = 0;
-    while ((uint64_t{1} << log) < d) ++log;
-    magic = static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + d - 1) / d);
-    shift = log;
-  }
-};
 
 // The problem, from the operands' shapes and the op's attributes alone.
 struct DecodeShape {
@@ -27,8 +16,9 @@ struct DecodeShape {
   int kv_heads = 0;
   int group = 0;  // query heads per key/value head
   int head_dim = 0;
-  int kv_capacity = 0;          // rows of the cache per request
+  int kv_capacity = 0;          // rows of the cache per request; paged: the most that it can have
   bool uneven_lengths = false;  // requests may differ in length
+  bool paged = false;
   int num_splits = 0;  // 0: the scheduler spreads the rows over the CTAs; n: every row is cut in n
 };
 
@@ -38,6 +28,7 @@ struct DecodeConfig {
   int dim_tile = 0;    // head_dim rounded up to an instantiated one
   int head_tile = 0;   // query heads a warp holds
   bool vector = true;  // 16-byte loads; false: element by element, for head dims that rule them out
+  bool paged = false;
   // How a CTA is laid out.
   int slices = 0;         // warps that share the same keys for different query heads
   int token_warps = 0;    // warps that take different keys
@@ -66,7 +57,7 @@ struct DecodeParams {
   const void* query;
   const void* key;
   const void* value;
-  const int32_t* kv_lengths;  // null: every request has kv_capacity rows
+  const int32_t* kv_lengths;  // null: every request has kv_capacity rows; not null if paged
   const float* sinks;         // null: none
   const float* alibi_slopes;  // null: none
   void* out;
@@ -75,7 +66,9 @@ struct DecodeParams {
   float* partial_out;
   float* partial_stats;
 
-  int64_t kv_batch_stride;  // in elements
+  PageTable pages;
+
+  int64_t kv_batch_stride;  // in elements; of contiguous caches
   int64_t kv_head_stride;
   int64_t kv_token_stride;
   int64_t sinks_batch_stride;

@@ -11,20 +11,20 @@
 #include <cstdint>
 
 #include "decode/params.h"
+#include "device/divide.cuh"
+#include "device/page_table.cuh"
 
 namespace jax_baracuda {
-
-__device__ __forceinline__ unsigned divide(unsigned n, const Divisor& d) {
-  return __umulhi(2 * n, d.magic) >> d.shift;
-}
 
 // The visible keys of a request: [0, sink_end) and [window_begin, length), in chunks. A request with no
 // visible key still has one (empty) chunk, so that somebody writes its output.
 struct Request {
   int length, window_begin, sink_end, sink_chunks, chunks;
+  int first_entry;  // of its pages in the page table
 
   Request() = default;
-  __device__ Request(const DecodeParams& p, int raw_length) {
+  __device__ Request(const DecodeParams& p, int raw_length, int first_entry = 0)
+      : first_entry(first_entry) {
     length = min(max(raw_length, 0), p.kv_capacity);
     window_begin = 0;
     sink_end = 0;
@@ -44,7 +44,7 @@ struct Request {
   __device__ static Request full(const DecodeParams& p) {
     Request request;
     request.length = p.kv_capacity;
-    request.window_begin = request.sink_end = request.sink_chunks = 0;
+    request.window_begin = request.sink_end = request.sink_chunks = request.first_entry = 0;
     request.chunks = p.full_row_chunks.divisor;
     return request;
   }
@@ -65,6 +65,10 @@ __device__ __forceinline__ bool even_lengths(const DecodeParams& p) {
 }
 
 __device__ __forceinline__ Request load_request(const DecodeParams& p, int b) {
+  if (p.pages.indptr != nullptr) {
+    const PagedRequest pages = find_pages(p.pages, b);
+    return Request(p, pages.length, pages.first_entry);
+  }
   return Request(p, p.kv_lengths == nullptr ? p.kv_capacity : p.kv_lengths[b]);
 }
 

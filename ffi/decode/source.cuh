@@ -6,23 +6,80 @@
 #include "decode/params.h"
 #include "decode/schedule.cuh"
 #include "device/memory.cuh"
+#include "device/page_table.cuh"
 
 namespace jax_baracuda {
 
+// A source follows a warp's walk: start() at its first chunk, then move() to each further one. find(i) says where the i-th of
+// the warp's keys in the chunk lies, and offset() of that is its element offset in both stores. Full warps ask, also for
+// keys past the end of the row, which nobody then reads.
+
 // A cache [B, Hkv, K, D] or [B, K, Hkv, D], read by strides.
-template <class Element>
 class ContiguousSource {
  public:
-  __device__ ContiguousSource(const DecodeParams& p, const Row& row)
-      : origin_(row.b * p.kv_batch_stride + row.kv_head * p.kv_head_stride),
-        token_stride_(p.kv_token_stride) {}
+  // `token_offset`: of the warp's keys in a chunk.
+  __device__ ContiguousSource(const DecodeParams&, int token_offset)
+      : token_offset_(token_offset) {}
 
-  // Element offset of a token's row in both stores.
-  __device__ int64_t row(int token) const { return origin_ + token * token_stride_; }
+  __device__ void start(const DecodeParams& p, const Cursor& at) { move(p, at); }
+  __device__ void move(const DecodeParams& p, const Cursor& at) {
+    origin_ = at.row.b * p.kv_batch_stride + at.row.kv_head * p.kv_head_stride;
+    token_ = at.begin(p) + token_offset_;
+    token_stride_ = p.kv_token_stride;
+  }
+
+  __device__ int64_t find(int i) const { return origin_ + (token_ + i) * token_stride_; }
+  __device__ static int64_t offset(const DecodeParams&, int64_t found) { return found; }
 
  private:
   int64_t origin_;
   int64_t token_stride_;
+  int token_, token_offset_;
+};
+
+// A store in pages. Each lane looks one key up, and who needs its address asks that lane. Pages are asked for one move
+// ahead: a look-up behind the loads under way would wait as long as they do.
+class PagedSource {
+ public:
+  __device__ PagedSource(const DecodeParams& p, int token_offset)
+      : own_offset_(token_offset + threadIdx.x % 32) {
+    prefetch_table(p.pages);
+  }
+
+  __device__ void start(const DecodeParams& p, const Cursor& at) {
+    page_ = look_up(p, at);
+    move(p, at);
+  }
+  __device__ void move(const DecodeParams& p, const Cursor& at) {
+    row_ =
+        store_row(p.pages, page_, at.begin(p) + own_offset_) + at.row.kv_head * p.pages.head_stride;
+    Cursor next = at;
+    next.advance(p);
+    page_ = look_up(p, next);
+  }
+
+  __device__ uint32_t find(int i) const { return __shfl_sync(0xffffffffu, row_, i); }
+  __device__ static int64_t offset(const DecodeParams& p, uint32_t found) {
+    return uint64_t{found} * static_cast<uint32_t>(p.head_dim);
+  }
+
+ private:
+  // The CTAs together bring the table to L2 while they work out where they begin.
+  __device__ static void prefetch_table(const PageTable& t) {
+    constexpr int kLine = 128 / sizeof(int32_t);
+    const int64_t entry = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kLine;
+    if (entry < t.entries) prefetch_l2(t.indices + entry);
+  }
+
+  // The page of this lane's key in a chunk; any page if there is no such key.
+  __device__ int look_up(const DecodeParams& p, const Cursor& at) const {
+    const int token = at.begin(p) + own_offset_;
+    return at.remaining > 0 && token < at.limit() ? page_of(p.pages, at.request.first_entry, token)
+                                                  : 0;
+  }
+
+  int own_offset_, page_;
+  uint32_t row_;
 };
 
 // Chunk `chunk` (16 bytes) of a row; zeros past the head dim or where the row is not `valid`. Nothing

@@ -58,18 +58,22 @@ class MmaTile {
     }
   }
 
+  // Rows are found before load_rows() branches: a look-up in either branch would make the compiler load to other
+  // registers and move the data, and so wait for it.
   template <class Source>
   __device__ __forceinline__ void load_keys(const DecodeParams& p, const Source& source, int token,
                                             int limit) {
+    decltype(source.find(0)) rows[kProducts];
+#pragma unroll
+    for (int t = 0; t < kProducts; ++t) rows[t] = source.find(stored_key(t));
     load_rows(p, token, limit, [&](auto load) {
+      const int chunk = lane() % 4 + (kHalves ? lane() / 4 % 2 * 4 : 0);
 #pragma unroll
       for (int t = 0; t < kProducts; ++t) {
-        const int g = lane() / 4;
-        const int row = token + t * kProductKeys + (kHalves ? g / 2 : g);
-        const int chunk = lane() % 4 + (kHalves ? g % 2 * 4 : 0);
-        const Element* from = static_cast<const Element*>(p.key) + source.row(row);
+        const Element* from = static_cast<const Element*>(p.key) + source.offset(p, rows[t]);
 #pragma unroll
-        for (int j = 0; j < kChunks; ++j) keys_[t][j] = load(from, row, chunk + kChunkStep * j);
+        for (int j = 0; j < kChunks; ++j)
+          keys_[t][j] = load(from, token + stored_key(t), chunk + kChunkStep * j);
       }
     });
   }
@@ -77,16 +81,20 @@ class MmaTile {
   template <class Source>
   __device__ __forceinline__ void load_values(const DecodeParams& p, const Source& source,
                                               int token, int limit) {
+    decltype(source.find(0)) rows[kTokens / 16][4];
+#pragma unroll
+    for (int m = 0; m < kTokens / 16; ++m)
+#pragma unroll
+      for (int r = 0; r < 4; ++r) rows[m][r] = source.find(key_of(m * 4 + r));
     load_rows(p, token, limit, [&](auto load) {
 #pragma unroll
       for (int m = 0; m < kTokens / 16; ++m) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          const int row = token + key_of(m * 4 + r);
-          const Element* from = static_cast<const Element*>(p.value) + source.row(row);
+          const Element* from = static_cast<const Element*>(p.value) + source.offset(p, rows[m][r]);
 #pragma unroll
           for (int j = 0; j < kDimTile / 64; ++j)
-            values_[m][r][j] = load(from, row, lane() / 4 + 8 * j);
+            values_[m][r][j] = load(from, token + key_of(m * 4 + r), lane() / 4 + 8 * j);
         }
       }
     });
@@ -225,6 +233,10 @@ class MmaTile {
   static constexpr int kChunks = kDimTile / 8 / kChunkStep;
 
   __device__ static int lane() { return threadIdx.x % 32; }
+  // The key of which this lane holds parts for product t.
+  __device__ static int stored_key(int t) {
+    return t * kProductKeys + (kHalves ? lane() / 8 : lane() / 4);
+  }
   // The i-th of the keys whose scores, and whose values, this lane holds.
   __device__ static int key_of(int i) {
     return kHalves ? i * 4 + lane() % 4 : i / 2 * 8 + lane() % 4 * 2 + i % 2;

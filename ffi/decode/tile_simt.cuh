@@ -154,11 +154,12 @@ class SimtTile {
                               int token, int limit, uint4 (&into)[kPasses][4]) {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = token + pass * kKeysAtOnce + key_in_warp();
+      const int key = pass * kKeysAtOnce + key_in_warp();
+      const float* from = base + source.offset(p, source.find(key));
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        into[pass][j] = load_chunk<kVector>(
-            base + source.row(row), lane_in_key() + kLanesPerKey * j, p.head_dim, row < limit);
+        into[pass][j] = load_chunk<kVector>(from, lane_in_key() + kLanesPerKey * j, p.head_dim,
+                                            token + key < limit);
     }
   }
 

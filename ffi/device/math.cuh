@@ -19,16 +19,6 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-// 2^x without the special function unit, for x <= 127: floor and fraction by adding 1.5 * 2^23, a cubic for the fraction
-// (relative error 9e-5, exact at 0), the floor added to the exponent. 0 below -127.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  x = fmaxf(x, -127.0f);
-  const float shifted = __fadd_rd(x, 12582912.0f);
-  const float f = x - (shifted - 12582912.0f);
-  const float power = fmaf(fmaf(fmaf(0.077067196f, f, 0.22764482f), f, 0.69511682f), f, 1.0f);
-  return __int_as_float((__float_as_int(shifted) << 23) + __float_as_int(power));
-}
-
 template <class T>
 __device__ __forceinline__ T from_float(float x);
 template <>

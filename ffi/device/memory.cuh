@@ -29,6 +29,11 @@ __device__ __forceinline__ uint4 load_global_16_if(const void* address, bool val
   return v;
 }
 
+// Brings the line of an address to L2.
+__device__ __forceinline__ void prefetch_l2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(address));
+}
+
 // Four elements at once.
 template <class T>
 __device__ __forceinline__ void store_vector(T* address, const T (&elements)[4]) {

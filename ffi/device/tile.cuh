@@ -100,4 +100,52 @@ __device__ __forceinline__ void load_tile(Tile<T, kRows, kCols> tile, const Glob
   }
 }
 
+// Rows that lie anywhere in two matrices, at the same places: row i of a tile is row at[i] of each.
+template <class T>
+struct GatheredRows {
+  const T *first, *second;
+  const uint32_t*
+      at;  // in shared memory; where a row does not count, that of some row that can be read
+  int rows, cols;
+  bool vector;
+};
+
+// load_tile() of rows [0, kRows) of both.
+template <int kThreads, bool kVector = false, class T, int kRows, int kCols>
+__device__ __forceinline__ void gather_tiles(Tile<T, kRows, kCols> to_first,
+                                             Tile<T, kRows, kCols> to_second,
+                                             const GatheredRows<T>& from, int thread) {
+  using TileT = Tile<T, kRows, kCols>;
+  constexpr int kCount = kRows * TileT::kPieces;
+  constexpr bool kKeepsColumn = kThreads % TileT::kPieces == 0;
+  const int own_row = thread / TileT::kPieces, own_piece = thread % TileT::kPieces;
+  const uint32_t other = to_second.base - to_first.base;
+#pragma unroll
+  for (int begin = 0; begin < kCount; begin += kThreads) {
+    const int index = begin + thread;
+    if (kCount % kThreads != 0 && index >= kCount) break;
+    const int row = kKeepsColumn ? begin / TileT::kPieces + own_row : index / TileT::kPieces;
+    const int piece = kKeepsColumn ? own_piece : index % TileT::kPieces;
+    const int col = piece * TileT::kPieceElements;
+    const bool valid = row < from.rows && col < from.cols;
+    const uint32_t to = to_first.piece(row, piece);
+    const int64_t start = static_cast<int64_t>(from.at[row]) * from.cols;
+    if (kVector || from.vector) {
+      const int within = col < from.cols ? col : 0;
+      copy_async_16(to, from.first + within + start, valid);
+      copy_async_16(to + other, from.second + within + start, valid);
+    } else {
+      alignas(16) T values[2][TileT::kPieceElements];
+#pragma unroll
+      for (int i = 0; i < TileT::kPieceElements; ++i) {
+        const bool there = valid && col + i < from.cols;
+        values[0][i] = there ? from.first[start + col + i] : T(0.0f);
+        values[1][i] = there ? from.second[start + col + i] : T(0.0f);
+      }
+      store_shared_16(to, *reinterpret_cast<const uint4*>(values[0]));
+      store_shared_16(to + other, *reinterpret_cast<const uint4*>(values[1]));
+    }
+  }
+}
+
 }  // namespace jax_baracuda

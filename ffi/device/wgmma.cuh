@@ -34,7 +34,9 @@ struct PanelTile {
     return kLayout | ((address & 0x3ffff) >> 4);
   }
   // Bytes from the start to columns k..k + 15, the depth of one product.
-  static constexpr int column_offset(int k) { return k / kColumns * kPanelBytes + k % kColumns * 2; }
+  static constexpr int column_offset(int k) {
+    return k / kColumns * kPanelBytes + k % kColumns * 2;
+  }
   static constexpr int row_offset(int row) { return row * kColumns * 2; }
 };
 
@@ -93,7 +95,7 @@ struct WarpgroupMma;
 #define BARACUDA_PLACES_224 BARACUDA_PLACES_208 ", %104, %105, %106, %107, %108, %109, %110, %111"
 #define BARACUDA_PLACES_240 BARACUDA_PLACES_224 ", %112, %113, %114, %115, %116, %117, %118, %119"
 #define BARACUDA_PLACES_256 BARACUDA_PLACES_240 ", %120, %121, %122, %123, %124, %125, %126, %127"
-#define BARACUDA_EIGHT(i) \
+#define BARACUDA_EIGHT(i)                                                                     \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define BARACUDA_REGISTERS_16 BARACUDA_EIGHT(0)
@@ -114,12 +116,14 @@ struct WarpgroupMma;
 #define BARACUDA_REGISTERS_256 BARACUDA_REGISTERS_240, BARACUDA_EIGHT(120)
 
 // N, and the places of the operands after the accumulator: with A in shared memory (a, b, accumulate) and in registers.
-#define BARACUDA_WARPGROUP_MMA(T, TYPE, N, A, B, ACCUMULATE, A_REGISTERS, B_AFTER, ACCUMULATE_AFTER) \
+#define BARACUDA_WARPGROUP_MMA(T, TYPE, N, A, B, ACCUMULATE, A_REGISTERS, B_AFTER,                \
+                               ACCUMULATE_AFTER)                                                  \
   template <>                                                                                     \
   struct WarpgroupMma<T, N> {                                                                     \
     static __device__ __forceinline__ void shared(float (&d)[N / 2], uint64_t a, uint64_t b,      \
                                                   int accumulate) {                               \
-      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE ", 0;\n"                      \
+      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE                               \
+                   ", 0;\n"                                                                       \
                    " wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE               \
                    " {" BARACUDA_PLACES_##N "}, " A ", " B ", p, 1, 1, 0, 0;\n}\n"                \
                    : BARACUDA_REGISTERS_##N                                                       \
@@ -127,14 +131,15 @@ struct WarpgroupMma;
     }                                                                                             \
     static __device__ __forceinline__ void registers(float (&d)[N / 2], const uint32_t (&a)[4],   \
                                                      uint64_t b, int accumulate) {                \
-      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE_AFTER ", 0;\n"                \
+      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE_AFTER                         \
+                   ", 0;\n"                                                                       \
                    " wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE               \
                    " {" BARACUDA_PLACES_##N "}, {" A_REGISTERS "}, " B_AFTER ", p, 1, 1, 1;\n}\n" \
                    : BARACUDA_REGISTERS_##N                                                       \
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));        \
     }                                                                                             \
   };
-#define BARACUDA_WARPGROUP_MMA_OF_TYPES(...)                          \
+#define BARACUDA_WARPGROUP_MMA_OF_TYPES(...)         \
   BARACUDA_WARPGROUP_MMA(__half, "f16", __VA_ARGS__) \
   BARACUDA_WARPGROUP_MMA(__nv_bfloat16, "bf16", __VA_ARGS__)
 
@@ -147,7 +152,8 @@ BARACUDA_WARPGROUP_MMA_OF_TYPES(144, "%72", "%73", "%74", "%72, %73, %74, %75", 
 BARACUDA_WARPGROUP_MMA_OF_TYPES(160, "%80", "%81", "%82", "%80, %81, %82, %83", "%84", "%85")
 BARACUDA_WARPGROUP_MMA_OF_TYPES(176, "%88", "%89", "%90", "%88, %89, %90, %91", "%92", "%93")
 BARACUDA_WARPGROUP_MMA_OF_TYPES(192, "%96", "%97", "%98", "%96, %97, %98, %99", "%100", "%101")
-BARACUDA_WARPGROUP_MMA_OF_TYPES(256, "%128", "%129", "%130", "%128, %129, %130, %131", "%132", "%133")
+BARACUDA_WARPGROUP_MMA_OF_TYPES(256, "%128", "%129", "%130", "%128, %129, %130, %131", "%132",
+                                "%133")
 
 #undef BARACUDA_WARPGROUP_MMA_OF_TYPES
 #undef BARACUDA_WARPGROUP_MMA

@@ -21,6 +21,15 @@ def optional(name: str, value: Any) -> jax.Array | None:
     return None if value is None else array(name, value)
 
 
+def int32(given: jax.Array) -> jax.Array:
+    """int32; a wider or unsigned integer is clamped before it is narrowed, so it cannot wrap."""
+    if given.dtype == jnp.int32:
+        return given
+    own, narrow = jnp.iinfo(given.dtype), jnp.iinfo(jnp.int32)
+    low, high = max(int(own.min), int(narrow.min)), min(int(own.max), int(narrow.max))
+    return jnp.clip(given, low, high).astype(jnp.int32)
+
+
 def lengths(given: jax.Array | None, limit: int) -> jax.Array:
     """int32, or empty."""
     if given is None:

@@ -143,7 +143,7 @@ def _flash_attention(
     arrays = _take_arrays(options)
     shape = attention_shapes.check_operands(query, key, value, **arrays)
     static = attention_shapes.check_options(shape.head_dim, **options)
-    return _attention("flash_attention", shape, static, implementation)
+    return _attention("flash_attention", shape, static, implementation, arrays)
 
 
 def _flash_attention_varlen(
@@ -166,7 +166,7 @@ def _flash_attention_varlen(
     longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
     shape = attention_shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
     static = attention_shapes.check_options(shape.head_dim, **longest, **options)
-    return _attention("flash_attention_varlen", shape, static, implementation)
+    return _attention("flash_attention_varlen", shape, static, implementation, arrays)
 
 
 def _dot_product_attention(
@@ -206,7 +206,8 @@ def _dot_product_attention(
     shape = attention_shapes.check_operands(query, key, value)
     shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
     static = attention_shapes.check_options(shape.head_dim)
-    return _attention(op, shape, static, implementation)
+    added = None if shape.segments else mask if bias is None else bias
+    return _attention(op, shape, static, implementation, {"bias": added})
 
 
 def _take_arrays(options: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +223,7 @@ def _attention(
     shape: attention_shapes.AttentionShape,
     options: attention_shapes.AttentionOptions,
     implementation: str | None,
+    arrays: dict[str, Any],
 ) -> KernelInfo:
     validation.check_implementation(implementation)
     if implementation != "reference":
@@ -233,11 +235,12 @@ def _attention(
         products = "float32 products, each as three of TF32 on tensor cores"
     deterministic = options["deterministic"] or compat.deterministic_ops()
     repeats = "too" if deterministic else "with deterministic=True"
+    name, why = _forward_kernel(shape, options, arrays)
     backward = attention_shapes.workspace_bytes("backward", shape)
     obstacle = _obstacle(registry.FLASH_ATTENTION) or _obstacle(registry.FLASH_ATTENTION_BACKWARD)
     return KernelInfo(
         op=op,
-        name="flash_attention_mma",
+        name=name,
         implementation="cuda",
         arch=registry.serving_architecture(),
         dtype=shape.dtype,
@@ -245,9 +248,32 @@ def _attention(
         deterministic=deterministic,
         batch_invariant=True,
         workspace_bytes=attention_shapes.workspace_bytes("forward", shape),
-        note=f"{products}; the output repeats bit for bit, gradients {repeats}; the backward pass "
-        f"takes {backward} bytes of workspace{obstacle}",
+        note=f"{products}{why}; the output repeats bit for bit, gradients {repeats}; the backward "
+        f"pass takes {backward} bytes of workspace{obstacle}",
     )
+
+
+def _forward_kernel(
+    shape: attention_shapes.AttentionShape,
+    options: attention_shapes.AttentionOptions,
+    arrays: dict[str, Any],
+) -> tuple[str, str]:
+    """The kernel of the forward pass; on a Hopper GPU, what keeps a call from its own kernel."""
+    if registry.serving_architecture() != "90a":
+        return "flash_attention_mma", ""
+    obstacles = {
+        "float32": shape.dtype == "float32",
+        "head dimensions that are not multiples of 8": (shape.head_dim | shape.value_dim) % 8 > 0,
+        "bias": arrays.get("bias") is not None,
+        "alibi_slopes": arrays.get("alibi_slopes") is not None,
+        "logits_soft_cap": options["logits_soft_cap"] > 0,
+        "dropout": options["dropout_rate"] > 0,
+        "a scale that is not positive": options["scale"] <= 0,
+    }
+    found = [name for name, there in obstacles.items() if there]
+    if not found:
+        return "flash_attention_wgmma", ""
+    return "flash_attention_mma", f" (flash_attention_wgmma does not take {', '.join(found)})"
 
 
 _OPS: dict[str, Callable[..., KernelInfo]] = {

@@ -18,7 +18,20 @@ FLASH_DECODE = "jax_baracuda_flash_decode"
 FLASH_ATTENTION = "jax_baracuda_flash_attention"
 FLASH_ATTENTION_BACKWARD = "jax_baracuda_flash_attention_backward"
 FLASH_ATTENTION_BIAS_GRAD = "jax_baracuda_flash_attention_bias_grad"
-TARGETS = (FLASH_DECODE, FLASH_ATTENTION, FLASH_ATTENTION_BACKWARD, FLASH_ATTENTION_BIAS_GRAD)
+PAGED_DECODE = "jax_baracuda_paged_decode"
+PAGED_PREFILL = "jax_baracuda_paged_prefill"
+APPEND = "jax_baracuda_append"
+ROPE = "jax_baracuda_rope"
+TARGETS = (
+    FLASH_DECODE,
+    FLASH_ATTENTION,
+    FLASH_ATTENTION_BACKWARD,
+    FLASH_ATTENTION_BIAS_GRAD,
+    PAGED_DECODE,
+    PAGED_PREFILL,
+    APPEND,
+    ROPE,
+)
 
 _ARCHITECTURE = re.compile(r"(\d+)([af]?)(-real|-virtual)?")
 

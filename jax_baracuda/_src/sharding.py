@@ -49,6 +49,7 @@ class Layout:
         ``words``. A missing operand, an empty array, has no letters.
       results: likewise; without b or q, the result is a sum over that dimension.
       words: the other letters, in words.
+      fixed: the letters along which no operand may be sharded, not even to be gathered.
     """
 
     op: str
@@ -56,11 +57,17 @@ class Layout:
     operands: tuple[str, ...]
     results: tuple[str, ...]
     words: Mapping[str, str]
+    fixed: str = ""
 
     @property
     def present(self) -> list[int]:
         """Which operands there are."""
         return [index for index, letters in enumerate(self.operands) if letters]
+
+    @property
+    def spreads_over(self) -> str:
+        """What may stay sharded, in words."""
+        return "the batch and the heads" if "b" in "".join(self.operands) else "the heads"
 
     def size(self, letter: str, shapes: Sequence[tuple[int, ...]]) -> int:
         """The extent of a dimension."""
@@ -75,11 +82,40 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
     """``call(*operands)`` with the sharding rule around it; ``call`` returns a tuple."""
     if layout.present[:3] != [0, 1, 2]:  # nothing to attend to
         return tuple(call(*operands))
+    dims = [layout.operands[index] for index in layout.present]
+    shapes = [operand.shape for operand in operands]
+    q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
+
+    def rule(mesh: Mesh) -> tuple[str, dict[str, Any]]:
+        return _sharding_rule(mesh, layout, dims, shapes)
+
+    def local_axes(mesh: Mesh, args: Sequence[Any], results: Sequence[Any]) -> dict[str, Axes]:
+        return _local_axes(mesh, layout, q_heads, kv_heads, dims, args, results)
+
+    return with_rule(call, layout, operands, rule, local_axes, _sum_parts)
+
+
+def with_rule(
+    call: Call,
+    layout: Layout,
+    operands: Sequence[jax.Array],
+    rule: Callable[[Mesh], tuple[str, dict[str, Any]]],
+    local_axes: Callable[[Mesh, Sequence[Any], Sequence[Any]], Mapping[str, Axes]],
+    finish: Callable[[Mapping[str, Axes], jax.Array, str], jax.Array],
+) -> tuple[jax.Array, ...]:
+    """``call(*operands)`` on the parts of every device, under jit.
+
+    Args:
+      call: takes the operands and returns a tuple.
+      layout: what their dimensions are. A missing operand is left out of what XLA sees.
+      operands: of the call.
+      rule: the sharding rule of the present operands, in Shardy's notation, and its options.
+      local_axes: the mesh axes of each letter, from what XLA proposes for operands and results.
+      finish: makes a result, whose letters are given, of what a device has of it.
+    """
     _refuse_a_part_of_the_mesh(layout.op)
     present = layout.present
     dims = [layout.operands[index] for index in present]
-    shapes = [operand.shape for operand in operands]
-    q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
     missing = [
         None if letters else (operand.shape, operand.dtype)
         for operand, letters in zip(operands, layout.operands, strict=True)
@@ -89,11 +125,11 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
         arrays = iter(given)
         return tuple(call(*(jnp.zeros(*like) if like else next(arrays) for like in missing)))
 
-    def rule(mesh: Mesh, *_: Any) -> tuple[str, dict[str, Any]]:
-        return _sharding_rule(mesh, layout, dims, shapes)
-
     def partition(mesh: Mesh, args: Sequence[Any], results: Sequence[Any]) -> Any:
-        axes = _local_axes(mesh, layout, q_heads, kv_heads, dims, args, results)
+        if mesh.empty:
+            raise NotImplementedError(f"{layout.op} under jit needs operands with a NamedSharding.")
+        _refuse_to_gather(mesh, layout, args)
+        axes = local_axes(mesh, args, results)
 
         def sharding(letters: str) -> NamedSharding:
             return NamedSharding(mesh, P(*(axes.get(letter) for letter in letters)))
@@ -101,7 +137,7 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
         def on_one_device(*given: jax.Array) -> tuple[jax.Array, ...]:
             with jax.sharding.use_abstract_mesh(_NO_MESH):  # whatever mesh the caller has set
                 parts = local(*given)
-            return tuple(map(functools.partial(_sum_parts, axes), parts, layout.results))
+            return tuple(map(functools.partial(finish, axes), parts, layout.results))
 
         return (
             mesh,
@@ -113,8 +149,23 @@ def spread(call: Call, layout: Layout, *operands: jax.Array) -> tuple[jax.Array,
     function = custom_partitioning(local)
     # Shardings arrive undecoded: jax's own decoding fails on a dimension that is sharded over
     # part of a mesh axis, as Shardy may propose; mesh_axes below does not.
-    function.def_partition(partition, sharding_rule=rule, decode_shardings=False)
+    function.def_partition(
+        partition, sharding_rule=lambda mesh, *_: rule(mesh), decode_shardings=False
+    )
     return tuple(function(*(operands[index] for index in present)))
+
+
+def _refuse_to_gather(mesh: Mesh, layout: Layout, args: Sequence[Any]) -> None:
+    """Raises if XLA would have to gather an operand that may be too large for that."""
+    for index, array in zip(layout.present, args, strict=True):
+        for place, letter in enumerate(layout.operands[index]):
+            axes = mesh_axes(mesh, array, place) if letter in layout.fixed else ()
+            if axes:
+                raise NotImplementedError(
+                    f"{layout.op}: {layout.names[index]} is sharded over {axes} along its "
+                    f"{layout.words[letter]}, and would have to be gathered; supported are "
+                    f"{layout.spreads_over}. Use shard_map, or reshard first."
+                )
 
 
 def _sum_parts(axes: Mapping[str, Axes], part: jax.Array, letters: str) -> jax.Array:
@@ -147,8 +198,8 @@ def _sharding_rule(
     q_heads, kv_heads = layout.size("q", shapes), layout.size("h", shapes)
     extra: dict[str, Any] = {}
     names = {"b": "b", "h": "h", "q": "q"}
-    batch = layout.size("b", shapes)
-    if batch > 1 and any("n" in letters for letters in dims):
+    with_parts = any("n" in letters for letters in dims)
+    if with_parts and (batch := layout.size("b", shapes)) > 1:
         extra["p"] = layout.size("n", shapes) // batch
         names["n"] = "(b p)"
         if extra["p"] == 1:  # a factor may not be 1
@@ -187,8 +238,6 @@ def _local_axes(
     results: Sequence[Any],
 ) -> dict[str, Axes]:
     """Mesh axes for each letter, near to what XLA proposes, such that no device needs another."""
-    if mesh.empty:
-        raise NotImplementedError(f"{layout.op} under jit needs operands with a NamedSharding.")
     query, key = (args[0], dims[0]), (args[1], dims[1])
     result = (results[0], layout.results[0])
 
@@ -301,7 +350,7 @@ def result_specs(layout: Layout, avals: Sequence[Any]) -> list[P]:
                 raise ValueError(
                     f"{name} is sharded over {axes} along its "
                     f"{layout.words.get(letter, 'broadcast dimension')} (type {aval}); supported "
-                    "are the batch and the heads. Use jax.reshard first."
+                    f"are {layout.spreads_over}. Use jax.reshard first."
                 )
             letter = "b" if letter == "n" else letter
             other, known = found.setdefault(letter, (name, axes))

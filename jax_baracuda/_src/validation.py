@@ -69,6 +69,16 @@ def check_per_head(name: str, array: HasShape, shapes: list[tuple[int, ...]], la
         raise ValueError(f"{name} has dtype {dtype}; it must be a floating-point dtype.")
 
 
+def check_layout(kv_layout: str) -> bool:
+    """True for NHD, False for HND."""
+    if kv_layout not in ("HND", "NHD"):
+        raise ValueError(
+            f"kv_layout is {kv_layout!r}; supported are 'HND' (heads before rows) and 'NHD' (rows "
+            "before heads)."
+        )
+    return kv_layout == "NHD"
+
+
 def check_scale(scale: float | None, head_dim: int) -> float:
     """The factor on the logits; 1/sqrt(D) when it is not given."""
     if scale is None:

@@ -3,7 +3,8 @@
 Two methods. ``time_chained`` times programs of many calls by the wall clock: each call's query is
 the output of the call before it, as in a model, so the calls run one after another and none can be
 merged or dropped; the caches rotate, so that none is still in the L2 cache when its turn comes
-again. ``kernel_times`` reads the durations of the kernels from a profiler trace.
+again. ``time_carried`` and ``time_program`` do so for programs of other forms. ``kernel_times`` reads
+the durations of the kernels from a profiler trace.
 """
 
 from __future__ import annotations
@@ -110,18 +111,36 @@ def time_chained(
     """
     calls = len(caches) if calls is None else calls
     program = compile_chain(op, query, caches, calls) if compiled is None else compiled
-    operands = tuple(caches)
-    state = jnp.copy(query)
+    operands = (tuple(caches),)
+    if calls == 1:  # nothing is donated: the query stays as it is
+        return time_program(program, (query, *operands), seconds=seconds, samples=samples)
+    return time_carried(
+        program, jnp.copy(query), operands, calls=calls, seconds=seconds, samples=samples
+    )
+
+
+def time_carried(
+    program: Callable[..., Any],
+    state: Any,
+    operands: Sequence[Any],
+    *,
+    calls: int = 1,
+    seconds: float = 0.3,
+    samples: int = 9,
+) -> Timing:
+    """Times ``state = program(state, *operands)``, where the state may be donated.
+
+    For a chain of outputs, and for ops that write in place. The program makes ``calls`` calls of an
+    op; the time is that of one. Programs are queued back to back.
+    """
 
     def run(count: int) -> float:
         nonlocal state
         jax.block_until_ready(state)
         start = time.perf_counter()
         for _ in range(count):
-            # With one call the query stays as it is: nothing is donated.
-            result = program(state, operands)
-            state = result if calls > 1 else state
-        jax.block_until_ready(result)
+            state = program(state, *operands)
+        jax.block_until_ready(state)
         return time.perf_counter() - start
 
     return sample(run, calls, seconds=seconds, samples=samples)

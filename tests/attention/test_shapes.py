@@ -286,6 +286,23 @@ def test_explain(monkeypatch, op, operands, options):
         jax_baracuda.explain(op, *operands, **options, is_casual=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "obstacle"),
+    [
+        ({}, None),
+        (dict(sinks=aval(8), local_window_size=3, sink_tokens=1), None),
+        (dict(logits_soft_cap=2.0, alibi_slopes=aval(8)), "alibi_slopes, logits_soft_cap"),
+        (dict(scale=-1.0), "a scale that is not positive"),
+        (dict(dropout_rate=0.1, dropout_seed=jax.random.key(0)), "dropout"),
+    ],
+)
+def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, options, obstacle):
+    monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
+    info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda", **options)
+    assert info.name == ("flash_attention_mma" if obstacle else "flash_attention_wgmma")
+    assert obstacle is None or f"does not take {obstacle})" in info.note
+
+
 def test_explain_says_why_a_call_would_fail(monkeypatch):
     extension = registry.Extension(frozenset(), {}, "it is of last year")
     monkeypatch.setattr(registry, "register", lambda: extension)

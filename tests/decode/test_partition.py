@@ -36,7 +36,7 @@ def stand_in():
     probe.multiple_results = True
     probe.def_abstract_eval(primitive._abstract_eval)
     mlir.register_lowering(probe, mlir.lower_fun(lowering, multiple_results=True))
-    batching.primitive_batchers[probe] = functools.partial(primitive._batch, probe)
+    batching.primitive_batchers[probe] = functools.partial(primitive.OP.batch, probe)
     compat.require_devices_during_lowering(probe)
     return probe
 

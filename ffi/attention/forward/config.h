@@ -13,7 +13,8 @@ struct ForwardTile {
   bool features;   // see has_features()
   int dim, dim_v;  // head dims rounded up to these
   int m, n, warps;
-  int ctas;  // of an SM
+  int ctas;    // of an SM
+  bool paged;  // compiled for keys in pages, too
 
   constexpr int shared_bytes() const {
     const int query = m * (dim > dim_v ? dim : dim_v);  // also the output, on its way out
@@ -29,38 +30,38 @@ struct ForwardTile {
 // fragment twice; at 192 and 256 columns of output there are registers for 16. Features need registers of their own.
 // clang-format off
 constexpr ForwardTile kForwardTiles[] = {
-    {2, false, 32, 32, 128, 64, 4, 3},
-    {2, false, 64, 64, 128, 64, 4, 3},
-    {2, false, 96, 96, 128, 64, 4, 2},
-    {2, false, 128, 128, 128, 64, 4, 2},
-    {2, false, 128, 128, 128, 32, 4, 2},  // SMs with less than 200 KB of shared memory
-    {2, false, 192, 128, 128, 32, 4, 2},
-    {2, false, 192, 192, 128, 64, 8, 1},
-    {2, false, 256, 256, 128, 64, 8, 1},
-    {2, false, 256, 256, 64, 32, 4, 1},  // 99 KB
-    {2, true, 32, 32, 128, 64, 4, 2},
-    {2, true, 64, 64, 128, 64, 4, 2},
-    {2, true, 96, 96, 128, 32, 4, 2},
-    {2, true, 128, 128, 128, 32, 4, 2},
-    {2, true, 256, 256, 128, 32, 8, 1},
-    {2, true, 256, 256, 64, 32, 4, 1},
-    {4, true, 64, 64, 64, 32, 4, 2},
-    {4, true, 128, 128, 64, 32, 4, 1},
-    {4, true, 256, 256, 64, 16, 4, 1},
-    {4, true, 256, 256, 32, 16, 2, 1},
+    {2, false, 32, 32, 128, 64, 4, 3, false},
+    {2, false, 64, 64, 128, 64, 4, 3, true},
+    {2, false, 96, 96, 128, 64, 4, 2, false},
+    {2, false, 128, 128, 128, 64, 4, 2, true},
+    {2, false, 128, 128, 128, 32, 4, 2, true},  // SMs with less than 200 KB of shared memory
+    {2, false, 192, 128, 128, 32, 4, 2, false},
+    {2, false, 192, 192, 128, 64, 8, 1, false},
+    {2, false, 256, 256, 128, 64, 8, 1, true},
+    {2, false, 256, 256, 64, 32, 4, 1, true},  // 99 KB
+    {2, true, 32, 32, 128, 64, 4, 2, false},
+    {2, true, 64, 64, 128, 64, 4, 2, true},
+    {2, true, 96, 96, 128, 32, 4, 2, false},
+    {2, true, 128, 128, 128, 32, 4, 2, true},
+    {2, true, 256, 256, 128, 32, 8, 1, true},
+    {2, true, 256, 256, 64, 32, 4, 1, true},
+    {4, true, 64, 64, 64, 32, 4, 2, true},
+    {4, true, 128, 128, 64, 32, 4, 1, true},
+    {4, true, 256, 256, 64, 16, 4, 1, true},
+    {4, true, 256, 256, 32, 16, 2, 1, true},
 };
 // clang-format on
 
 // The tile for these head dims where an SM has so much shared memory and a CTA may have so much of it: the first of the
 // closest head dims that leaves room for as many CTAs as it is made for, else the smallest of them. Null if none fits.
-inline const ForwardTile* choose_forward_tile(int element, bool features, int dim, int dim_v,
-                                              int sm_shared, int cta_shared) {
+inline const ForwardTile* choose_forward_tile(int element, bool features, bool paged, int dim,
+                                              int dim_v, int sm_shared, int cta_shared) {
   constexpr int kStatic = 1024;    // of a CTA: variables of the kernel
   constexpr int kReserved = 1024;  // what the system keeps
   const ForwardTile* small = nullptr;
   for (const ForwardTile& tile : kForwardTiles) {
-    if (tile.element != element || tile.features != features || dim > tile.dim ||
-        dim_v > tile.dim_v)
+    if (tile.element != element || tile.features != features || (paged && !tile.paged) ||
+        dim > tile.dim || dim_v > tile.dim_v)
       continue;
     if (small && (tile.dim != small->dim || tile.dim_v != small->dim_v)) break;
     const int bytes = tile.shared_bytes() + kStatic;

@@ -25,31 +25,45 @@ cudaError_t prepare(int device, const ForwardKernel& kernel) {
 
 }  // namespace
 
-cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem,
-                                   const ForwardKernel** kernel) {
+cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, bool portable,
+                                   ForwardPlan* plan) {
   int device = 0, sm_shared = 0, cta_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (!portable) {
+    cudaError_t error = plan_hopper_forward(device, dtype, problem, &plan->hopper);
+    if (error != cudaSuccess || plan->hopper) return error;
+  }
   if (cudaError_t error = shared_per_multiprocessor(device, &sm_shared); error != cudaSuccess)
     return error;
   if (cudaError_t error = max_shared_per_block(device, &cta_shared); error != cudaSuccess)
     return error;
   const int element = dtype == DType::kF32 ? 4 : 2;
   const bool features = element == 4 || has_features(problem);
-  const ForwardTile* tile =
-      choose_forward_tile(element, features, problem.dim, problem.dim_v, sm_shared, cta_shared);
+  const bool paged = problem.pages.indptr != nullptr;
+  const ForwardTile* tile = choose_forward_tile(element, features, paged, problem.dim,
+                                                problem.dim_v, sm_shared, cta_shared);
   if (!tile) return cudaErrorInvalidConfiguration;
   for (const ForwardKernel& candidate : forward_kernels()) {
-    if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
-    *kernel = &candidate;
+    if (candidate.dtype != dtype || candidate.paged != paged || !(candidate.tile == *tile))
+      continue;
+    plan->portable = &candidate;
     return prepare(device, candidate);
   }
   return cudaErrorInvalidConfiguration;
 }
 
-cudaError_t launch_attention_forward(const ForwardKernel& kernel, ForwardParams params,
-                                     void* workspace, cudaStream_t stream) {
+int64_t forward_workspace_bytes(const AttentionProblem& problem) {
+  return segment_range_bytes(problem) + kHopperWorkspaceBytes;
+}
+
+cudaError_t launch_attention_forward(const ForwardPlan& plan, ForwardParams params, void* workspace,
+                                     cudaStream_t stream) {
   if (cudaError_t error = launch_segment_ranges(&params, workspace, stream); error != cudaSuccess)
     return error;
+  if (plan.hopper)
+    return launch_hopper_forward(
+        *plan.hopper, params, static_cast<char*>(workspace) + segment_range_bytes(params), stream);
+  const ForwardKernel& kernel = *plan.portable;
   const int tiles = (params.max_q + kernel.tile.m - 1) / kernel.tile.m;
   // Packed calls have a row of CTAs a pack more, for the tokens of no sequence.
   const int64_t rows = int64_t{params.packs} * (params.sequences + (params.cu_seqlens_q ? 1 : 0));

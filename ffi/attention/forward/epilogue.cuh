@@ -28,16 +28,21 @@ __device__ __forceinline__ void store_rows(const TileT& tile, int first, T* to, 
   }
 }
 
-// Zeros and -inf: rows [begin, end) of all packs that belong to no sequence. One CTA a (pack, head).
+// The LSE of a row, counted within its pack.
+__device__ __forceinline__ float* lse_of(const ForwardParams& p, int pack, int head, int64_t row) {
+  return p.lse + static_cast<int64_t>(pack) * p.heads * p.q_rows + head * p.lse_head_stride +
+         row * p.lse_row_stride;
+}
+
+// Zeros and -inf: rows [begin, end) of a pack's head, which see no key. `thread` is one of `threads` at work.
 template <class T>
 __device__ void store_no_attention(const ForwardParams& p, int pack, int head, int64_t begin,
-                                   int64_t end) {
+                                   int64_t end, int thread, int threads) {
   T* out = static_cast<T*>(p.out);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = (static_cast<int64_t>(pack) * p.q_rows + row) * p.heads + head;
-    for (int col = threadIdx.x; col < p.dim_v; col += blockDim.x) out[at * p.dim_v + col] = T(0.0f);
-    if (threadIdx.x == 0)
-      p.lse[(static_cast<int64_t>(pack) * p.heads + head) * p.q_rows + row] = negative_infinity();
+    for (int col = thread; col < p.dim_v; col += threads) out[at * p.dim_v + col] = T(0.0f);
+    if (thread == 0) *lse_of(p, pack, head, row) = negative_infinity();
   }
 }
 

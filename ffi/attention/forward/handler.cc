@@ -5,7 +5,6 @@
 
 #include "attention/forward/launch.h"
 #include "attention/operands.h"
-#include "attention/segments.h"
 #include "common/status.h"
 
 namespace jax_baracuda {
@@ -21,22 +20,24 @@ struct ForwardCall {
   AttentionOptions options;
   ffi::Result<ffi::AnyBuffer> out, lse, workspace;
   AttentionAttributes attributes;
+  bool portable;  // whether to leave out the kernels of one architecture
 
   template <class Binding>
   static auto bind(Binding&& binding) {
     return AttentionAttributes::bind(
-        AttentionOptions::bind(std::forward<Binding>(binding)
-                                   .template Arg<ffi::AnyBuffer>()   // query
-                                   .template Arg<ffi::AnyBuffer>()   // key
-                                   .template Arg<ffi::AnyBuffer>())  // value
-            .template Ret<ffi::AnyBuffer>()                          // out
-            .template Ret<ffi::AnyBuffer>()                          // lse
-            .template Ret<ffi::AnyBuffer>());                        // workspace
+               AttentionOptions::bind(std::forward<Binding>(binding)
+                                          .template Arg<ffi::AnyBuffer>()   // query
+                                          .template Arg<ffi::AnyBuffer>()   // key
+                                          .template Arg<ffi::AnyBuffer>())  // value
+                   .template Ret<ffi::AnyBuffer>()                          // out
+                   .template Ret<ffi::AnyBuffer>()                          // lse
+                   .template Ret<ffi::AnyBuffer>())                         // workspace
+        .template Attr<bool>("portable");
   }
 };
 
 // The parameters and the kernel; none where there is nothing to compute.
-ffi::Error plan(ForwardCall& c, ForwardParams* p, const ForwardKernel** kernel) {
+ffi::Error plan(ForwardCall& c, ForwardParams* p, ForwardPlan* chosen) {
   DType dtype;
   if (ffi::Error error =
           read_problem(kOp, c.query, c.key, c.value, c.options, c.attributes, &dtype, p);
@@ -46,27 +47,29 @@ ffi::Error plan(ForwardCall& c, ForwardParams* p, const ForwardKernel** kernel) 
       !has_shape(*c.lse, ffi::F32, {p->packs, p->heads, p->q_rows}))
     return invalid_argument(kOp,
                             "out must be [B, S, Hq, Dv] like query and lse float32 [B, Hq, S]");
-  if (static_cast<int64_t>(c.workspace->size_bytes()) < segment_range_bytes(*p))
+  if (static_cast<int64_t>(c.workspace->size_bytes()) < forward_workspace_bytes(*p))
     return invalid_argument(kOp, "the workspace is too small");
   p->out = c.out->untyped_data();
   p->lse = c.lse->typed_data<float>();
+  p->lse_head_stride = p->q_rows;
+  p->lse_row_stride = 1;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_forward(dtype, *p, kernel), kOp);
+  return to_ffi_error(plan_attention_forward(dtype, *p, c.portable, chosen), kOp);
 }
 
 ffi::Error initialize(ForwardCall c) {
   ForwardParams params = {};
-  const ForwardKernel* kernel = nullptr;
-  return plan(c, &params, &kernel);
+  ForwardPlan chosen;
+  return plan(c, &params, &chosen);
 }
 
 ffi::Error execute(cudaStream_t stream, ForwardCall c) {
   ForwardParams params = {};
-  const ForwardKernel* kernel = nullptr;
-  if (ffi::Error error = plan(c, &params, &kernel); error.failure()) return error;
-  if (!kernel) return ffi::Error::Success();
-  return to_ffi_error(
-      launch_attention_forward(*kernel, params, c.workspace->untyped_data(), stream), kOp);
+  ForwardPlan chosen;
+  if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
+  if (c.lse->element_count() == 0) return ffi::Error::Success();
+  return to_ffi_error(launch_attention_forward(chosen, params, c.workspace->untyped_data(), stream),
+                      kOp);
 }
 
 }  // namespace

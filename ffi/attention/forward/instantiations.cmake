@@ -1,17 +1,23 @@
-# The compiled forward kernels: dtype, head dims, rows and keys a block, features (the tiles of config.h). One generated
-# file each, and a table of them.
+# The compiled forward kernels: dtype, head dims, rows and keys a block, features (the tiles of config.h), keys in pages.
+# One generated file each, and a table of them.
 set(FORWARD_INSTANTIATIONS "")
 foreach(dtype kF16 kBF16)
   foreach(tile "32 32 128 64" "64 64 128 64" "96 96 128 64" "128 128 128 64" "128 128 128 32" "192 128 128 32"
                "192 192 128 64" "256 256 128 64" "256 256 64 32")
-    list(APPEND FORWARD_INSTANTIATIONS "${dtype} ${tile} false")
+    list(APPEND FORWARD_INSTANTIATIONS "${dtype} ${tile} false false")
   endforeach()
   foreach(tile "32 32 128 64" "64 64 128 64" "96 96 128 32" "128 128 128 32" "256 256 128 32" "256 256 64 32")
-    list(APPEND FORWARD_INSTANTIATIONS "${dtype} ${tile} true")
+    list(APPEND FORWARD_INSTANTIATIONS "${dtype} ${tile} true false")
+  endforeach()
+  foreach(tile "64 64 128 64" "128 128 128 64" "128 128 128 32" "256 256 128 64" "256 256 64 32")
+    list(APPEND FORWARD_INSTANTIATIONS "${dtype} ${tile} false true")
+  endforeach()
+  foreach(tile "64 64 128 64" "128 128 128 32" "256 256 128 32" "256 256 64 32")
+    list(APPEND FORWARD_INSTANTIATIONS "${dtype} ${tile} true true")
   endforeach()
 endforeach()
 foreach(tile "64 64 64 32" "128 128 64 32" "256 256 64 16" "256 256 32 16")
-  list(APPEND FORWARD_INSTANTIATIONS "kF32 ${tile} true")
+  list(APPEND FORWARD_INSTANTIATIONS "kF32 ${tile} true false" "kF32 ${tile} true true")
 endforeach()
 
 set(FORWARD_INSTANTIATION_SOURCES "")
@@ -24,11 +30,12 @@ foreach(instantiation IN LISTS FORWARD_INSTANTIATIONS)
   list(GET fields 3 M)
   list(GET fields 4 N)
   list(GET fields 5 FEATURES)
-  set(file "${CMAKE_CURRENT_BINARY_DIR}/attention/forward_${DTYPE}_${DIM}_${DIM_V}_${M}_${N}_${FEATURES}.cu")
+  list(GET fields 6 PAGED)
+  set(file "${CMAKE_CURRENT_BINARY_DIR}/attention/forward_${DTYPE}_${DIM}_${DIM_V}_${M}_${N}_${FEATURES}_${PAGED}.cu")
   configure_file("${CMAKE_CURRENT_LIST_DIR}/inst/kernel.cu.in" "${file}" @ONLY)
   list(APPEND FORWARD_INSTANTIATION_SOURCES "${file}")
   string(APPEND FORWARD_ENTRIES
-         "      forward_kernel_entry<DType::${DTYPE}, ${DIM}, ${DIM_V}, ${M}, ${N}, ${FEATURES}>(),\n")
+         "      forward_kernel_entry<DType::${DTYPE}, ${DIM}, ${DIM_V}, ${M}, ${N}, ${FEATURES}, ${PAGED}>(),\n")
 endforeach()
 set(file "${CMAKE_CURRENT_BINARY_DIR}/attention/forward_table.cc")
 configure_file("${CMAKE_CURRENT_LIST_DIR}/inst/table.cc.in" "${file}" @ONLY)

@@ -2,8 +2,11 @@
 // goes over the keys they see, from the last block to the first.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/forward/config.h"
 #include "attention/forward/epilogue.cuh"
+#include "attention/forward/keys.cuh"
 #include "attention/forward/softmax.cuh"
 #include "attention/key_blocks.cuh"
 #include "device/product.cuh"
@@ -11,12 +14,13 @@
 namespace jax_baracuda {
 
 template <class T_, int kDim_, int kDimV_, int kM_, int kN_, int kWarps_, int kCtas_,
-          bool kFeatures_>
+          bool kFeatures_, bool kPaged_>
 struct ForwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kM = kM_, kN = kN_, kWarps = kWarps_;
   static constexpr int kCtas = kCtas_;           // on an SM, as far as registers go
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
+  static constexpr bool kPaged = kPaged_;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kM / kWarps / 16;
   using Query = Tile<T, kM, kDim>;
@@ -40,8 +44,8 @@ __device__ __forceinline__ void store_output(
   const typename Traits::Out out_tile(shared);
   const float* sink = p.sinks ? p.sinks + sequence.index * p.sinks_stride + head : nullptr;
   const int rows = sequence.q_rows - i0;
-  float* lse = p.lse + (static_cast<int64_t>(sequence.pack) * p.heads + head) * p.q_rows +
-               (sequence.q_first - static_cast<int64_t>(sequence.pack) * p.q_rows) + i0;
+  float* lse = lse_of(p, sequence.pack, head,
+                      sequence.q_first + i0 - static_cast<int64_t>(sequence.pack) * p.q_rows);
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
     float factor[2];
@@ -51,7 +55,7 @@ __device__ __forceinline__ void store_output(
       factor[half] = softmax.finish(r, half, scale, sink, &row_lse) *
                      (Traits::kFeatures ? p.dropout_scale : 1.0f);
       const int row = warp_row + score_row(r, 2 * half, lane);
-      if (lane % 4 == 0 && row < rows) lse[row] = row_lse;
+      if (lane % 4 == 0 && row < rows) lse[row * p.lse_row_stride] = row_lse;
     }
 #pragma unroll
     for (int c = 0; c < Traits::kDimV / 8; ++c) {
@@ -91,17 +95,12 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
   const SegmentBlocks& segments = rows_of_cta.segments;
   const ScoreModifier& modify = rows_of_cta.modify;
   const int64_t q_stride = static_cast<int64_t>(p.heads) * p.dim;
-  const int64_t k_stride = static_cast<int64_t>(p.kv_heads) * p.dim;
-  const int64_t v_stride = static_cast<int64_t>(p.kv_heads) * p.dim_v;
   const GlobalRows<T> q_rows = {static_cast<const T*>(p.query) + sequence.q_first * q_stride +
                                     static_cast<int64_t>(head) * p.dim,
                                 q_stride, sequence.q_len, p.dim, p.vector_q != 0};
-  const GlobalRows<T> k_rows = {static_cast<const T*>(p.key) + sequence.k_first * k_stride +
-                                    static_cast<int64_t>(kv_head) * p.dim,
-                                k_stride, sequence.kv_len, p.dim, p.vector_q != 0};
-  const GlobalRows<T> v_rows = {static_cast<const T*>(p.value) + sequence.k_first * v_stride +
-                                    static_cast<int64_t>(kv_head) * p.dim_v,
-                                v_stride, sequence.kv_len, p.dim_v, p.vector_v != 0};
+  using Keys = std::conditional_t<Traits::kPaged, PagedKeys<Traits>, ContiguousKeys<Traits>>;
+  __shared__ typename Keys::Shared keys_of_cta;
+  Keys keys(p, sequence, kv_head, keys_of_cta);
   // Every thread works its blocks out, so that the first loads need not wait for a barrier.
   const Visibility mask(p, sequence);
   const KeyBlocks<kN> blocks(mask, i0, i0 + Traits::kM);
@@ -111,8 +110,9 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
     rows_of_cta.segments = SegmentBlocks(Segments(p, sequence), mask, i0, i0 + Traits::kM);
     if constexpr (Traits::kFeatures) rows_of_cta.modify = ScoreModifier(p, sequence, head);
   }
+  const bool has_segments = !Traits::kPaged && p.query_segments;
   int block = blocks.before(blocks.last);
-  if (p.query_segments) {
+  if (has_segments) {
     __syncthreads();
     block = segments.before(blocks, blocks.last);
   }
@@ -121,10 +121,11 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
   // The buffer of this block; `stages` less it is the other one.
   uint32_t stage = shared + Traits::kQueryBytes;
   const uint32_t stages = 2 * stage + Traits::kStageBytes;
+  auto before = [&](int at) {
+    return has_segments ? segments.before(blocks, at) : blocks.before(at);
+  };
   auto load_block = [&](uint32_t to, int first) {
-    load_tile<kThreads, !Traits::kFeatures>(typename Traits::Key(to), k_rows, first, thread);
-    load_tile<kThreads, !Traits::kFeatures>(typename Traits::Value(to + Traits::Key::kBytes),
-                                            v_rows, first, thread);
+    keys.load(to, first);
     copy_async_commit();
   };
 
@@ -135,17 +136,27 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
 
   if (block >= 0) {
     load_tile<kThreads, !Traits::kFeatures>(query, q_rows, i0, thread);
+    if constexpr (Keys::kLooksAhead) {
+      keys.prefetch(p, block * kN);
+      keys.commit();
+      keys.prefetch(p, max(before(block), 0) * kN);
+      keys.commit();
+      __syncthreads();
+    }
     load_block(stage, block * kN);
   }
   while (block >= 0) {
     const int j0 = block * kN;
-    const int next = p.query_segments ? segments.before(blocks, block) : blocks.before(block);
+    const int next = before(block);
     copy_async_wait<0>();
     __syncthreads();  // this block is there, and all warps have done with the one before
     const typename Traits::Key key(stage);
     const typename Traits::Value value(stage + Traits::Key::kBytes);
     stage = stages - stage;
-    if (next >= 0) load_block(stage, next * kN);
+    if (next >= 0) {
+      load_block(stage, next * kN);
+      if constexpr (Keys::kLooksAhead) keys.prefetch(p, max(before(next), 0) * kN);
+    }
 
     Scores<kRowTiles, kN> s;
     clear(s);
@@ -155,7 +166,7 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
 
     const int i = i0 + warp_row;
     if (!blocks.whole(block)) hide_by_position<kRowTiles, kN>(s, visible, i, j0, lane);
-    if (p.query_segments && segments.overlap<kN>(block) == Overlap::kSome)
+    if (has_segments && segments.overlap<kN>(block) == Overlap::kSome)
       hide_by_segment<kRowTiles, kN>(s, segments.segments, visible.q_len, visible.kv_len, i, j0,
                                      lane);
     if constexpr (Traits::kFeatures) modify_scores<kRowTiles, kN>(s, p, modify, i, j0, lane);
@@ -165,6 +176,7 @@ __device__ __forceinline__ void attend_rows(const ForwardParams& p, const Sequen
     multiply_add<T, kN, false>(
         out, [&](int m, int k) { return M::from_accumulator(s[m / 16], k); },
         [&](int n, int k) { return M::load_b_transposed(value, n, k, lane); });
+    keys.commit();
     block = next;
   }
 
@@ -186,8 +198,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     if (blockIdx.x % tiles != 0) return;
     const int32_t* cu = p.cu_seqlens_q + static_cast<int64_t>(pack) * (p.sequences + 1);
     const int begin = clamped(cu[0], 0, p.q_rows), end = clamped(cu[p.sequences], begin, p.q_rows);
-    store_no_attention<typename Traits::T>(p, pack, head, 0, begin);
-    store_no_attention<typename Traits::T>(p, pack, head, end, p.q_rows);
+    store_no_attention<typename Traits::T>(p, pack, head, 0, begin, threadIdx.x, blockDim.x);
+    store_no_attention<typename Traits::T>(p, pack, head, end, p.q_rows, threadIdx.x, blockDim.x);
     return;
   }
   const Sequence sequence = find_sequence(p, index);

@@ -1,5 +1,5 @@
 // A consumer warpgroup: 64 query rows against the blocks of keys that the producer loads, tile after tile without a
-// break. While the tensor cores work on P.V of one block and Q.K^T of the next, the other warpgroup is at its softmax.
+// break. While the tensor cores work on Q.K^T of its next block and P.V of the last, another warpgroup is at its softmax.
 #pragma once
 
 #include "attention/forward/softmax.cuh"
@@ -12,13 +12,14 @@ namespace jax_baracuda {
 
 // Hides the keys from each row's end on: the causal diagonal and the end of the sequence.
 template <int kN>
-__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, int i0, int j0,
-                                         int lane) {
+__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, int i0,
+                                         int j0, int lane) {
   const int column = j0 + score_column(0, 0, lane);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int i = i0 + score_row(0, 2 * half, lane);
-    const int end = (visible.causal ? min(visible.kv_len, i + visible.offset + 1) : visible.kv_len) - column;
+    const int end =
+        (visible.causal ? min(visible.kv_len, i + visible.offset + 1) : visible.kv_len) - column;
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
@@ -35,11 +36,11 @@ struct Consumer {
   using Value = typename Traits::Value;
   static constexpr int kN = Traits::kN, kDimV = Traits::kDimV;
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;
+  static constexpr float kTolerated = 8.0f;
 
   const ForwardParams& p;
   typename Traits::Control& control;
-  const int group, lane, warp_row;  // warp_row: first row of the warp within the tile
-  const float scale;                // of scores, to base 2
+  const float scale;  // of scores, to base 2
 
   const uint64_t queries, keys, values;  // descriptors
   RingPlace<Traits::kStages> key_place, value_place;
@@ -50,29 +51,38 @@ struct Consumer {
                                       typename Traits::Control& control, uint32_t shared, int group)
       : p(params.problem),
         control(control),
-        group(group),
-        lane(threadIdx.x % 32),
-        warp_row(64 * group + threadIdx.x % 128 / 32 * 16),
         scale(params.problem.scale * kLog2E),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
         values(Value::descriptor(shared + Traits::kValueOffset)) {}
+
+  // Where this thread is: read anew where it is seldom needed, so that it takes no register in between.
+  struct Place {
+    int lane, warp_row;  // warp_row: first row of the warp within the tile
+  };
+  __device__ __forceinline__ Place place() const {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+    return {thread % 32, (thread - 128) / 32 * 16};
+  }
 
   static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
     mbarrier_wait(shared_address(&barrier), parity);
   }
   // One arrival a warp.
   __device__ __forceinline__ void release(uint64_t& barrier) const {
-    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared_address(&barrier));
   }
 
   // The warpgroups issue their products in turns.
   __device__ __forceinline__ void take_turn() const {
-    if constexpr (Traits::kPingpong) named_barrier_sync(1 + group, 256);
+    if constexpr (Traits::kPingpong) named_barrier_sync(threadIdx.x / 128, 256);
   }
   __device__ __forceinline__ void give_turn() const {
-    if constexpr (Traits::kPingpong)
-      named_barrier_arrive(1 + (group + 1 == Traits::kGroups ? 0 : group + 1), 256);
+    if constexpr (Traits::kPingpong) {
+      const int group = threadIdx.x / 128;  // from 1: the first warpgroup loads
+      named_barrier_arrive(group == Traits::kGroups ? 1 : group + 1, 256);
+    }
   }
 
   __device__ __forceinline__ void issue_scores(float (&s)[kScores]) const {
@@ -96,18 +106,20 @@ struct Consumer {
   __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
     if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
       const QueryTile& tile = control.tile[tile_slot];
+      const auto [lane, warp_row] = place();
       const int i = tile.first_row + warp_row;
-      if (block.flags & kEndMasked)
-        hide_end<kN>(s, tile.visible, i, block.first_key, lane);
+      if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, i, block.first_key, lane);
       if (block.flags & kPositionMasked)
         hide_by_position<1, kN>(s, tile.visible, i, block.first_key, lane);
       if (block.flags & kSegmentMasked)
-        hide_by_segment<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len, tile.visible.kv_len, i, block.first_key, lane);
+        hide_by_segment<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
+                               tile.visible.kv_len, i, block.first_key, lane);
     }
   }
 
-  // Scores to weights. The maxima move; `rescale` is what the weights so far are to be multiplied with. Returns whether
-  // that is anything but 1 in some row of the warp.
+  // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
+  // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
+  // whether that is anything but 1 in some row of the warp.
   __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
                                         float (&rescale)[2]) const {
     bool moved = false;
@@ -121,7 +133,7 @@ struct Consumer {
       }
       const float before = softmax.maximum[0][half];
       float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
-      if (Traits::kRescale == 2 && (top - before) * scale <= 8.0f) top = before;
+      if ((top - before) * scale <= kTolerated) top = before;
       moved = moved || top != before;
       const float shift = top == negative_infinity() ? 0.0f : top * scale;
       softmax.maximum[0][half] = top;
@@ -132,14 +144,13 @@ struct Consumer {
         float& a = s[0][n][2 * half];
         float& b = s[0][n][2 * half + 1];
         a = exp2_approx(a * scale - shift);
-        b = n % 4 < Traits::kPolynomial ? exp2_polynomial(b * scale - shift)
-                                        : exp2_approx(b * scale - shift);
+        b = exp2_approx(b * scale - shift);
         sum0 += a;
         sum1 += b;
       }
       softmax.sum[0][half] = sum0 + sum1;
     }
-    return Traits::kRescale == 0 || __any_sync(0xffffffffu, moved);
+    return __any_sync(0xffffffffu, moved);
   }
 
   static __device__ __forceinline__ void pack(const Scores<1, kN>& s,
@@ -152,24 +163,35 @@ struct Consumer {
   }
 
   // Values past the end of the sequence may be NaN, and 0 times that, too. Every warpgroup clears them for itself.
-  __device__ __forceinline__ void clear_padding(int first_key, int kv_len, uint32_t shared_values) const {
+  __device__ __forceinline__ void clear_padding(int first_key, int kv_len,
+                                                uint32_t shared_values) const {
     constexpr int kPieces = Value::kColumns / 8;
     const int first = max(kv_len - first_key, 0);
     const uint32_t at = shared_values + value_place.stage * Value::kBytes;
-    for (int piece = threadIdx.x % 128; piece < (kN - first) * kPieces * Value::kPanels; piece += 128) {
-      const int row = first + piece / kPieces % (kN - first), panel = piece / kPieces / (kN - first);
-      const uint32_t to = at + panel * Value::kPanelBytes + Value::row_offset(row) + piece % kPieces * 16;
+    for (int piece = threadIdx.x % 128; piece < (kN - first) * kPieces * Value::kPanels;
+         piece += 128) {
+      const int row = first + piece / kPieces % (kN - first),
+                panel = piece / kPieces / (kN - first);
+      const uint32_t to =
+          at + panel * Value::kPanelBytes + Value::row_offset(row) + piece % kPieces * 16;
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(to), "r"(0) : "memory");
     }
     fence_async_shared();
-    named_barrier_sync(4 + group, 128);
+    named_barrier_sync(4 + threadIdx.x / 128, 128);
   }
 
-  __device__ __forceinline__ void store(int slot, OnlineSoftmax<1>& softmax,
-                                        const float (&out)[kDimV / 8][4]) const {
+  __device__ __forceinline__ void finish(int slot, OnlineSoftmax<1>& softmax,
+                                         float (&factor)[2]) const {
     const QueryTile& tile = control.tile[slot];
-    store_rows_and_lse<Traits>(p, tile.sequence, tile.head, tile.first_row + warp_row, softmax, out,
-                               scale, lane);
+    const auto [lane, warp_row] = place();
+    finish_rows(p, tile.sequence, tile.head, tile.first_row + warp_row, softmax, scale, lane,
+                factor);
+  }
+  __device__ __forceinline__ void store(int slot, const float (&out)[kDimV / 8][4],
+                                        const float (&factor)[2]) const {
+    const QueryTile& tile = control.tile[slot];
+    const auto [lane, warp_row] = place();
+    store_rows<T, kDimV>(p, tile.sequence, tile.head, tile.first_row + warp_row, out, factor, lane);
   }
 
   // What a warpgroup holds of the block at hand and of the tile.
@@ -180,13 +202,11 @@ struct Consumer {
     OnlineSoftmax<1> softmax;
     KeyBlock block;
 
-    __device__ __forceinline__ float (&scores())[kScores] {
-      return reinterpret_cast<float(&)[kScores]>(s);
-    }
-    __device__ __forceinline__ float (&output())[kOut] {
-      return reinterpret_cast<float(&)[kOut]>(out);
-    }
-    __device__ __forceinline__ void clear_output() {
+    __device__ __forceinline__ float (&scores())
+        [kScores] { return reinterpret_cast<float (&)[kScores]>(s); } __device__ __forceinline__
+        float (&output())
+            [kOut] { return reinterpret_cast<float (&)[kOut]>(out); } __device__ __forceinline__
+        void clear_output() {
 #pragma unroll
       for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
     }
@@ -196,12 +216,21 @@ struct Consumer {
   __device__ __forceinline__ bool next_block(State& r) const {
     wait(control.key_full[key_place.stage], key_place.parity);
     r.block = control.block[key_place.stage];
-    return !(r.block.flags & kNoBlock);
+    return !__any_sync(0xffffffffu, r.block.flags & kNoBlock);
   }
-  __device__ __forceinline__ void wait_values(const KeyBlock& block, uint32_t shared_values) const {
+  __device__ __forceinline__ void wait_values() const {
     wait(control.value_full[value_place.stage], value_place.parity);
-    if (block.flags & kPaddedBlock)
-      clear_padding(block.first_key, control.tile[tile_slot].sequence.kv_len, shared_values);
+  }
+  // Values that need cleaning are waited for early.
+  __device__ __forceinline__ void clean_values(const KeyBlock& block,
+                                               uint32_t shared_values) const {
+    if (!(block.flags & kPaddedBlock)) return;
+    wait_values();
+    clear_padding(block.first_key, control.tile[tile_slot].sequence.kv_len, shared_values);
+  }
+  __device__ __forceinline__ void next_tile() {
+    query_place.next();
+    tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
   }
   __device__ __forceinline__ void release_keys(const KeyBlock& block) {
     release(control.key_empty[key_place.stage]);
@@ -223,37 +252,36 @@ struct Consumer {
     pack(r.s, r.weights);
   }
 
-  // The scores of the next block, which next_block() and wait_values() have waited for, and the output of the one
-  // before, which may be the last of another tile.
-  template <bool kMayCross>
+  // The scores of the next block, which next_block() has waited for, and the output of the one before; kNewTile: that was
+  // the last block of another tile.
+  template <bool kNewTile>
   __device__ __forceinline__ void step(State& r) {
-    const bool new_tile = kMayCross && r.block.flags & kFirstBlock;
     const int ending_slot = tile_slot;
-    OnlineSoftmax<1> ending = r.softmax;
-    float rescale[2];
-    if (new_tile) {
-      query_place.next();
-      tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
+    float rescale[2], factor[2];
+    if constexpr (kNewTile) {
+      next_tile();
       wait(control.query_full[query_place.stage], query_place.parity);
-      r.softmax = OnlineSoftmax<1>();
     }
     take_turn();
     warpgroup_arrive();
     issue_scores(r.scores());
+    wait_values();
+    warpgroup_arrive();
     issue_output(r.output(), r.weights);
     give_turn();
+    if constexpr (kNewTile) {
+      finish(ending_slot, r.softmax, factor);
+      r.softmax = OnlineSoftmax<1>();
+    }
     warpgroup_wait<1>();
     hold(r.scores());
     release_keys(r.block);
+    end_output(r);
     mask(r.s, r.block);
     const bool moved = weigh(r.s, r.softmax, rescale);
-    warpgroup_wait<0>();
-    hold(r.output());
-    release(control.value_empty[value_place.stage]);
-    value_place.next();
     pack(r.s, r.weights);
-    if (new_tile) {
-      store(ending_slot, ending, r.out);
+    if constexpr (kNewTile) {
+      store(ending_slot, r.out, factor);
       r.clear_output();
     } else if (moved) {
 #pragma unroll
@@ -263,21 +291,28 @@ struct Consumer {
     }
   }
 
-  // The last block's output, with nothing to overlap with.
-  __device__ __forceinline__ void end(State& r) {
-    warpgroup_arrive();
-    issue_output(r.output(), r.weights);
+  __device__ __forceinline__ void end_output(State& r) {
     warpgroup_wait<0>();
     hold(r.output());
     release(control.value_empty[value_place.stage]);
     value_place.next();
-    store(tile_slot, r.softmax, r.out);
+  }
+
+  // The last block's output, with nothing to overlap with.
+  __device__ __forceinline__ void end(State& r) {
+    wait_values();
+    warpgroup_arrive();
+    issue_output(r.output(), r.weights);
+    end_output(r);
+    float factor[2];
+    finish(tile_slot, r.softmax, factor);
+    store(tile_slot, r.out, factor);
   }
 
   __device__ __forceinline__ void run(uint32_t shared_values) {
     State r;
     r.clear_output();
-    if (Traits::kPingpong && group == Traits::kGroups - 1) give_turn();
+    if (Traits::kPingpong && threadIdx.x / 128 == Traits::kGroups) give_turn();
     if constexpr (Traits::kQueryStages > 1) {
       // The queries of the next tile are there in time: all tiles are one sequence of blocks.
       if (!next_block(r)) return;
@@ -285,9 +320,12 @@ struct Consumer {
       while (true) {
         const KeyBlock before = r.block;
         const bool more = next_block(r);
-        wait_values(before, shared_values);
+        clean_values(before, shared_values);
         if (!more) break;
-        step<true>(r);
+        if (r.block.flags & kFirstBlock)
+          step<true>(r);
+        else
+          step<false>(r);
       }
       end(r);
     } else {
@@ -297,15 +335,14 @@ struct Consumer {
           const KeyBlock before = r.block;
           const bool more = !(before.flags & kLastBlock);
           if (more) next_block(r);
-          wait_values(before, shared_values);
+          clean_values(before, shared_values);
           if (!more) break;
           step<false>(r);
         }
         end(r);
         r.softmax = OnlineSoftmax<1>();
         r.clear_output();
-        query_place.next();
-        tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
+        next_tile();
       }
     }
   }

@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const uint32_t shared = shared_address(shared_memory);
-  auto& control = *reinterpret_cast<typename Traits::Control*>(shared_memory + Traits::kControlOffset);
+  auto& control =
+      *reinterpret_cast<typename Traits::Control*>(shared_memory + Traits::kControlOffset);
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (threadIdx.x == 0) {
     tma_prefetch_map(&p.query);

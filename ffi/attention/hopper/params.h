@@ -7,15 +7,14 @@
 
 namespace jax_baracuda {
 
-// How the tiles of kM query rows are handed out. A row is a (sequence, head); rows are taken in sections whose keys and
-// values stay in the L2 cache, and in a section the last tiles of all rows come first: under a causal mask those see
-// the most keys.
+// How the tiles of query rows are handed out. A row of tiles is a (sequence, head). Rows are taken in sections whose keys
+// and values stay in the L2 cache, and in a section the last tiles of all rows come first: under a causal mask those
+// see the most keys, and the short ones fill the gaps at the end.
 struct TileOrder {
-  int tiles;    // of a row
-  int rows;     // sequences * heads
-  int section;  // rows
-  int* counter; // null: static rounds
-  int snake;    // every second round goes through the CTAs backwards: long tiles meet short ones
+  int tiles;  // of a row
+  int rows;
+  int section;   // rows
+  int* counter;  // tiles taken so far beyond one a CTA; starts at 0
 };
 
 struct HopperForwardParams {

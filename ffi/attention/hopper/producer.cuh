@@ -2,25 +2,13 @@
 // the consumers through shared memory what it loaded.
 #pragma once
 
+#include "attention/forward/epilogue.cuh"
 #include "attention/hopper/schedule.cuh"
 #include "attention/hopper/traits.cuh"
 #include "device/math.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
-
-// Zeros and -inf for rows [begin, end) of a pack's head. One warp.
-template <class T>
-__device__ __forceinline__ void store_nothing(const ForwardParams& p, int pack, int head, int begin,
-                                              int end, int lane) {
-  T* out = static_cast<T*>(p.out);
-  for (int row = begin; row < end; ++row) {
-    const int64_t at = (static_cast<int64_t>(pack) * p.q_rows + row) * p.heads + head;
-    for (int col = lane; col < p.dim_v; col += 32) out[at * p.dim_v + col] = T(0.0f);
-    if (lane == 0)
-      p.lse[(static_cast<int64_t>(pack) * p.heads + head) * p.q_rows + row] = negative_infinity();
-  }
-}
 
 template <class Traits>
 struct Producer {
@@ -44,8 +32,8 @@ struct Producer {
       : p(p), control(control), shared(shared), lane(lane) {}
 
   template <class TileT>
-  __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, uint32_t barrier, int row,
-                                       int head, int pack, uint64_t policy) {
+  __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                       int row, int head, int pack, uint64_t policy) {
     mbarrier_arrive_expect(barrier, TileT::kBytes);
 #pragma unroll
     for (int panel = 0; panel < TileT::kPanels; ++panel)
@@ -87,10 +75,12 @@ struct Producer {
     const Segments segments(problem, sequence);
     const SegmentBlocks segment_blocks(segments, visible, i0, i1);
     int block = i0 < i1 ? segment_blocks.before(blocks, blocks.last) : -1;
-    const int pack_row = static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
+    const int pack_row =
+        static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
     if (block < 0) {
-      store_nothing<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
-                                        pack_row + min(i0 + Traits::kM, sequence.q_rows), lane);
+      store_no_attention<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
+                                             pack_row + min(i0 + Traits::kM, sequence.q_rows), lane,
+                                             32);
       return;
     }
     // The only buffer of queries is free when all products of the last tile with keys are done, which is no time to
@@ -106,13 +96,13 @@ struct Producer {
     tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
 
     const int kv_head = head / problem.group;
-    const int key_first = static_cast<int>(sequence.k_first - static_cast<int64_t>(sequence.pack) * problem.k_rows);
+    const int key_first =
+        static_cast<int>(sequence.k_first - static_cast<int64_t>(sequence.pack) * problem.k_rows);
     int flags = kFirstBlock;
     while (block >= 0) {
       const int next = segment_blocks.before(blocks, block);
       if (next < 0) flags |= kLastBlock;
-      if (!blocks.whole(block))
-        flags |= visible.has_window() ? kPositionMasked : kEndMasked;
+      if (!blocks.whole(block)) flags |= visible.has_window() ? kPositionMasked : kEndMasked;
       if (problem.query_segments && segment_blocks.template overlap<kN>(block) == Overlap::kSome)
         flags |= kSegmentMasked;
       if ((block + 1) * kN > sequence.kv_len && key_first + sequence.kv_len < problem.k_rows)
@@ -157,11 +147,12 @@ struct Producer {
     const ForwardParams& problem = p.problem;
     for (int at = blockIdx.x; at < problem.packs * problem.heads; at += gridDim.x) {
       const int pack = at / problem.heads, head = at % problem.heads;
-      const int32_t* cu = problem.cu_seqlens_q + static_cast<int64_t>(pack) * (problem.sequences + 1);
+      const int32_t* cu =
+          problem.cu_seqlens_q + static_cast<int64_t>(pack) * (problem.sequences + 1);
       const int begin = clamped(cu[0], 0, problem.q_rows);
       const int end = clamped(cu[problem.sequences], begin, problem.q_rows);
-      store_nothing<typename Traits::T>(problem, pack, head, 0, begin, lane);
-      store_nothing<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane);
+      store_no_attention<typename Traits::T>(problem, pack, head, 0, begin, lane, 32);
+      store_no_attention<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane, 32);
     }
   }
 };

@@ -5,37 +5,31 @@
 
 namespace jax_baracuda {
 
-// The tiles of a CTA: the first by its number, the others either from a counter that all CTAs share, so that a CTA that is
-// done early takes more, or one of each round of gridDim.x tiles. A warp walks together.
-struct TileWalk {
-  const TileOrder& order;
-  int round = 0;
-  int upcoming = blockIdx.x;  // of lane 0
-
-  __device__ __forceinline__ explicit TileWalk(const TileOrder& order) : order(order) {}
+// The tiles of a CTA: one by its number, then whatever the counter gives, so that a CTA that is done early takes more. A
+// warp walks together.
+class TileWalk {
+ public:
+  __device__ __forceinline__ explicit TileWalk(const TileOrder& order)
+      : order_(order), next_(blockIdx.x) {}
 
   // Finds the next tile; false if there is none.
   __device__ __forceinline__ bool next(int* row, int* tile) {
-    const int ctas = gridDim.x;
-    int place;
-    if (order.counter) {
-      place = __shfl_sync(0xffffffffu, upcoming, 0);
-      // Asked for long before it is needed.
-      if (place < order.tiles * order.rows && threadIdx.x % 32 == 0) upcoming = ctas + atomicAdd(order.counter, 1);
-    } else {
-      const bool backwards = order.snake && (round & 1);
-      place = round * ctas + (backwards ? ctas - 1 - blockIdx.x : blockIdx.x);
-      ++round;
-    }
-    if (place >= order.tiles * order.rows) return false;
-    const int section = place / (order.section * order.tiles);
-    const int in_section = place - section * order.section * order.tiles;
-    const int first = section * order.section;
-    const int rows = min(order.section, order.rows - first);
-    *tile = order.tiles - 1 - in_section / rows;
+    const int place = __shfl_sync(0xffffffffu, next_, 0);
+    if (place >= order_.tiles * order_.rows) return false;
+    // The answer is needed a tile later: there is time.
+    if (threadIdx.x % 32 == 0) next_ = gridDim.x + atomicAdd(order_.counter, 1);
+    const int section = place / (order_.section * order_.tiles);
+    const int in_section = place - section * order_.section * order_.tiles;
+    const int first = section * order_.section;
+    const int rows = min(order_.section, order_.rows - first);
+    *tile = order_.tiles - 1 - in_section / rows;
     *row = first + in_section % rows;
     return true;
   }
+
+ private:
+  const TileOrder& order_;
+  int next_;  // of lane 0
 };
 
 }  // namespace jax_baracuda

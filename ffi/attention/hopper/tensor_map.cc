@@ -33,18 +33,17 @@ cudaError_t encode_tensor_map(DType dtype, const void* data, int64_t packs, int6
   if (!encode) return cudaErrorNotSupported;
   // An empty dimension is not allowed; nothing is read of it.
   const uint64_t row = static_cast<uint64_t>(heads) * dim * 2;
-  const cuuint64_t dims[] = {static_cast<cuuint64_t>(dim),
-                             static_cast<cuuint64_t>(std::max<int64_t>(rows, 1)),
-                             static_cast<cuuint64_t>(heads),
-                             static_cast<cuuint64_t>(std::max<int64_t>(packs, 1))};
+  const cuuint64_t dims[] = {
+      static_cast<cuuint64_t>(dim), static_cast<cuuint64_t>(std::max<int64_t>(rows, 1)),
+      static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(std::max<int64_t>(packs, 1))};
   const cuuint64_t strides[] = {row, static_cast<cuuint64_t>(dim) * 2, row * dims[1]};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows),
                             1, 1};
   const cuuint32_t element_strides[] = {1, 1, 1, 1};
   const CUresult result = encode(
-      map, dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      4, const_cast<void*>(data), dims, strides, box, element_strides,
-      CU_TENSOR_MAP_INTERLEAVE_NONE,
+      map,
+      dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
+      const_cast<void*>(data), dims, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
       box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;

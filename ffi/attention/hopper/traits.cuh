@@ -33,7 +33,8 @@ struct QueryTile {
 
 template <int kQueryStages, int kStages>
 struct HopperControl {
-  static constexpr int kTiles = 4;  // at most three are in use: the one that ends, the current, the one being loaded
+  static constexpr int kTiles =
+      4;  // at most three are in use: the one that ends, the current, the one being loaded
 
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
   uint64_t key_full[kStages], key_empty[kStages];
@@ -43,14 +44,14 @@ struct HopperControl {
 };
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
-template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_, bool kPingpong_, int kRescale_ = 0, int kPolynomial_ = 0>
+template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_,
+          bool kPingpong_>
 struct HopperTraits {
-  static constexpr int kRescale = kRescale_, kPolynomial = kPolynomial_;
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
   static constexpr int kStages = 2, kQueryStages = kQueryStages_;
-  static constexpr bool kPingpong = kPingpong_;
+  static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : 232;

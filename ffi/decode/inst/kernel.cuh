@@ -1,6 +1,8 @@
 // What an instantiation file needs: the kernel and the table entry that launches it.
 #pragma once
 
+#include <type_traits>
+
 #include "decode/kernel.cuh"
 #include "decode/launch.h"
 #include "decode/tile_mma.cuh"
@@ -23,16 +25,18 @@ struct TileFor<DType::kF32, dim_tile, 4, vector> {
   using Tile = SimtTile<dim_tile, vector>;
 };
 
-template <DType dtype, int dim_tile, int head_tile, bool vector>
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged>
 DecodeKernel decode_kernel_entry() {
   using Tile = typename TileFor<dtype, dim_tile, head_tile, vector>::Tile;
   static_assert(Tile::kTokens == warp_tokens(dtype, dim_tile));
   constexpr int max_threads = 32 * max_warps(dtype, dim_tile, head_tile, vector);
-  static constexpr auto kernel = decode_kernel<Tile, ContiguousSource, max_threads>;
+  using Source = std::conditional_t<paged, PagedSource, ContiguousSource>;
+  static constexpr auto kernel = decode_kernel<Tile, Source, max_threads>;
   return {dtype,
           dim_tile,
           head_tile,
           vector,
+          paged,
           [](int max_shared_bytes) {
             return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         max_shared_bytes);

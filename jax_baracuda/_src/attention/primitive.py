@@ -34,7 +34,11 @@ TARGETS: dict[shapes.Pass, str] = {
 
 
 def kernel_call(kind: shapes.Pass, *operands: jax.Array, **options: Any) -> Results:
-    """The CUDA kernel of a pass on the arrays of one device."""
+    """The CUDA kernel of a pass on the arrays of one device.
+
+    The forward pass takes `portable` besides: whether to leave out kernels of one architecture,
+    for comparisons.
+    """
     named = dict(zip(shapes.OPERANDS[kind], operands, strict=True))
     scratch = shapes.workspace_bytes(kind, shapes.kernel_shape(named))
     results = [jax.ShapeDtypeStruct(*like) for like in shapes.result_types(kind, named)]
@@ -52,6 +56,7 @@ def _attributes(
     logits_soft_cap: float,
     dropout_rate: float,
     deterministic: bool,
+    portable: bool = False,
     **integers: int,
 ) -> dict[str, Any]:
     """The options as the FFI target takes them."""
@@ -63,6 +68,8 @@ def _attributes(
         dropout_rate=np.float32(dropout_rate),
     )
     attributes |= {name: np.int64(value) for name, value in integers.items()}
+    if kind == "forward":
+        return attributes | {"portable": portable}
     return attributes | ({"deterministic": deterministic} if kind == "backward" else {})
 
 

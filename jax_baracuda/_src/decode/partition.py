@@ -21,8 +21,6 @@ Call = Callable[..., Results]
 
 OPERANDS = ("query", "key", "value", "kv_lengths", "sinks", "alibi_slopes")
 
-in_shard_map = sharding.in_shard_map
-
 
 def layout(shapes: Sequence[tuple[int, ...]], *, nhd: bool) -> sharding.Layout:
     """The dimensions of operands of these shapes, in the order of OPERANDS."""

@@ -45,14 +45,66 @@ def flash_decode_reference(
       out: [B, Hq, D] in the dtype of ``query``.
       lse: [B, Hq], natural log-sum-exp of the logits; float32, or float64 if ``dtype`` is that.
     """
+    batch, capacity = query.shape[0], key.shape[1 if nhd else 2]
+    length = jnp.full((1,), capacity, jnp.int32)
+    if kv_lengths.size or not batch:
+        length = jnp.clip(kv_lengths, 0, capacity).astype(jnp.int32)
+    out, lse = attend(
+        query,
+        key,
+        value,
+        length,
+        jnp.zeros((1,), jnp.int32),
+        alibi_slopes,
+        nhd=nhd,
+        scale=scale,
+        window_left=window_left,
+        sink_tokens=sink_tokens,
+        logits_soft_cap=logits_soft_cap,
+        dtype=dtype,
+    )
+    out, lse = add_sinks(out, lse, sinks)
+    return out.astype(query.dtype), lse
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    lengths: jax.Array,
+    starts: jax.Array,
+    alibi_slopes: jax.Array,
+    *,
+    nhd: bool,
+    scale: float,
+    window_left: int,
+    sink_tokens: int,
+    logits_soft_cap: float,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention over a part of each request's keys: the cache is rows ``starts`` and on.
+
+    Args:
+      query: as in ``flash_decode_reference``, as is what is not named here.
+      key: rows ``starts[b]`` to ``starts[b] + K`` of the keys of request b.
+      value: likewise.
+      lengths: int32 [B] or [1], how many keys a request has, in this part and outside of it.
+      starts: int32 [B] or [1].
+      alibi_slopes: as above.
+      nhd: as above.
+      scale: as above.
+      window_left: as above.
+      sink_tokens: as above.
+      logits_soft_cap: as above.
+      dtype: as above.
+
+    Returns:
+      out: [B, Hq, D] in float32 or better, and lse: [B, Hq].
+    """
     batch, q_heads, head_dim = query.shape
     kv_heads, capacity = (key.shape[2], key.shape[1]) if nhd else key.shape[1:3]
     grouped = (batch, kv_heads, q_heads // kv_heads)
     wide = jnp.promote_types(dtype, jnp.float32)
-
-    def per_head(operand: jax.Array) -> jax.Array:
-        """[B or 1, Hq] -> [B or 1, Hkv, group, 1]."""
-        return operand.astype(wide).reshape(operand.shape[0], *grouped[1:], 1)
 
     def product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.einsum(
@@ -64,11 +116,8 @@ def flash_decode_reference(
         )
 
     # Which keys the query of each request sees: [B or 1, K]. The query sits on the last key.
-    position = jnp.arange(capacity, dtype=jnp.int32)[None, :]
-    length = jnp.full((1, 1), capacity, jnp.int32)
-    if kv_lengths.size or not batch:
-        length = jnp.clip(kv_lengths, 0, capacity).astype(jnp.int32)[:, None]
-    distance = length - 1 - position
+    position = starts[:, None] + jnp.arange(capacity, dtype=jnp.int32)[None, :]
+    distance = lengths[:, None] - 1 - position
     visible = distance >= 0
     if window_left >= 0:
         visible &= (distance <= window_left) | (position < sink_tokens)
@@ -83,20 +132,27 @@ def flash_decode_reference(
     if logits_soft_cap:
         logits = logits_soft_cap * jnp.tanh(logits / logits_soft_cap)
     if alibi_slopes.size:
-        logits -= per_head(alibi_slopes) * distance.astype(wide)[:, None, None, :]
+        slopes = alibi_slopes.astype(wide).reshape(alibi_slopes.shape[0], *grouped[1:], 1)
+        logits -= slopes * distance.astype(wide)[:, None, None, :]
     logits = jnp.where(visible[:, None, None, :], logits, -jnp.inf)
 
     # A softmax whose empty rows give 0 and -inf instead of NaN, in value and in gradient.
     top = jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf)
-    if sinks.size:
-        top = jnp.maximum(top, per_head(sinks))
     top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top))
     weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    if sinks.size:
-        total += jnp.where((length > 0)[:, None, None, :], jnp.exp(per_head(sinks) - top), 0)
     empty = total == 0
     total = jnp.where(empty, 1, total)
     lse = jnp.where(empty, -jnp.inf, top + jnp.log(total))
     out = product(f"bhgk,{cache}->bhgd", weights, value) / total
-    return out.reshape(query.shape).astype(query.dtype), lse.reshape(batch, q_heads)
+    return out.reshape(query.shape), lse.reshape(batch, q_heads)
+
+
+def add_sinks(out: jax.Array, lse: jax.Array, sinks: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Counts the extra logits, if there are any, of requests that see a key."""
+    if not sinks.size:
+        return out, lse
+    empty = lse == -jnp.inf
+    own = jnp.where(empty, 0, lse)
+    total = jnp.logaddexp(own, sinks.astype(lse.dtype))
+    return out * jnp.exp(own - total)[..., None], jnp.where(empty, -jnp.inf, total)

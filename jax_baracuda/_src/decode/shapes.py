@@ -59,7 +59,7 @@ def check_options(
 ) -> DecodeOptions:
     """Checks the options of flash_decode; raises ValueError by name."""
     return DecodeOptions(
-        nhd=check_layout(kv_layout),
+        nhd=validation.check_layout(kv_layout),
         scale=validation.check_scale(scale, head_dim),
         window_left=check_window(local_window_size),
         sink_tokens=validation.check_sink_tokens(sink_tokens),
@@ -79,33 +79,14 @@ def check_operands(
     kv_layout: str,
 ) -> DecodeShape:
     """Checks the arrays against each other; raises ValueError or NotImplementedError by name."""
-    nhd = check_layout(kv_layout)
+    nhd = validation.check_layout(kv_layout)
     cache = "[B, K, Hkv, D]" if nhd else "[B, Hkv, K, D]"
     validation.check_rank("query", query, "[B, Hq, D]")
-    validation.check_rank("key", key, f"{cache} (kv_layout={kv_layout!r})")
-    validation.check_rank("value", value, f"{cache} (kv_layout={kv_layout!r})")
-
-    dtype = validation.check_dtypes(query, key=key, value=value)
-
-    batch, q_heads, head_dim = query.shape
-    capacity, kv_heads = (key.shape[1:3]) if nhd else (key.shape[2], key.shape[1])
-    if tuple(value.shape) != tuple(key.shape):
-        raise ValueError(
-            f"value has shape {value.shape} and key has {key.shape}; both must be {cache}."
-        )
+    check_keys(query, key, value, names=("key", "value"), layout=cache, kv_layout=kv_layout)
+    shape = decode_shape(query, key, nhd=nhd)
+    batch, q_heads, capacity = shape.batch, shape.q_heads, shape.capacity
     if key.shape[0] != batch:
         raise ValueError(f"key has batch size {key.shape[0]} and query has {batch}.")
-    if key.shape[3] != head_dim:
-        raise ValueError(f"key has head dimension {key.shape[3]} and query has {head_dim}.")
-    if not 1 <= head_dim <= MAX_HEAD_DIM:
-        raise NotImplementedError(
-            f"query has head dimension {head_dim}; supported are 1 to {MAX_HEAD_DIM}."
-        )
-    if kv_heads < 1 or q_heads < 1 or q_heads % kv_heads != 0:
-        raise ValueError(
-            f"query has {q_heads} heads and key has {kv_heads} (shape {key.shape} is {cache}); the "
-            "query heads must be a multiple of the key/value heads."
-        )
     if isinstance(capacity, int) and capacity > MAX_INT32:
         raise NotImplementedError(f"key holds {capacity} rows a request; supported are < 2**31.")
 
@@ -117,17 +98,41 @@ def check_operands(
         validation.check_per_head(
             "alibi_slopes", alibi_slopes, [(q_heads,), (batch, q_heads)], "[Hq] or [B, Hq]"
         )
-    return DecodeShape(batch, q_heads, kv_heads, capacity, head_dim, dtype)
+    return shape
 
 
-def check_layout(kv_layout: str) -> bool:
-    """True for NHD, False for HND."""
-    if kv_layout not in ("HND", "NHD"):
+def check_keys(
+    query: HasShape,
+    key: HasShape,
+    value: HasShape,
+    *,
+    names: tuple[str, str],
+    layout: str,
+    kv_layout: str,
+) -> None:
+    """Checks caches or stores, of that layout, against each other and against a query of rank 3."""
+    for name, array in zip(names, (key, value), strict=True):
+        validation.check_rank(name, array, f"{layout} (kv_layout={kv_layout!r})")
+    validation.check_dtypes(query, **dict(zip(names, (key, value), strict=True)))
+    key_name, value_name = names
+    if tuple(value.shape) != tuple(key.shape):
         raise ValueError(
-            f"kv_layout is {kv_layout!r}; supported are 'HND' (caches [B, Hkv, K, D]) and 'NHD' "
-            "(caches [B, K, Hkv, D])."
+            f"{value_name} has shape {value.shape} and {key_name} has {key.shape}; both must be "
+            f"{layout}."
         )
-    return kv_layout == "NHD"
+    _, q_heads, head_dim = query.shape
+    if key.shape[3] != head_dim:
+        raise ValueError(f"{key_name} has head dimension {key.shape[3]} and query has {head_dim}.")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise NotImplementedError(
+            f"query has head dimension {head_dim}; supported are 1 to {MAX_HEAD_DIM}."
+        )
+    kv_heads = key.shape[2 if kv_layout == "NHD" else 1]
+    if kv_heads < 1 or q_heads < 1 or q_heads % kv_heads != 0:
+        raise ValueError(
+            f"query has {q_heads} heads and {key_name} has {kv_heads} (shape {key.shape} is "
+            f"{layout}); the query heads must be a multiple of the key/value heads."
+        )
 
 
 def check_window(local_window_size: int | Sequence[int] | None) -> int:

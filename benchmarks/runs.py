@@ -1,0 +1,68 @@
+"""A run of a benchmark: its workers, its rows, its clock and its file."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import rows as result_rows
+from workers import Engine, start_workers
+
+
+def add_file_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options of every run: where the rows go, and what they name as measured."""
+    parser.add_argument(
+        "--out", type=pathlib.Path, help=f"default: results/<gpu>/{name}.json; '-' writes no file"
+    )
+    parser.add_argument("--commit", help="the commit for the rows, where git is not there")
+
+
+class Run:
+    """Workers, the rows so far, and the clock.
+
+    Args:
+      name: of the result file.
+      makers: what each worker runs.
+      options: with those of ``add_file_options``.
+    """
+
+    def __init__(
+        self, name: str, makers: Mapping[str, Callable[[], Engine]], options: argparse.Namespace
+    ) -> None:
+        self.name, self.options = name, options
+        self.begin = time.monotonic()
+        self.workers, gpu, versions = start_workers(makers)
+        self.shared = result_rows.describe_run(gpu, versions, options.commit)
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self.begin
+
+    def add_row(
+        self, op: str, passes: str, impl: str, config: dict[str, Any], numbers: dict[str, Any]
+    ) -> None:
+        """Appends a row and writes the file, so that a run that is cut short is not lost."""
+        self.rows.append(result_rows.row(op, passes, impl, config, numbers, self.shared))
+        path = self.path()
+        if path:
+            result_rows.write(path, self.rows)
+
+    def path(self) -> pathlib.Path | None:
+        """Where the rows go."""
+        if self.options.out is not None:
+            return None if str(self.options.out) == "-" else self.options.out
+        gpu = self.shared["gpu"].lower().split()[-1]
+        return pathlib.Path(result_rows.RESULTS / gpu / f"{self.name}.json")
+
+    def finish(self) -> int:
+        """Ends the workers; 1 if ours failed anywhere."""
+        for worker in self.workers.values():
+            worker.kill()
+        if self.path():
+            print(f"wrote {self.path()}")
+        return int(any(row["impl"] == "jax_baracuda" and "error" in row for row in self.rows))

@@ -1,0 +1,51 @@
+// Tiles of the Hopper forward kernel and the choice among them. Host-safe.
+#pragma once
+
+#include "attention/params.h"
+#include "common/dtype.h"
+
+namespace jax_baracuda {
+
+// A CTA has `groups` warpgroups of 64 query rows each and goes over the keys n at a time.
+struct HopperTile {
+  int dim, dim_v;  // head dims rounded up to these
+  int n, groups;
+  int query_stages;       // 2: the next tile's queries are loaded while this one is at work
+  bool pingpong;          // the warpgroups issue their products in turns
+  int keys, causal_keys;  // for as many keys or more, with and without a causal mask
+
+  constexpr int m() const { return 64 * groups; }
+  constexpr bool operator==(const HopperTile& o) const {
+    return dim == o.dim && dim_v == o.dim_v && n == o.n && groups == o.groups;
+  }
+};
+
+// The compiled tiles, which instantiations.cmake names; the first that fits is taken. Long blocks and many rows need less
+// shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
+// clang-format off
+constexpr HopperTile kHopperTiles[] = {
+    {64, 64, 128, 3, 2, true, 0, 2048},
+    {64, 64, 128, 2, 2, true, 0, 0},
+    {96, 96, 128, 2, 2, true, 0, 0},
+    {128, 128, 176, 2, 1, true, 2048, 4096},
+    {128, 128, 128, 2, 2, true, 0, 0},
+    {192, 128, 128, 2, 1, false, 0, 0},
+    {192, 192, 112, 2, 1, false, 0, 0},
+    {256, 256, 80, 2, 1, false, 0, 0},
+};
+// clang-format on
+
+inline const HopperTile* choose_hopper_tile(int dim, int dim_v, bool causal, int keys) {
+  for (const HopperTile& tile : kHopperTiles)
+    if (dim <= tile.dim && dim_v <= tile.dim_v && keys >= (causal ? tile.causal_keys : tile.keys))
+      return &tile;
+  return nullptr;
+}
+
+constexpr HopperTile hopper_tile(int dim, int dim_v, int n, int groups) {
+  for (const HopperTile& tile : kHopperTiles)
+    if (tile.dim == dim && tile.dim_v == dim_v && tile.n == n && tile.groups == groups) return tile;
+  return {};
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,100 @@
+// Which calls the Hopper kernel serves, and its grid.
+#include <algorithm>
+#include <atomic>
+
+#include "attention/hopper/launch.h"
+#include "attention/hopper/tensor_map.h"
+#include "common/device_info.h"
+
+namespace jax_baracuda {
+namespace {
+
+constexpr int kMaxKernels = 32;
+constexpr int64_t kMaxTiles = 1 << 30;  // they are counted in int32
+
+// Keys and values that are read again and again should stay in this part of the L2 cache.
+constexpr int64_t kCachedBytes = 32 << 20;
+
+std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
+
+cudaError_t prepare(int device, const HopperKernel& kernel) {
+  const auto index = &kernel - hopper_kernels().data();
+  if (device < kMaxDevices && g_ready[device][index].load(std::memory_order_acquire))
+    return cudaSuccess;
+  const cudaError_t error = kernel.prepare();
+  if (error == cudaSuccess && device < kMaxDevices)
+    g_ready[device][index].store(true, std::memory_order_release);
+  return error;
+}
+
+int64_t rows_of(const AttentionProblem& p) { return int64_t{p.packs} * p.sequences * p.heads; }
+
+int tiles_of(const AttentionProblem& p, const HopperTile& tile) {
+  return (p.max_q + tile.m() - 1) / tile.m();
+}
+
+TileOrder tile_order(const AttentionProblem& p, const HopperTile& tile, int* counter) {
+  TileOrder order;
+  order.tiles = tiles_of(p, tile);
+  order.rows = static_cast<int>(rows_of(p));
+  const int64_t head_bytes = int64_t{p.max_k} * (p.dim + p.dim_v) * 2;
+  const int64_t section =
+      std::max<int64_t>(kCachedBytes / std::max<int64_t>(head_bytes, 1), 1) * p.group;
+  // Without a mask all tiles are equal: heads one after the other share the cache best.
+  order.section =
+      p.causal || p.cu_seqlens_q ? static_cast<int>(std::min<int64_t>(section, order.rows)) : 1;
+  order.counter = counter;
+  return order;
+}
+
+}  // namespace
+
+cudaError_t plan_hopper_forward(int device, DType dtype, const AttentionProblem& p,
+                                const HopperKernel** kernel) {
+  *kernel = nullptr;
+  if (hopper_kernels().empty() || dtype == DType::kF32 || has_features(p) || p.pages.indptr ||
+      p.k_rows == 0)
+    return cudaSuccess;
+  int major = 0;
+  if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
+  const HopperTile* tile = choose_hopper_tile(p.dim, p.dim_v, p.causal, p.max_k);
+  if (major != 9 || !tile || tiles_of(p, *tile) * rows_of(p) >= kMaxTiles) return cudaSuccess;
+  for (const HopperKernel& candidate : hopper_kernels()) {
+    if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
+    *kernel = &candidate;
+    return prepare(device, candidate);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch_hopper_forward(const HopperKernel& kernel, const ForwardParams& p,
+                                  void* workspace, cudaStream_t stream) {
+  const HopperTile& tile = kernel.tile;
+  const auto panel = [](int dim) { return dim % 64 == 0 ? 64 : 32; };
+  HopperForwardParams params;
+  params.problem = p;
+  params.order = tile_order(p, tile, static_cast<int*>(workspace));
+  if (cudaError_t error = encode_tensor_map(kernel.dtype, p.query, p.packs, p.q_rows, p.heads,
+                                            p.dim, tile.m(), panel(tile.dim), &params.query);
+      error != cudaSuccess)
+    return error;
+  if (cudaError_t error = encode_tensor_map(kernel.dtype, p.key, p.packs, p.k_rows, p.kv_heads,
+                                            p.dim, tile.n, panel(tile.dim), &params.key);
+      error != cudaSuccess)
+    return error;
+  if (cudaError_t error = encode_tensor_map(kernel.dtype, p.value, p.packs, p.k_rows, p.kv_heads,
+                                            p.dim_v, tile.n, panel(tile.dim_v), &params.value);
+      error != cudaSuccess)
+    return error;
+  int device = 0, multiprocessors = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (cudaError_t error = multiprocessor_count(device, &multiprocessors); error != cudaSuccess)
+    return error;
+  if (cudaError_t error = cudaMemsetAsync(params.order.counter, 0, sizeof(int), stream);
+      error != cudaSuccess)
+    return error;
+  const int64_t total = int64_t{params.order.tiles} * params.order.rows;
+  return kernel.launch(params, static_cast<int>(std::min<int64_t>(total, multiprocessors)), stream);
+}
+
+}  // namespace jax_baracuda

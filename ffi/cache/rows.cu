@@ -1,0 +1,70 @@
+// Instantiations and launch of the row kernel.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cache/config.h"
+#include "cache/kernel.cuh"
+#include "cache/launch.h"
+#include "common/device_info.h"
+
+namespace jax_baracuda {
+namespace {
+
+using Kernel = void (*)(RowParams);
+
+template <class T, int kPiece>
+Kernel rotating_kernel(bool interleaved) {
+  return interleaved ? row_kernel<T, kPiece, Pairs::kNeighbours>
+                     : row_kernel<T, kPiece, Pairs::kHalves>;
+}
+
+template <class T>
+Kernel rotating_kernel(const RowPlan& plan) {
+  constexpr int kVector = 16 / sizeof(T);
+  return plan.vector ? rotating_kernel<T, kVector>(plan.interleaved)
+                     : rotating_kernel<T, 1>(plan.interleaved);
+}
+
+// A copy knows its elements by their size alone.
+template <class Bits>
+Kernel copying_kernel(bool vector) {
+  return vector ? row_kernel<Bits, 16 / sizeof(Bits), Pairs::kNone>
+                : row_kernel<Bits, 1, Pairs::kNone>;
+}
+
+Kernel kernel_of(const RowPlan& plan) {
+  if (!plan.rotated)
+    return plan.dtype == DType::kF32 ? copying_kernel<uint32_t>(plan.vector)
+                                     : copying_kernel<uint16_t>(plan.vector);
+  switch (plan.dtype) {
+    case DType::kF16:
+      return rotating_kernel<__half>(plan);
+    case DType::kBF16:
+      return rotating_kernel<__nv_bfloat16>(plan);
+    default:
+      return rotating_kernel<float>(plan);
+  }
+}
+
+}  // namespace
+
+cudaError_t prepare_rows(const RowPlan& plan) {
+  cudaFuncAttributes attributes;  // asking for them loads the kernel's module
+  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_of(plan)));
+}
+
+cudaError_t launch_rows(const RowPlan& plan, RowParams params, cudaStream_t stream) {
+  int device = 0, sms = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (cudaError_t error = multiprocessor_count(device, &sms); error != cudaSuccess) return error;
+  choose_row_layout(plan, sms, &params);
+  int slices = 0;
+  for (int i = 0; i < params.set_count; ++i) slices += params.sets[i].slices;
+  if (params.tokens == 0 || slices == 0) return cudaSuccess;
+  const int cta_tokens = kRowThreads >> params.lane_bits;
+  const dim3 grid((params.tokens - 1) / cta_tokens + 1, slices);
+  kernel_of(plan)<<<grid, kRowThreads, 0, stream>>>(params);
+  return cudaGetLastError();
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,35 @@
+// Look-ups in a page table. Whatever it holds, no address outside the table or the store comes out of them.
+#pragma once
+
+#include <cstdint>
+
+#include "common/page_table.h"
+#include "device/divide.cuh"
+
+namespace jax_baracuda {
+
+// Where the entries of a request begin, and how many keys it has.
+struct PagedRequest {
+  int first_entry, length;
+};
+
+__device__ __forceinline__ PagedRequest find_pages(const PageTable& t, int b) {
+  const int page_size = t.page_size.divisor;
+  const int first = min(max(t.indptr[b], 0), t.entries);
+  const int pages = min(t.indptr[b + 1], t.entries) - first;
+  const int last = min(max(t.last_page_len[b], 0), page_size);
+  return {first, pages <= 0 ? 0 : min((pages - 1) * page_size + last, t.max_length)};
+}
+
+// The page of a token of a request, as the table has it.
+__device__ __forceinline__ int page_of(const PageTable& t, int first_entry, int token) {
+  return __ldg(t.indices + first_entry + divide(token, t.page_size));
+}
+
+// The row of the store where a token lies, for key/value head 0.
+__device__ __forceinline__ uint32_t store_row(const PageTable& t, int page, int token) {
+  const unsigned in_page = token - divide(token, t.page_size) * t.page_size.divisor;
+  return min(static_cast<unsigned>(page), t.pages - 1u) * t.page_stride + in_page * t.token_stride;
+}
+
+}  // namespace jax_baracuda

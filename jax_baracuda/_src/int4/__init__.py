@@ -1,0 +1,1 @@
+"""Weights of four bits and the products with them."""

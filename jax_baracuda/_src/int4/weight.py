@@ -1,0 +1,311 @@
+"""Int4Weight: a quantised matrix as a pytree, made from every checkpoint format."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from jax_baracuda._src.int4 import formats, image
+
+GROUP_UNIT = 32
+_DTYPES = ("float16", "bfloat16", "float32")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("packed", "scales", "zeros", "order"),
+    meta_fields=("in_features", "out_features", "group_size"),
+)
+@dataclasses.dataclass(frozen=True)
+class Int4Weight:
+    """A matrix w [IC, OC] of four-bit numbers: ``w(ic, oc) = (q(ic, oc) - z(G, oc)) * s(G, oc)``.
+
+    G is the group of the input channel. ``int4_matmul`` multiplies with it; ``dequantize`` gives
+    the numbers. Make one by ``from_awq_gemm``, ``from_awq_gemv``, ``from_gptq``,
+    ``from_compressed_tensors``, ``from_packed`` or ``quantize``: the nibbles are put, once, into
+    the one image that all kernels read.
+
+    It is a pytree of arrays: pass it through ``jit``, ``scan`` it over stacked layers (every array
+    then has a leading axis), donate it, map over it, save it leaf by leaf. Output channels may be
+    sharded on axis 0 of ``packed`` and axis 1 of the others, input channels on axis 1 of ``packed``
+    and axis 0 of the others.
+
+    Attributes:
+      packed: uint8 [OCp/64, ICp/64, 2048], both channels rounded up to 64; see docs/int4.md.
+      scales: float16, bfloat16 or float32 [R, OCp], R = ceil(ICp / group_size); 0 in padding.
+      zeros: uint8 [R, OCp], 0 to 16.
+      order: int32 [IC], which input channel of x each row of the image belongs to (GPTQ's
+        act-order); None if they are in order.
+      in_features: IC.
+      out_features: OC.
+      group_size: input channels of a group: 32 or a multiple of 64.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from jax_baracuda.quant import Int4Weight
+      >>> weight = Int4Weight.quantize(jnp.ones((256, 128), jnp.bfloat16), group_size=64)
+      >>> weight.packed.shape, weight.scales.shape
+      ((2, 4, 2048), (4, 128))
+    """
+
+    packed: Any
+    scales: Any
+    zeros: Any
+    order: Any
+    in_features: int
+    out_features: int
+    group_size: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(IC, OC)."""
+        return self.in_features, self.out_features
+
+    @property
+    def dtype(self) -> Any:
+        """That of the scales."""
+        return self.scales.dtype
+
+    def astype(self, dtype: DTypeLike) -> Int4Weight:
+        """The same weight with scales of another dtype, which should be that of the activations."""
+        return dataclasses.replace(self, scales=self.scales.astype(dtype))
+
+    def dequantize(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        """The matrix [IC, OC]. In float32 it is exact."""
+        q = image.unpack(self.packed).astype(jnp.float32)
+        rows = jnp.arange(q.shape[0]) // self.group_size
+        zeros, scales = (part[rows].astype(jnp.float32) for part in (self.zeros, self.scales))
+        matrix = ((q - zeros) * scales)[: self.in_features, : self.out_features]
+        if self.order is not None:
+            matrix = jnp.zeros_like(matrix).at[self.order].set(matrix)
+        return matrix.astype(dtype)
+
+    @classmethod
+    def from_awq_gemm(
+        cls, qweight: ArrayLike, qzeros: ArrayLike, scales: ArrayLike, *, group_size: int = 128
+    ) -> Int4Weight:
+        """From the usual AWQ checkpoint (``version: "gemm"``).
+
+        Args:
+          qweight: int32 [IC, OC/8], eight output channels a word in the order 0 2 4 6 1 3 5 7.
+          qzeros: int32 [IC/g, OC/8], packed in the same way.
+          scales: float [IC/g, OC].
+          group_size: g; -1 for one group.
+        """
+        words = _words("qweight", qweight)
+        rows, columns = words.shape[0], words.shape[1] * formats.NIBBLES
+        group, groups = _groups(rows, group_size)
+        _expect("qzeros", qzeros, (groups, columns // 8))
+        _expect("scales", scales, (groups, columns))
+        plain = formats.from_awq_gemm(words, _words("qzeros", qzeros), jnp.asarray(scales))
+        return cls._pack(plain, group)
+
+    @classmethod
+    def from_awq_gemv(
+        cls, qweight: ArrayLike, qzeros: ArrayLike, scales: ArrayLike, *, group_size: int = 128
+    ) -> Int4Weight:
+        """From AWQ's GEMV packing (``version: "gemv"``).
+
+        Args:
+          qweight: int32 [OC, IC/8], in order.
+          qzeros: int32 [OC, zw], group G in nibble G of the row; zw words hold all groups, or more.
+          scales: float [OC, 8 zw], of which the first IC/g columns count.
+          group_size: g; -1 for one group.
+        """
+        words, zeros = _words("qweight", qweight), _words("qzeros", qzeros)
+        columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
+        group, groups = _groups(rows, group_size)
+        factors = jnp.asarray(scales)
+        for name, given, least in (
+            ("qzeros", zeros, -(-groups // formats.NIBBLES)),
+            ("scales", factors, groups),
+        ):
+            if given.ndim != 2 or given.shape[0] != columns or given.shape[1] < least:
+                raise ValueError(
+                    f"{name} has shape {given.shape}; it must be [OC, at least {least}] with OC = "
+                    f"{columns}, for {groups} groups."
+                )
+        return cls._pack(formats.from_awq_gemv(words, zeros, factors, groups=groups), group)
+
+    @classmethod
+    def from_gptq(
+        cls,
+        qweight: ArrayLike,
+        qzeros: ArrayLike,
+        scales: ArrayLike,
+        *,
+        g_idx: ArrayLike | None = None,
+        group_size: int = 128,
+        zero_offset: int = 1,
+    ) -> Int4Weight:
+        """From a GPTQ checkpoint.
+
+        Args:
+          qweight: int32 [IC/8, OC], eight input channels a word.
+          qzeros: int32 [IC/g, OC/8], zero points less ``zero_offset``.
+          scales: float [IC/g, OC].
+          g_idx: int [IC], the group of each input channel (act-order), not traced; or None.
+          group_size: g; -1 for one group.
+          zero_offset: 1 in checkpoint format v1 ("gptq"), 0 in v2 ("gptq_v2"). Some v2 checkpoints
+            are labelled v1: the stored zero points of a symmetric one are 7 in v1 and 8 in v2.
+        """
+        if zero_offset not in (0, 1):
+            raise ValueError(f"zero_offset is {zero_offset!r}; supported are 1 (v1) and 0 (v2).")
+        words = _words("qweight", qweight)
+        rows, columns = words.shape[0] * formats.NIBBLES, words.shape[1]
+        group, groups = _groups(rows, group_size)
+        _expect("qzeros", qzeros, (groups, columns // 8))
+        _expect("scales", scales, (groups, columns))
+        order = None
+        if g_idx is not None:
+            _expect("g_idx", g_idx, (rows,))
+            order = formats.group_order(np.asarray(g_idx), group)
+        plain = formats.from_gptq(
+            words, _words("qzeros", qzeros), jnp.asarray(scales), zero_offset=zero_offset
+        )
+        return cls._pack(plain, group, order)
+
+    @classmethod
+    def from_compressed_tensors(
+        cls,
+        weight_packed: ArrayLike,
+        weight_scale: ArrayLike,
+        weight_zero_point: ArrayLike | None = None,
+        *,
+        group_size: int = 128,
+    ) -> Int4Weight:
+        """From compressed-tensors' "pack-quantized" format, symmetric or not.
+
+        Args:
+          weight_packed: int32 [OC, IC/8].
+          weight_scale: float [OC, IC/g].
+          weight_zero_point: int32 [OC/8, IC/g]; None if the weight is symmetric.
+          group_size: g; -1 for one group a channel.
+        """
+        words = _words("weight_packed", weight_packed)
+        columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
+        group, groups = _groups(rows, group_size)
+        _expect("weight_scale", weight_scale, (columns, groups))
+        zeros = None
+        if weight_zero_point is not None:
+            _expect("weight_zero_point", weight_zero_point, (columns // 8, groups))
+            zeros = _words("weight_zero_point", weight_zero_point)
+        plain = formats.from_compressed_tensors(words, jnp.asarray(weight_scale), zeros)
+        return cls._pack(plain, group)
+
+    @classmethod
+    def from_packed(
+        cls, weight_packed: ArrayLike, scales: ArrayLike, zeros: ArrayLike, *, group_size: int = 128
+    ) -> Int4Weight:
+        """From the plain layout: the operands of ``int4_awq_matmul``.
+
+        Args:
+          weight_packed: int32 [OC, IC/8], eight input channels a word, in order.
+          scales: float [IC/g, OC].
+          zeros: int32 [IC/g, OC/8], eight output channels a word, in order.
+          group_size: g; -1 for one group.
+        """
+        words = _words("weight_packed", weight_packed)
+        columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
+        group, groups = _groups(rows, group_size)
+        _expect("scales", scales, (groups, columns))
+        _expect("zeros", zeros, (groups, columns // 8))
+        plain = formats.from_packed(words, jnp.asarray(scales), _words("zeros", zeros))
+        return cls._pack(plain, group)
+
+    @classmethod
+    def quantize(
+        cls, w: ArrayLike, *, group_size: int = 128, symmetric: bool = False
+    ) -> Int4Weight:
+        """Rounds a float matrix to four bits, each number to the nearest of its group's 16 levels.
+
+        Args:
+          w: float16, bfloat16 or float32 [IC, OC]; the scales have its dtype.
+          group_size: input channels that share a scale and a zero point; -1 for all.
+          symmetric: with the zero point 8 everywhere, instead of one that fits the group.
+        """
+        weight = jnp.asarray(w)
+        if weight.ndim != 2 or str(weight.dtype) not in _DTYPES:
+            raise ValueError(
+                f"w has shape {weight.shape} and dtype {weight.dtype}; it must be [IC, OC] of "
+                f"{', '.join(_DTYPES)}."
+            )
+        rows = weight.shape[0]
+        group, groups = _groups(rows, group_size)
+        fill = jnp.pad(weight, ((0, groups * group - rows), (0, 0)))
+        plain = formats.quantise(fill, group, symmetric=symmetric)
+        return cls._pack(plain._replace(q=plain.q[:rows]), group)
+
+    @classmethod
+    def _pack(
+        cls, plain: formats.Plain, group_size: int, order: np.ndarray | None = None
+    ) -> Int4Weight:
+        """Into the image, padded, with groups that the kernels take."""
+        if str(plain.scales.dtype) not in _DTYPES:
+            raise ValueError(
+                f"scales have dtype {plain.scales.dtype}; supported are {', '.join(_DTYPES)}."
+            )
+        rows, columns = plain.q.shape
+        wide_rows, wide_columns = image.padded(rows), image.padded(columns)
+        q = plain.q if order is None else plain.q[order]
+        groups = plain.scales.shape[0]
+        if groups == 1:
+            group_size = max(wide_rows, image.TILE)
+        elif group_size != GROUP_UNIT and group_size % image.TILE:
+            repeats = group_size // GROUP_UNIT  # 96 becomes three groups of 32
+            plain = plain._replace(
+                zeros=jnp.repeat(plain.zeros, repeats, axis=0),
+                scales=jnp.repeat(plain.scales, repeats, axis=0),
+            )
+            group_size = GROUP_UNIT
+        wide_groups = -(-wide_rows // group_size)
+
+        def widen(part: jax.Array) -> jax.Array:
+            part = part[:wide_groups]
+            more = ((0, wide_groups - part.shape[0]), (0, wide_columns - columns))
+            return jnp.pad(part, more)
+
+        return cls(
+            packed=image.pack(q),
+            scales=widen(plain.scales),
+            zeros=widen(plain.zeros),
+            order=None if order is None else jnp.asarray(order),
+            in_features=rows,
+            out_features=columns,
+            group_size=group_size,
+        )
+
+
+def _words(name: str, array: ArrayLike) -> jax.Array:
+    """A matrix of 32-bit words."""
+    words = jnp.asarray(array)
+    if words.ndim != 2 or words.dtype not in (jnp.int32, jnp.uint32):
+        raise ValueError(
+            f"{name} has shape {words.shape} and dtype {words.dtype}; it must be a matrix of int32."
+        )
+    return words
+
+
+def _expect(name: str, array: ArrayLike, shape: tuple[int, ...]) -> None:
+    given = np.shape(array)
+    if given != shape:
+        raise ValueError(f"{name} has shape {given}; it must be {shape}.")
+
+
+def _groups(rows: int, group_size: int) -> tuple[int, int]:
+    """The size and the number of groups."""
+    if group_size == -1:
+        group_size = max(rows, 1)
+    elif group_size < GROUP_UNIT or group_size % GROUP_UNIT:
+        raise ValueError(
+            f"group_size is {group_size}; supported are multiples of {GROUP_UNIT}, and -1 for one "
+            "group over all input channels."
+        )
+    return group_size, max(1, -(-rows // group_size))

@@ -1,0 +1,97 @@
+"""Primitives that are a kernel on CUDA and plain jnp elsewhere: what those of several ops share.
+
+Nothing here asks a device anything, so a program can be lowered for CUDA where there is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jax_baracuda._src import compat, registry, sharding
+
+Results = tuple[jax.Array, ...]
+Call = Callable[..., Results]
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """An op for inference: a function of arrays with static options and a tuple of results.
+
+    Attributes:
+      name: the public function.
+      target: its FFI target, which also names the primitive.
+      static: names of the options; the primitive has one more, ``insist`` (on CUDA).
+      abstract_eval: avals and options -> avals of the results.
+      kernel: the CUDA kernel on the arrays of one device.
+      reference: the same in plain jnp.
+      partitioned: puts the sharding rule around either of them.
+      batch: the batching rule, given the primitive first.
+    """
+
+    name: str
+    target: str
+    static: tuple[str, ...]
+    abstract_eval: Callable[..., Any]
+    kernel: Call
+    reference: Call
+    partitioned: Callable[[Any], Any]
+    batch: Callable[..., Any]
+
+
+def define_pair(op: Op) -> tuple[Primitive, Primitive]:
+    """One primitive for jit, where the sharding rule needs the devices, and one for shard_map.
+
+    In shard_map nothing needs devices, and a program can be lowered for an AbstractMesh.
+    """
+    primitive = _define(op, op.target, op.partitioned(op.kernel))
+    compat.require_devices_during_lowering(primitive)
+    return primitive, _define(op, f"{op.target}_local", op.kernel)
+
+
+def choose(pair: tuple[Primitive, Primitive]) -> Primitive:
+    """The primitive of a pair that the surrounding context needs."""
+    return pair[sharding.in_shard_map()]
+
+
+def _define(op: Op, name: str, on_cuda: Call) -> Primitive:
+    """A primitive that lowers to ``on_cuda`` for CUDA and to the reference elsewhere."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=(*op.static, "insist")))
+    primitive.def_abstract_eval(op.abstract_eval)
+
+    def cuda_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Results:
+        del insist
+        registry.require(op.target)
+        return on_cuda(*operands, **options)
+
+    default = functools.partial(_default_lowering, op)
+    for lowering, platform in ((cuda_lowering, "cuda"), (default, None)):
+        rule = mlir.lower_fun(lowering, multiple_results=True)
+        mlir.register_lowering(primitive, rule, platform=platform)
+    ad.primitive_jvps[primitive] = functools.partial(_refuse_to_differentiate, op.name)
+    batching.primitive_batchers[primitive] = functools.partial(op.batch, primitive)
+    return primitive
+
+
+def _default_lowering(op: Op, *operands: jax.Array, insist: bool, **options: Any) -> Results:
+    if insist:
+        raise NotImplementedError(
+            f"{op.name}: implementation is 'cuda' and this program is compiled for another "
+            "platform; supported there are None and 'reference'."
+        )
+    return op.reference(*operands, **options)
+
+
+def _refuse_to_differentiate(name: str, primals: Any, tangents: Any, **params: Any) -> NoReturn:
+    raise NotImplementedError(
+        f"{name} is for inference and has no derivative. Supported is {name} with "
+        "implementation='reference', which is plain jax.numpy."
+    )
