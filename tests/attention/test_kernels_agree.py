@@ -14,11 +14,17 @@ from jax_baracuda._src.attention import primitive, shapes
 Q_HEADS, KV_HEADS = 4, 2
 
 
-def call(operands: dict[str, jax.Array], *, portable: bool, **options: object) -> list[jax.Array]:
+def call(
+    operands: dict[str, jax.Array],
+    *,
+    portable: bool,
+    kind: shapes.Pass = "forward",
+    **options: object,
+) -> list[jax.Array]:
     static = shapes.check_options(operands["query"].shape[-1], **options)
     missing = jnp.zeros((0,), jnp.float32)
-    arrays = [operands.get(name, missing) for name in shapes.OPERANDS["forward"]]
-    function = functools.partial(primitive.kernel_call, "forward", portable=portable, **static)
+    arrays = [operands.get(name, missing) for name in shapes.OPERANDS[kind]]
+    function = functools.partial(primitive.kernel_call, kind, portable=portable, **static)
     return jax.jit(function)(*arrays)
 
 
@@ -53,3 +59,31 @@ def test_both_kernels_agree(dtype, dims, sizes, options):
     error = jnp.linalg.norm(out.astype(jnp.float32) - wanted.astype(jnp.float32))
     norm = jnp.linalg.norm(wanted.astype(jnp.float32))
     assert float(error) <= 5e-3 * float(norm)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dims", [(64, 64), (40, 24), (96, 96), (128, 128)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1), (799, 1023), (1023, 700), (2100, 4200)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(is_causal=True), dict(is_causal=True, local_window_size=150, sink_tokens=5)],
+    ids=["full", "causal", "window"],
+)
+@pytest.mark.parametrize("deterministic", [False, True], ids=["", "deterministic"])
+def test_both_backward_kernels_agree(dtype, dims, sizes, options, deterministic):
+    operands = make(*sizes, *dims, dtype)
+    operands["kv_lengths"] = jnp.array([sizes[1], sizes[1] // 3], jnp.int32)
+    out, lse = call(operands, portable=True, **options)
+    operands |= {"out": out, "lse": lse, "dout": jnp.flip(out, 1), "dlse": jnp.sin(lse)}
+    operands["dlse"] = jnp.where(jnp.isfinite(lse), operands["dlse"], 0.0)
+    got, again, wanted = (
+        call(operands, portable=portable, kind="backward", deterministic=deterministic, **options)
+        for portable in (False, False, True)
+    )
+    for x, y in zip(got, wanted, strict=True):
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        assert float(jnp.linalg.norm(x - y)) <= 1e-2 * float(jnp.linalg.norm(y)) + 1e-6
+    repeated = slice(0 if deterministic else 1, None)
+    for x, y in zip(got[repeated], again[repeated], strict=True):
+        np.testing.assert_array_equal(x, y)

@@ -49,16 +49,26 @@ struct Workspace {
   }
 };
 
+// The Hopper kernels' part of the workspace comes after the segment ranges.
+int64_t hopper_workspace_start(const AttentionProblem& p) {
+  return (segment_range_bytes(p) + 255) / 256 * 256;
+}
+
 }  // namespace
 
 int64_t backward_workspace_bytes(const AttentionProblem& problem) {
-  return Workspace(problem).size;
+  return std::max(Workspace(problem).size,
+                  hopper_workspace_start(problem) + hopper_backward_workspace_bytes(problem));
 }
 
-cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem,
+cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, bool portable,
                                     BackwardPlan* plan) {
   int device = 0, max_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (!portable) {
+    cudaError_t error = plan_hopper_backward(device, dtype, problem, &plan->hopper);
+    if (error != cudaSuccess || plan->hopper) return error;
+  }
   if (cudaError_t error = max_shared_per_block(device, &max_shared); error != cudaSuccess)
     return error;
   max_shared -= kBackwardStaticBytes;
@@ -78,8 +88,14 @@ cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem
 
 cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p, void* workspace,
                                       cudaStream_t stream) {
-  const Workspace parts(p);
   char* base = static_cast<char*>(workspace);
+  if (plan.hopper) {
+    const cudaError_t error = launch_segment_ranges(&p, base, stream);
+    return error != cudaSuccess
+               ? error
+               : launch_hopper_backward(*plan.hopper, p, base + hopper_workspace_start(p), stream);
+  }
+  const Workspace parts(p);
   const BackwardTile& tile = plan.kernel->tile;
   p.dq_sum = reinterpret_cast<float*>(base + parts.dq_sum);
   p.lse2 = reinterpret_cast<float*>(base + parts.lse2);

@@ -32,6 +32,7 @@ struct BackwardCall {
   ffi::Result<ffi::AnyBuffer> dq, dk, dv, delta, workspace;
   AttentionAttributes attributes;
   bool deterministic;
+  bool portable;  // whether to leave out the kernels of one architecture
 
   template <class Binding>
   static auto bind(Binding&& binding) {
@@ -49,7 +50,8 @@ struct BackwardCall {
                    .template Ret<ffi::AnyBuffer>()                          // dv
                    .template Ret<ffi::AnyBuffer>()                          // delta
                    .template Ret<ffi::AnyBuffer>())                         // workspace
-        .template Attr<bool>("deterministic");
+        .template Attr<bool>("deterministic")
+        .template Attr<bool>("portable");
   }
 };
 
@@ -87,7 +89,7 @@ ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
   p->vector_q = p->vector_q && aligned({p->dq, p->dk});
   p->vector_v = p->vector_v && aligned({p->out, p->dout, p->dv});
   if (p->packs == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_backward(dtype, *p, plan), kBackward);
+  return to_ffi_error(plan_attention_backward(dtype, *p, c.portable, plan), kBackward);
 }
 
 ffi::Error initialize(BackwardCall c) {
@@ -100,7 +102,7 @@ ffi::Error execute(cudaStream_t stream, BackwardCall c) {
   BackwardParams params = {};
   BackwardPlan chosen;
   if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
-  if (!chosen.kernel) return ffi::Error::Success();
+  if (!chosen.kernel && !chosen.hopper) return ffi::Error::Success();
   return to_ffi_error(
       launch_attention_backward(chosen, params, c.workspace->untyped_data(), stream), kBackward);
 }

@@ -8,6 +8,7 @@
 
 #include "attention/backward/config.h"
 #include "attention/backward/params.h"
+#include "attention/hopper/backward/launch.h"
 
 namespace jax_baracuda {
 
@@ -28,14 +29,17 @@ BackwardKernel backward_kernel_entry();
 // All of them: generated from the list in instantiations.cmake.
 const std::vector<BackwardKernel>& backward_kernels();
 
+// The kernels that serve a call: one of the two.
 struct BackwardPlan {
+  const HopperBackwardKernel* hopper = nullptr;
   const BackwardKernel* kernel = nullptr;
   DType dtype = DType::kF16;
   int stages = 0;
 };
 
-// Chooses the kernel for the current device and makes it ready. Called in the initialize stage.
-cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem,
+// Chooses the kernel for the current device and makes it ready. Called in the initialize stage. `portable`: one that runs
+// on every GPU, whatever this one is.
+cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, bool portable,
                                     BackwardPlan* plan);
 
 // What launch_attention_backward takes of the workspace.

@@ -238,10 +238,21 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
     """
     if kind != "backward":
         return 256 + _segment_bytes(shape)
-    rows = shape.batch * shape.query_rows * shape.q_heads
+    scratch = 2048 + _segment_bytes(shape)
+    heads = shape.batch * shape.q_heads
+    for dim, block in _HOPPER_BACKWARD_ROWS.items():
+        if max(shape.head_dim, shape.value_dim) <= dim:
+            # Sums of dQ and two statistics a row, two counters a block, rows padded to whole
+            # blocks: more than the portable kernels need.
+            blocks = shape.query_rows // block + shape.sequences
+            return scratch + 4 * heads * blocks * (block * (dim + 2) + 2)
     padded = -(-shape.head_dim // 32) * 32
-    counters = shape.q_heads * shape.batch * (_tiles(shape.query_rows) + shape.sequences)
-    return 2048 + 4 * rows * padded + 4 * rows + _segment_bytes(shape) + 4 * counters
+    counters = _tiles(shape.query_rows) + shape.sequences
+    return scratch + 4 * heads * (shape.query_rows * (padded + 1) + counters)
+
+
+# Head dimensions, rounded up, that Hopper backward kernels serve, and the query rows of a block.
+_HOPPER_BACKWARD_ROWS = {64: 128, 96: 64, 128: 64}
 
 
 def _segment_bytes(shape: AttentionShape) -> int:
