@@ -16,6 +16,16 @@ __device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, i
       : "memory");
 }
 
+// The same with a hint to the L2 cache.
+__device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, int bytes,
+                                          uint32_t barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;\n" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
 // Starts to add floats to those in global memory; part of this thread's current group.
 __device__ __forceinline__ void bulk_add(float* global, uint32_t shared, int bytes) {
   asm volatile(

@@ -166,7 +166,7 @@ def jitted_step_and_arguments(model: Llama) -> tuple[Any, tuple]:
 
 def test_the_step_is_compiled_once(model: Llama) -> None:
     """Whatever comes: idle steps, decoding alone, chunks, full and empty tables."""
-    engine = Engine(model, ServingConfig(page_size=8, num_pages=12, max_requests=3, chunk_tokens=5))
+    engine = Engine(model, ServingConfig(page_size=8, num_pages=13, max_requests=3, chunk_tokens=5))
     step = jitted_step(jax.tree.structure(model))
     before = step._cache_size()
     engine.warm_up()

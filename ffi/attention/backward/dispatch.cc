@@ -49,23 +49,25 @@ struct Workspace {
   }
 };
 
-// The Hopper kernels' part of the workspace comes after the segment ranges.
-int64_t hopper_workspace_start(const AttentionProblem& p) {
+// Segment ranges, then what the Hopper kernels take.
+int64_t segment_part(const AttentionProblem& p) {
   return (segment_range_bytes(p) + 255) / 256 * 256;
+}
+int64_t hopper_workspace_bytes(const AttentionProblem& p) {
+  return segment_part(p) + hopper_backward_workspace_bytes(p);
 }
 
 }  // namespace
 
 int64_t backward_workspace_bytes(const AttentionProblem& problem) {
-  return std::max(Workspace(problem).size,
-                  hopper_workspace_start(problem) + hopper_backward_workspace_bytes(problem));
+  return Workspace(problem).size;
 }
 
 cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, bool portable,
-                                    BackwardPlan* plan) {
+                                    int64_t workspace_bytes, BackwardPlan* plan) {
   int device = 0, max_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (!portable) {
+  if (!portable && hopper_workspace_bytes(problem) <= workspace_bytes) {
     cudaError_t error = plan_hopper_backward(device, dtype, problem, &plan->hopper);
     if (error != cudaSuccess || plan->hopper) return error;
   }
@@ -88,14 +90,14 @@ cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem
 
 cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p, void* workspace,
                                       cudaStream_t stream) {
-  char* base = static_cast<char*>(workspace);
   if (plan.hopper) {
-    const cudaError_t error = launch_segment_ranges(&p, base, stream);
-    return error != cudaSuccess
-               ? error
-               : launch_hopper_backward(*plan.hopper, p, base + hopper_workspace_start(p), stream);
+    if (cudaError_t error = launch_segment_ranges(&p, workspace, stream); error != cudaSuccess)
+      return error;
+    return launch_hopper_backward(*plan.hopper, p, static_cast<char*>(workspace) + segment_part(p),
+                                  stream);
   }
   const Workspace parts(p);
+  char* base = static_cast<char*>(workspace);
   const BackwardTile& tile = plan.kernel->tile;
   p.dq_sum = reinterpret_cast<float*>(base + parts.dq_sum);
   p.lse2 = reinterpret_cast<float*>(base + parts.lse2);

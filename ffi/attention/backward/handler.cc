@@ -89,7 +89,8 @@ ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
   p->vector_q = p->vector_q && aligned({p->dq, p->dk});
   p->vector_v = p->vector_v && aligned({p->out, p->dout, p->dv});
   if (p->packs == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_backward(dtype, *p, c.portable, plan), kBackward);
+  const auto workspace = static_cast<int64_t>(c.workspace->size_bytes());
+  return to_ffi_error(plan_attention_backward(dtype, *p, c.portable, workspace, plan), kBackward);
 }
 
 ffi::Error initialize(BackwardCall c) {

@@ -29,7 +29,7 @@ BackwardKernel backward_kernel_entry();
 // All of them: generated from the list in instantiations.cmake.
 const std::vector<BackwardKernel>& backward_kernels();
 
-// The kernels that serve a call: one of the two.
+// One of the two kernels, or none where there is nothing to compute.
 struct BackwardPlan {
   const HopperBackwardKernel* hopper = nullptr;
   const BackwardKernel* kernel = nullptr;
@@ -37,10 +37,10 @@ struct BackwardPlan {
   int stages = 0;
 };
 
-// Chooses the kernel for the current device and makes it ready. Called in the initialize stage. `portable`: one that runs
-// on every GPU, whatever this one is.
+// Chooses the kernel for the current device, for which there is so much workspace, and makes it ready. Called in the
+// initialize stage. `portable`: one that runs on every GPU, whatever this one is.
 cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, bool portable,
-                                    BackwardPlan* plan);
+                                    int64_t workspace_bytes, BackwardPlan* plan);
 
 // What launch_attention_backward takes of the workspace.
 int64_t backward_workspace_bytes(const AttentionProblem& problem);

@@ -12,7 +12,8 @@ struct HopperTile {
   int n, groups;
   int query_stages;       // 2: the next tile's queries are loaded while this one is at work
   bool pingpong;          // the warpgroups issue their products in turns
-  int keys, causal_keys;  // for as many keys or more, with and without a causal mask
+  bool overlap;           // softmax while P.V of the same warpgroup runs: takes registers
+  int keys, causal_keys;  // for as many keys or more, without and with a causal mask
 
   constexpr int m() const { return 64 * groups; }
   constexpr bool operator==(const HopperTile& o) const {
@@ -24,14 +25,14 @@ struct HopperTile {
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {64, 64, 128, 3, 2, true, 0, 2048},
-    {64, 64, 128, 2, 2, true, 0, 0},
-    {96, 96, 128, 2, 2, true, 0, 0},
-    {128, 128, 176, 2, 1, true, 2048, 4096},
-    {128, 128, 128, 2, 2, true, 0, 0},
-    {192, 128, 128, 2, 1, false, 0, 0},
-    {192, 192, 112, 2, 1, false, 0, 0},
-    {256, 256, 80, 2, 1, false, 0, 0},
+    {64, 64, 128, 3, 1, true, false, 0, 2048},
+    {64, 64, 128, 2, 2, true, false, 0, 0},
+    {96, 96, 176, 2, 1, true, false, 1024, 4096},
+    {96, 96, 128, 2, 2, true, false, 0, 0},
+    {128, 128, 128, 2, 1, true, true, 0, 0},
+    {192, 128, 128, 2, 1, false, false, 0, 0},
+    {192, 192, 112, 2, 1, false, false, 0, 0},
+    {256, 256, 80, 2, 1, false, false, 0, 0},
 };
 // clang-format on
 

@@ -35,7 +35,9 @@ struct Consumer {
   using Key = typename Traits::Key;
   using Value = typename Traits::Value;
   static constexpr int kN = Traits::kN, kDimV = Traits::kDimV;
-  static constexpr int kScores = kN / 2, kOut = kDimV / 2;
+  static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
+  using FlatScores = float[kScores];
+  using FlatOutput = float[kOut];
   static constexpr float kTolerated = 8.0f;
 
   const ForwardParams& p;
@@ -194,6 +196,16 @@ struct Consumer {
     store_rows<T, kDimV>(p, tile.sequence, tile.head, tile.first_row + warp_row, out, factor, lane);
   }
 
+  // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
+  // wait for it, unless something that needs the softmax's results stands between them. This sleeps if a sum is
+  // negative: never. (A trap would do as well, but ptxas then forgets what setmaxnreg gave.)
+  static __device__ __forceinline__ void weights_before_wait(const OnlineSoftmax<1>& softmax) {
+    asm volatile(
+        "{\n .reg .pred p;\n setp.lt.f32 p, %0, 0f00000000;\n @p nanosleep.u32 20;\n}\n" ::"f"(
+            softmax.sum[0][0] + softmax.sum[0][1])
+        : "memory");
+  }
+
   // What a warpgroup holds of the block at hand and of the tile.
   struct State {
     Scores<1, kN> s;
@@ -202,11 +214,9 @@ struct Consumer {
     OnlineSoftmax<1> softmax;
     KeyBlock block;
 
-    __device__ __forceinline__ float (&scores())
-        [kScores] { return reinterpret_cast<float (&)[kScores]>(s); } __device__ __forceinline__
-        float (&output())
-            [kOut] { return reinterpret_cast<float (&)[kOut]>(out); } __device__ __forceinline__
-        void clear_output() {
+    __device__ __forceinline__ FlatScores& scores() { return reinterpret_cast<FlatScores&>(s); }
+    __device__ __forceinline__ FlatOutput& output() { return reinterpret_cast<FlatOutput&>(out); }
+    __device__ __forceinline__ void clear_output() {
 #pragma unroll
       for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
     }
@@ -276,9 +286,13 @@ struct Consumer {
     warpgroup_wait<1>();
     hold(r.scores());
     release_keys(r.block);
-    end_output(r);
+    if constexpr (!Traits::kOverlap) end_output(r);
     mask(r.s, r.block);
     const bool moved = weigh(r.s, r.softmax, rescale);
+    if constexpr (Traits::kOverlap) {
+      weights_before_wait(r.softmax);
+      end_output(r);
+    }
     pack(r.s, r.weights);
     if constexpr (kNewTile) {
       store(ending_slot, r.out, factor);

@@ -3,7 +3,7 @@
 set(HOPPER_INSTANTIATIONS "")
 if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
   foreach(dtype kF16 kBF16)
-    foreach(tile "64 64 128 3" "64 64 128 2" "96 96 128 2" "128 128 176 2" "128 128 128 2" "192 128 128 2"
+    foreach(tile "64 64 128 3" "64 64 128 2" "96 96 176 2" "96 96 128 2" "128 128 128 2" "192 128 128 2"
                  "192 192 112 2" "256 256 80 2")
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile}")
     endforeach()

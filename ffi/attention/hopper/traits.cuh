@@ -45,12 +45,13 @@ struct HopperControl {
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
 template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_,
-          bool kPingpong_>
+          bool kPingpong_, bool kOverlap_>
 struct HopperTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
   static constexpr int kStages = 2, kQueryStages = kQueryStages_;
+  static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;

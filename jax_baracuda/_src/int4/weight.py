@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_baracuda._src.int4 import formats, image
+from jax_baracuda._src import sharding, validation
+from jax_baracuda._src.int4 import formats, image, reference
 
 GROUP_UNIT = 32
 _DTYPES = ("float16", "bfloat16", "float32")
@@ -65,8 +68,12 @@ class Int4Weight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(IC, OC)."""
-        return self.in_features, self.out_features
+        """(IC, OC). In shard_map, those of this device's part."""
+        strips, tiles = self.packed.shape[-3:-1]
+        return (
+            min(self.in_features, tiles * image.TILE),
+            min(self.out_features, strips * image.STRIP),
+        )
 
     @property
     def dtype(self) -> Any:
@@ -78,14 +85,18 @@ class Int4Weight:
         return dataclasses.replace(self, scales=self.scales.astype(dtype))
 
     def dequantize(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """The matrix [IC, OC]. In float32 it is exact."""
-        q = image.unpack(self.packed).astype(jnp.float32)
-        rows = jnp.arange(q.shape[0]) // self.group_size
-        zeros, scales = (part[rows].astype(jnp.float32) for part in (self.zeros, self.scales))
-        matrix = ((q - zeros) * scales)[: self.in_features, : self.out_features]
-        if self.order is not None:
-            matrix = jnp.zeros_like(matrix).at[self.order].set(matrix)
-        return matrix.astype(dtype)
+        """The matrix [IC, OC]. In float32 it is exact. For stacked weights use ``jax.vmap``."""
+        if self.packed.ndim != 3:
+            raise ValueError(
+                f"packed has shape {self.packed.shape}; dequantize takes one weight, whose packed "
+                "is [OCp/64, ICp/64, 2048]. Use jax.vmap for stacked ones."
+            )
+        operands = [self.packed, self.scales, self.zeros]
+        operands += [] if self.order is None else [self.order]
+        make = functools.partial(_matrix, self.shape, self.group_size, jnp.dtype(dtype))
+        (matrix,) = sharding.in_auto_mode(make, operands, _matrix_specs)
+        result: jax.Array = matrix
+        return result
 
     @classmethod
     def from_awq_gemm(
@@ -104,8 +115,8 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("qzeros", qzeros, (groups, columns // 8))
         _expect("scales", scales, (groups, columns))
-        plain = formats.from_awq_gemm(words, _words("qzeros", qzeros), jnp.asarray(scales))
-        return cls._pack(plain, group)
+        arrays = words, _words("qzeros", qzeros), _floats("scales", scales)
+        return cls._pack(formats.from_awq_gemm, arrays, (rows, columns), group)
 
     @classmethod
     def from_awq_gemv(
@@ -122,7 +133,7 @@ class Int4Weight:
         words, zeros = _words("qweight", qweight), _words("qzeros", qzeros)
         columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
         group, groups = _groups(rows, group_size)
-        factors = jnp.asarray(scales)
+        factors = _floats("scales", scales)
         for name, given, least in (
             ("qzeros", zeros, -(-groups // formats.NIBBLES)),
             ("scales", factors, groups),
@@ -132,7 +143,8 @@ class Int4Weight:
                     f"{name} has shape {given.shape}; it must be [OC, at least {least}] with OC = "
                     f"{columns}, for {groups} groups."
                 )
-        return cls._pack(formats.from_awq_gemv(words, zeros, factors, groups=groups), group)
+        arrays = words, zeros, factors
+        return cls._pack(formats.from_awq_gemv, arrays, (rows, columns), group, groups=groups)
 
     @classmethod
     def from_gptq(
@@ -163,14 +175,14 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("qzeros", qzeros, (groups, columns // 8))
         _expect("scales", scales, (groups, columns))
-        order = None
-        if g_idx is not None:
-            _expect("g_idx", g_idx, (rows,))
-            order = formats.group_order(np.asarray(g_idx), group)
-        plain = formats.from_gptq(
-            words, _words("qzeros", qzeros), jnp.asarray(scales), zero_offset=zero_offset
+        return cls._pack(
+            formats.from_gptq,
+            (words, _words("qzeros", qzeros), _floats("scales", scales)),
+            (rows, columns),
+            group,
+            _order(g_idx, rows, group),
+            zero_offset=zero_offset,
         )
-        return cls._pack(plain, group, order)
 
     @classmethod
     def from_compressed_tensors(
@@ -179,26 +191,44 @@ class Int4Weight:
         weight_scale: ArrayLike,
         weight_zero_point: ArrayLike | None = None,
         *,
+        g_idx: ArrayLike | None = None,
         group_size: int = 128,
+        in_features: int | None = None,
     ) -> Int4Weight:
         """From compressed-tensors' "pack-quantized" format, symmetric or not.
 
         Args:
-          weight_packed: int32 [OC, IC/8].
+          weight_packed: int32 [OC, ceil(IC/8)].
           weight_scale: float [OC, IC/g].
-          weight_zero_point: int32 [OC/8, IC/g]; None if the weight is symmetric.
+          weight_zero_point: int32 [ceil(OC/8), IC/g], or int8 [OC, IC/g], which older versions of
+            the format have; None if the weight is symmetric.
+          g_idx: int [IC], the group of each input channel ("actorder": "group"), not traced; or
+            None.
           group_size: g; -1 for one group a channel.
+          in_features: IC, where it is not a multiple of 8; None if it is.
         """
         words = _words("weight_packed", weight_packed)
         columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
+        if in_features is not None:
+            if not 0 <= rows - in_features < formats.NIBBLES:
+                raise ValueError(
+                    f"in_features is {in_features} and weight_packed has shape {words.shape}; it "
+                    f"must be [OC, ceil(in_features / 8)]."
+                )
+            rows = in_features
         group, groups = _groups(rows, group_size)
         _expect("weight_scale", weight_scale, (columns, groups))
         zeros = None
         if weight_zero_point is not None:
-            _expect("weight_zero_point", weight_zero_point, (columns // 8, groups))
-            zeros = _words("weight_zero_point", weight_zero_point)
-        plain = formats.from_compressed_tensors(words, jnp.asarray(weight_scale), zeros)
-        return cls._pack(plain, group)
+            zeros = _compressed_zeros(weight_zero_point, columns, groups)
+        return cls._pack(
+            formats.from_compressed_tensors,
+            (words, _floats("weight_scale", weight_scale), zeros),
+            (rows, columns),
+            group,
+            _order(g_idx, rows, group),
+            rows=rows,
+        )
 
     @classmethod
     def from_packed(
@@ -217,8 +247,8 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("scales", scales, (groups, columns))
         _expect("zeros", zeros, (groups, columns // 8))
-        plain = formats.from_packed(words, jnp.asarray(scales), _words("zeros", zeros))
-        return cls._pack(plain, group)
+        arrays = words, _floats("scales", scales), _words("zeros", zeros)
+        return cls._pack(formats.from_packed, arrays, (rows, columns), group)
 
     @classmethod
     def quantize(
@@ -237,50 +267,69 @@ class Int4Weight:
                 f"w has shape {weight.shape} and dtype {weight.dtype}; it must be [IC, OC] of "
                 f"{', '.join(_DTYPES)}."
             )
-        rows = weight.shape[0]
-        group, groups = _groups(rows, group_size)
-        fill = jnp.pad(weight, ((0, groups * group - rows), (0, 0)))
-        plain = formats.quantise(fill, group, symmetric=symmetric)
-        return cls._pack(plain._replace(q=plain.q[:rows]), group)
+        rows, columns = weight.shape
+        group, _ = _groups(rows, group_size)
+        return cls._pack(
+            formats.quantise,
+            (weight,),
+            (rows, columns),
+            group,
+            group_size=group,
+            symmetric=bool(symmetric),
+        )
 
     @classmethod
     def _pack(
-        cls, plain: formats.Plain, group_size: int, order: np.ndarray | None = None
+        cls,
+        read: Callable[..., formats.Plain],
+        arrays: tuple[Any, ...],
+        shape: tuple[int, int],
+        group: int,
+        order: np.ndarray | None = None,
+        **options: int,
     ) -> Int4Weight:
-        """Into the image, padded, with groups that the kernels take."""
-        if str(plain.scales.dtype) not in _DTYPES:
-            raise ValueError(
-                f"scales have dtype {plain.scales.dtype}; supported are {', '.join(_DTYPES)}."
-            )
-        rows, columns = plain.q.shape
-        wide_rows, wide_columns = image.padded(rows), image.padded(columns)
-        q = plain.q if order is None else plain.q[order]
-        groups = plain.scales.shape[0]
-        if groups == 1:
-            group_size = max(wide_rows, image.TILE)
-        elif group_size != GROUP_UNIT and group_size % image.TILE:
-            repeats = group_size // GROUP_UNIT  # 96 becomes three groups of 32
-            plain = plain._replace(
-                zeros=jnp.repeat(plain.zeros, repeats, axis=0),
-                scales=jnp.repeat(plain.scales, repeats, axis=0),
-            )
-            group_size = GROUP_UNIT
-        wide_groups = -(-wide_rows // group_size)
-
-        def widen(part: jax.Array) -> jax.Array:
-            part = part[:wide_groups]
-            more = ((0, wide_groups - part.shape[0]), (0, wide_columns - columns))
-            return jnp.pad(part, more)
-
+        """The weight that ``read(*arrays, **options)`` has in plain integers."""
+        rows, columns = shape
+        repeats = 1
+        if group >= rows:  # one group
+            group = max(image.padded(rows), image.TILE)
+        elif group != GROUP_UNIT and group % image.TILE:
+            repeats, group = group // GROUP_UNIT, GROUP_UNIT  # 96 becomes three groups of 32
+        packed, scales, zeros = image.build(
+            arrays, order, read=read, group=group, repeats=repeats, options=tuple(options.items())
+        )
         return cls(
-            packed=image.pack(q),
-            scales=widen(plain.scales),
-            zeros=widen(plain.zeros),
+            packed=packed,
+            scales=scales,
+            zeros=zeros,
             order=None if order is None else jnp.asarray(order),
             in_features=rows,
             out_features=columns,
-            group_size=group_size,
+            group_size=group,
         )
+
+
+def _matrix(
+    shape: tuple[int, int],
+    group_size: int,
+    dtype: DTypeLike,
+    packed: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array,
+    order: jax.Array | None = None,
+) -> tuple[jax.Array]:
+    """The numbers of a weight, in the order of x's columns."""
+    matrix = reference.dequantise(packed, scales, zeros, group_size=group_size, dtype=dtype)
+    matrix = matrix[: shape[0], : shape[1]]
+    if order is not None:
+        matrix = jnp.zeros_like(matrix).at[order].set(matrix, unique_indices=True)
+    return (matrix,)
+
+
+def _matrix_specs(avals: Sequence[Any]) -> list[P]:
+    """[IC, OC] as the image, [OCp/64, ICp/64, ...], is sharded on an Explicit mesh."""
+    strips, tiles, *_ = avals[0].sharding.spec
+    return [P(tiles, strips)]
 
 
 def _words(name: str, array: ArrayLike) -> jax.Array:
@@ -293,19 +342,46 @@ def _words(name: str, array: ArrayLike) -> jax.Array:
     return words
 
 
+def _floats(name: str, array: ArrayLike) -> jax.Array:
+    """Scales."""
+    floats = jnp.asarray(array)
+    if str(floats.dtype) not in _DTYPES:
+        raise ValueError(f"{name} has dtype {floats.dtype}; supported are {', '.join(_DTYPES)}.")
+    return floats
+
+
 def _expect(name: str, array: ArrayLike, shape: tuple[int, ...]) -> None:
     given = np.shape(array)
     if given != shape:
         raise ValueError(f"{name} has shape {given}; it must be {shape}.")
 
 
+def _compressed_zeros(given: ArrayLike, columns: int, groups: int) -> jax.Array:
+    """The zero points of compressed-tensors, 8 added: uint8 [OC, R]."""
+    zeros = jnp.asarray(given)
+    if zeros.dtype == jnp.int8:
+        _expect("weight_zero_point", zeros, (columns, groups))
+        return (zeros + 8).astype(jnp.uint8)
+    words = _words("weight_zero_point", zeros)
+    _expect("weight_zero_point", words, (-(-columns // formats.NIBBLES), groups))
+    return formats.unpack_rows(words)[:columns]
+
+
+def _order(g_idx: ArrayLike | None, rows: int, group_size: int) -> np.ndarray | None:
+    """The order of the input channels that puts groups together; None if they are."""
+    if g_idx is None:
+        return None
+    _expect("g_idx", g_idx, (rows,))
+    return formats.group_order(np.asarray(g_idx), group_size)
+
+
 def _groups(rows: int, group_size: int) -> tuple[int, int]:
     """The size and the number of groups."""
     if group_size == -1:
         group_size = max(rows, 1)
-    elif group_size < GROUP_UNIT or group_size % GROUP_UNIT:
+    elif validation.index(group_size) is None or group_size <= 0 or group_size % GROUP_UNIT:
         raise ValueError(
-            f"group_size is {group_size}; supported are multiples of {GROUP_UNIT}, and -1 for one "
-            "group over all input channels."
+            f"group_size is {group_size!r}; supported are multiples of {GROUP_UNIT}, and -1 for "
+            "one group over all input channels."
         )
     return group_size, max(1, -(-rows // group_size))

@@ -11,8 +11,8 @@ template <DType dtype, int dim, int dim_v, int n, int groups>
 HopperKernel hopper_kernel_entry() {
   static constexpr HopperTile tile = hopper_tile(dim, dim_v, n, groups);
   static_assert(tile.n > 0, "no such tile in config.h");
-  using Traits =
-      HopperTraits<Element<dtype>, dim, dim_v, n, groups, tile.query_stages, tile.pingpong>;
+  using Traits = HopperTraits<Element<dtype>, dim, dim_v, n, groups, tile.query_stages,
+                              tile.pingpong, tile.overlap>;
   static constexpr auto kernel = hopper_forward_kernel<Traits>;
   return {dtype, tile,
           [] {
