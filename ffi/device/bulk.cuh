@@ -26,6 +26,19 @@ __device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, i
       : "memory");
 }
 
+// Starts to copy from this CTA's shared memory to the same address in the CTA of the given rank, whose barrier at
+// `barrier` counts the bytes.
+__device__ __forceinline__ void bulk_copy_to_cta(uint32_t shared, int bytes, uint32_t barrier,
+                                                 int rank) {
+  asm volatile(
+      "{\n .reg .b32 to, at;\n mapa.shared::cluster.u32 to, %0, %3;\n"
+      " mapa.shared::cluster.u32 at, %2, %3;\n"
+      " cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%0], %1, "
+      "[at];\n}\n" ::"r"(shared),
+      "r"(bytes), "r"(barrier), "r"(rank)
+      : "memory");
+}
+
 // Starts to add floats to those in global memory; part of this thread's current group.
 __device__ __forceinline__ void bulk_add(float* global, uint32_t shared, int bytes) {
   asm volatile(
@@ -43,6 +56,14 @@ __device__ __forceinline__ void bulk_wait_read() {
 // Waits until all of this thread's groups have ended.
 __device__ __forceinline__ void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory");
+}
+
+// Adds four floats to those in global memory, 16 bytes aligned.
+__device__ __forceinline__ void add_global_float4(float* global, float a, float b, float c,
+                                                  float d) {
+  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(global), "f"(a),
+               "f"(b), "f"(c), "f"(d)
+               : "memory");
 }
 
 // Orders this thread's ordinary accesses, to global memory too, with those of the copy engine.

@@ -7,13 +7,13 @@
 // A warpgroup waits for S(i) with dP(i) under way, and writes dQ(i - 1) with dK(i) and S(i + 1) under way.
 #pragma once
 
+#include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
 #include "device/math.cuh"
 #include "device/tma.cuh"
-#include "device/wgmma_shared.cuh"
 
 namespace jax_baracuda {
 
@@ -89,43 +89,13 @@ struct BackwardConsumer {
     if (lane == 0) mbarrier_arrive(shared_address(&barrier));
   }
 
-  template <int kN, bool kTransposed>
-  static __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_t b,
-                                                  bool begins) {
-    if (begins)
-      WarpgroupMmaShared<T, kN, kTransposed>::begin(d, a, b);
-    else
-      WarpgroupMmaShared<T, kN, kTransposed>::add(d, a, b);
-  }
-
   // S^T = K Q^T and dP^T = V dO^T.
   __device__ __forceinline__ void issue_scores(Scores& s) const {
-    const uint64_t k = Key::descriptor(shared + Key::row_offset(64 * group));
-    const uint64_t q = Query::descriptor(query_address());
-#pragma unroll
-    for (int d = 0; d < kDim; d += 16)
-      multiply<kRows, false>(s, advance(k, Key::column_offset(d)),
-                             advance(q, Query::column_offset(d)), d == 0);
+    multiply_rows<T, Key, Query>(s, shared + Key::row_offset(64 * group), query_address());
   }
   __device__ __forceinline__ void issue_weight_gradients(Scores& dp) const {
-    const uint64_t v =
-        Value::descriptor(shared + Traits::kValueOffset + Value::row_offset(64 * group));
-    const uint64_t o = DOut::descriptor(dout_address());
-#pragma unroll
-    for (int d = 0; d < kDimV; d += 16)
-      multiply<kRows, false>(dp, advance(v, Value::column_offset(d)),
-                             advance(o, DOut::column_offset(d)), d == 0);
-  }
-  // dV += P^T dO, dK += dS^T Q: rows of a tile in shared memory are the depth.
-  template <class TileT>
-  static __device__ __forceinline__ void issue_key_gradient(float (&d)[TileT::kDim / 2],
-                                                            const Operand& weights, uint32_t rows,
-                                                            int accumulate) {
-    const uint64_t b = TileT::descriptor(rows);
-#pragma unroll
-    for (int row = 0; row < kRows; row += 16)
-      WarpgroupMma<T, TileT::kDim>::registers(
-          d, weights[row / 16], advance(b, TileT::row_offset(row)), row > 0 || accumulate);
+    multiply_rows<T, Value, DOut>(dp, shared + Traits::kValueOffset + Value::row_offset(64 * group),
+                                  dout_address());
   }
   // dQ = dS K
   __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {
@@ -133,24 +103,17 @@ struct BackwardConsumer {
         Traits::kSplit == QuerySplit::kRows ? Gradient::row_offset(64 * group) : 0;
     const uint32_t first_column =
         Traits::kSplit == QuerySplit::kColumns ? Key::column_offset(kQueryColumns * group) : 0;
-    const uint64_t ds = Gradient::descriptor(shared + Traits::kGradientOffset +
-                                             stage * Gradient::kBytes + first_row);
-    const uint64_t k = Key::descriptor(shared + first_column);
-#pragma unroll
-    for (int key = 0; key < kKeys; key += 16)
-      multiply<kQueryColumns, true>(dq, advance(ds, Gradient::column_offset(key)),
-                                    advance(k, Key::row_offset(key)), key == 0);
+    multiply_columns<T, Gradient, Key, kQueryColumns, kKeys>(
+        dq, shared + Traits::kGradientOffset + stage * Gradient::kBytes + first_row,
+        shared + first_column, true);
   }
 
   // dS to shared memory, rows of queries.
   __device__ __forceinline__ void store_gradients(const Operand& ds) const {
-    const int row = lane % 8 + lane / 16 * 8, piece = 2 * warp + lane / 8 % 2;
-    const uint32_t at = shared + Traits::kGradientOffset +
-                        gradient_stage(count) * Gradient::kBytes + group * Gradient::kPanelBytes +
-                        Gradient::row_offset(row) + ((piece ^ lane % 8) * 16);
-#pragma unroll
-    for (int i = 0; i < kRows / 16; ++i)
-      store_matrices_transposed(at + Gradient::row_offset(16 * i), ds[i]);
+    store_score_gradients<Traits>(shared + Traits::kGradientOffset +
+                                      gradient_stage(count) * Gradient::kBytes +
+                                      group * Gradient::kPanelBytes,
+                                  ds, warp, lane);
     fence_async_shared();
     __syncwarp();
   }
@@ -202,20 +165,10 @@ struct BackwardConsumer {
     release(sum.full);
   }
 
-  // Zeros to rows [first, ...) of a tile in shared memory: they may be NaN, and 0 times that, too. Every warpgroup does
-  // that for itself.
+  // Every warpgroup clears for itself.
   template <class TileT>
-  __device__ __forceinline__ void clear_rows(uint32_t tile, int first) const {
-    constexpr int kPieces = TileT::kColumns / 8;
-    const int rows = TileT::kRows - first;
-    for (int piece = threadIdx.x % 128; piece < rows * kPieces * TileT::kPanels; piece += 128) {
-      const int row = first + piece / kPieces % rows, panel = piece / kPieces / rows;
-      store_shared_16(
-          tile + panel * TileT::kPanelBytes + TileT::row_offset(row) + piece % kPieces * 16,
-          make_uint4(0, 0, 0, 0));
-    }
-    fence_async_shared();
-    named_barrier_sync(1 + group, 128);
+  __device__ __forceinline__ void clear(uint32_t tile, int first) const {
+    clear_rows<TileT>(tile, max(first, 0), 1 + group);
   }
 
   // Waits for the queries of the block at hand.
@@ -223,12 +176,12 @@ struct BackwardConsumer {
     wait(control.query_full[query_place.stage], query_place.parity);
     const RowBlock& block = control.block[query_place.stage];
     if (block.flags & kPaddedRows)
-      clear_rows<Query>(query_address(), max(tile.visible.q_len - block.first_row, 0));
+      clear<Query>(query_address(), tile.visible.q_len - block.first_row);
   }
   __device__ __forceinline__ void wait_dout(const KeyTile& tile, const RowBlock& block) const {
     wait(control.dout_full[dout_stage(count)], count / Traits::kDOutStages & 1);
     if (block.flags & kPaddedRows)
-      clear_rows<DOut>(dout_address(), max(tile.visible.q_len - block.first_row, 0));
+      clear<DOut>(dout_address(), tile.visible.q_len - block.first_row);
   }
 
   struct State {
@@ -264,7 +217,7 @@ struct BackwardConsumer {
       issue_weight_gradients(r.dp);
       warpgroup_commit();
     }
-    issue_key_gradient<DOut>(r.dv, r.weights, dout_address(), accumulate);
+    multiply_weights<T, DOut, kRows>(r.dv, r.weights, dout_address(), accumulate);
     warpgroup_commit();
     warpgroup_wait<1>();
     hold(r.dp);
@@ -295,7 +248,7 @@ struct BackwardConsumer {
   }
   __device__ __forceinline__ void issue_key_gradient(State& r, uint32_t query, bool accumulate) {
     warpgroup_arrive();
-    issue_key_gradient<Query>(r.dk, r.gradients, query, accumulate);
+    multiply_weights<T, Query, kRows>(r.dk, r.gradients, query, accumulate);
     warpgroup_commit();
   }
   // After dQ of the row block before has been waited for.
@@ -314,8 +267,7 @@ struct BackwardConsumer {
     if (Traits::kScoresFirst) warpgroup_commit();  // in the place of dK's
     wait(control.value_full, tiles & 1);
     if (tile.padded)
-      clear_rows<Value>(shared + Traits::kValueOffset,
-                        max(tile.visible.kv_len - tile.first_key, 0));
+      clear<Value>(shared + Traits::kValueOffset, tile.visible.kv_len - tile.first_key);
     bool accumulate = false;  // to dK and dV, and dQ of the row block before is due
 #pragma unroll 1
     while (!differentiate_rows(r, tile, accumulate)) {
@@ -377,7 +329,7 @@ struct BackwardConsumer {
       wait(control.key_full, tiles & 1);
       const KeyTile& tile = control.tile[slot];
       if (!__any_sync(0xffffffffu, tile.valid)) break;
-      if (tile.padded) clear_rows<Key>(shared, max(tile.visible.kv_len - tile.first_key, 0));
+      if (tile.padded) clear<Key>(shared, tile.visible.kv_len - tile.first_key);
       process(r, tile);
       store(r, tile);
       ++tiles;

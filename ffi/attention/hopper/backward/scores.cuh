@@ -5,6 +5,7 @@
 
 #include "attention/hopper/backward/traits.cuh"
 #include "attention/hopper/epilogue.cuh"
+#include "device/bulk.cuh"
 #include "device/math.cuh"
 #include "device/memory.cuh"
 
@@ -106,6 +107,18 @@ __device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
       b = w.y * (b - of_rows.y);
     }
   }
+}
+
+// dS, which lies keys by rows, to a panel of 64 keys in shared memory, rows of queries.
+template <class Traits>
+__device__ __forceinline__ void store_score_gradients(uint32_t panel, const KeyOperand<Traits>& ds,
+                                                      int warp, int lane) {
+  using Gradient = typename Traits::Gradient;
+  const int row = lane % 8 + lane / 16 * 8, piece = 2 * warp + lane / 8 % 2;
+  const uint32_t at = panel + Gradient::row_offset(row) + ((piece ^ lane % 8) * 16);
+#pragma unroll
+  for (int i = 0; i < Traits::kRows / 16; ++i)
+    store_matrices_transposed(at + Gradient::row_offset(16 * i), ds[i]);
 }
 
 }  // namespace jax_baracuda
