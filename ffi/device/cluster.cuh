@@ -27,17 +27,6 @@ __device__ __forceinline__ int cluster_rank() {
   return rank;
 }
 
-// Writes to the same shared address in the CTA of the given rank.
-__device__ __forceinline__ void store_remote(uint32_t address, int rank, int value) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
-      " st.shared::cluster.b32 [remote], %2;\n}\n" ::"r"(address),
-      "r"(rank), "r"(value)
-      : "memory");
-#endif
-}
-
 // The float at the same shared address in the CTA of the given rank.
 __device__ __forceinline__ float load_remote(uint32_t address, int rank) {
   float value = 0.0f;
@@ -49,6 +38,9 @@ __device__ __forceinline__ float load_remote(uint32_t address, int rank) {
       : "r"(address), "r"(rank));
 #endif
   return value;
+}
+__device__ __forceinline__ int load_remote_int(uint32_t address, int rank) {
+  return __float_as_int(load_remote(address, rank));
 }
 
 }  // namespace jax_baracuda

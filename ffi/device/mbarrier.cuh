@@ -23,11 +23,12 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier that lies at the same shared address in the CTA of the given rank of the cluster.
+// Arrives at the barrier that lies at the same shared address in the CTA of the given rank of the cluster. It says
+// that buffers have been read, and makes no writes visible there.
 __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, int rank) {
   asm volatile(
       "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
-      " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }

@@ -129,7 +129,8 @@ def test_causal_alone_is_no_window():
 
 # 16 pairs of batch and head with 2 blocks of 64 rows, or 8 with 4: sums of 96 columns, two
 # statistics and turns.
-HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
+HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 2)
+HOPPER_PAIR = 16 * 2 * (4 * 64 * (192 + 2) + 4 * 16)
 
 
 # 100 and 130 rows are 2 and 3 tiles of 64; a head dimension of 72 is padded to 96.
@@ -142,6 +143,8 @@ HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
             2048 + 4 * 2 * 100 * 8 * 96 + 4 * 2 * 100 * 8 + 4 * 8 * 2 * (2 + 1),
         ),
         ({}, 256, 2048 + HOPPER),
+        ({"head_dim": 136}, 256, 2048 + HOPPER_PAIR),
+        ({"value_dim": 192}, 256, 2048 + HOPPER_PAIR),
         (
             {"segments": True},
             256 + 8 * 2 * (2 + 3),

@@ -211,7 +211,8 @@ struct BackwardConsumer {
     const int flags = block.flags;
     if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
-    weigh<Traits>(r.s, r.weights, scale, lse_address());
+    weigh<Traits>(r.s, scale, lse_address());
+    pack_scores<Traits>(r.s, r.weights);
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r.dp);
@@ -310,28 +311,36 @@ struct BackwardConsumer {
     finish_query_gradient(r);
   }
 
-  __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
+  // `seen`: else zeros.
+  __device__ __forceinline__ void store(State& r, const KeyTile& tile, bool seen) const {
     const Sequence& s = tile.sequence;
     const int first = tile.first_key + 64 * group + 16 * warp;
+    const int counted = seen ? s.kv_len - first : 0;
     const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
     store_rows_of_warp<T, kDimV>(static_cast<T*>(p.dv) + row * p.dim_v,
                                  static_cast<int64_t>(p.kv_heads) * p.dim_v, s.k_rows - first,
-                                 s.kv_len - first, p.dim_v, r.dv, 1.0f, lane);
+                                 counted, p.dim_v, r.dv, 1.0f, lane);
     store_rows_of_warp<T, kDim>(static_cast<T*>(p.dk) + row * p.dim,
-                                static_cast<int64_t>(p.kv_heads) * p.dim, s.k_rows - first,
-                                s.kv_len - first, p.dim, r.dk, p.scale, lane);
+                                static_cast<int64_t>(p.kv_heads) * p.dim, s.k_rows - first, counted,
+                                p.dim, r.dk, p.scale, lane);
   }
 
   __device__ __forceinline__ void run() {
-    State r;
     int slot = 0;
     while (true) {
       wait(control.key_full, tiles & 1);
       const KeyTile& tile = control.tile[slot];
-      if (!__any_sync(0xffffffffu, tile.valid)) break;
-      if (tile.padded) clear<Key>(shared, tile.visible.kv_len - tile.first_key);
-      process(r, tile);
-      store(r, tile);
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
+      State r;
+      const bool seen = __any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen);
+      if (seen) {
+        if (tile.padded) clear<Key>(shared, tile.visible.kv_len - tile.first_key);
+        process(r, tile);
+      } else {
+        release(control.key_empty);
+        release(control.value_empty);
+      }
+      store(r, tile, seen);
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }

@@ -3,7 +3,7 @@
 set(HOPPER_BACKWARD_INSTANTIATIONS "")
 if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
   foreach(dtype kF16 kBF16)
-    foreach(tile "64 64" "96 96" "128 128")
+    foreach(tile "64 64" "96 96" "128 128" "192 128" "192 192" "256 256")
       list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile}")
     endforeach()
   endforeach()

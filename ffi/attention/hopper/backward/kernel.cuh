@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     registers_lower<Traits::kProducerRegisters>();
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp == 0)
-      BackwardProducer<Traits>(p, control, shared, threadIdx.x).run();
+      BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
     else if (p.problem.deterministic && warp <= Traits::kGroups && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP

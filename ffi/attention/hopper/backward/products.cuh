@@ -53,13 +53,12 @@ __device__ __forceinline__ void multiply_columns(float (&d)[kN / 2], uint32_t a,
 // Zeros to rows [first, ...) of a tile in shared memory, by a warpgroup: they may be NaN, and 0 times that, too.
 template <class TileT>
 __device__ __forceinline__ void clear_rows(uint32_t tile, int first, int named_barrier) {
-  constexpr int kPieces = TileT::kColumns / 8;
-  const int rows = TileT::kRows - first;
-  for (int piece = threadIdx.x % 128; piece < rows * kPieces * TileT::kPanels; piece += 128) {
-    const int row = first + piece / kPieces % rows, panel = piece / kPieces / rows;
-    store_shared_16(
-        tile + panel * TileT::kPanelBytes + TileT::row_offset(row) + piece % kPieces * 16,
-        make_uint4(0, 0, 0, 0));
+  constexpr int kOfPanel = TileT::kColumns / 8, kOfRow = TileT::kDim / 8;  // pieces of 16 bytes
+#pragma unroll 1
+  for (int i = first * kOfRow + threadIdx.x % 128; i < TileT::kRows * kOfRow; i += 128) {
+    const int row = i / kOfRow, panel = i % kOfRow / kOfPanel, piece = i % kOfPanel;
+    store_shared_16(tile + panel * TileT::kPanelBytes + TileT::row_offset(row) + piece * 16,
+                    make_uint4(0, 0, 0, 0));
   }
   fence_async_shared();
   named_barrier_sync(named_barrier, 128);

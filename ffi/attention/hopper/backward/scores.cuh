@@ -71,20 +71,33 @@ __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const Attentio
   }
 }
 
-// Scores to weights, in place and rounded. `scale`: to base 2. `lse`: shared address of that of the lane's first row.
+// Scores to weights, in place. `scale`: to base 2. `lse`: shared address of that of the lane's first row.
 template <class Traits>
-__device__ __forceinline__ void weigh(KeyScores<Traits>& s, KeyOperand<Traits>& rounded,
-                                      float scale, uint32_t lse) {
+__device__ __forceinline__ void weigh(KeyScores<Traits>& s, float scale, uint32_t lse) {
 #pragma unroll
   for (int n = 0; n < Traits::kRows / 8; ++n) {
     const float2 of_rows = load_shared_float2(lse + n * 32);
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       s[4 * n + e] = exp2_approx(fmaf(s[4 * n + e], scale, e % 2 ? -of_rows.y : -of_rows.x));
+  }
+}
+
+// dP of query rows 16i .. 16i + 15 to dS = P (dP - delta), in place; P as rounded.
+template <class T>
+__device__ __forceinline__ void differentiate(int i, const uint32_t (&rounded)[4], float* dp,
+                                              uint32_t delta) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      rounded[n / 2][n % 2 * 2 + half] =
-          pack_pair<typename Traits::T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
+  for (int n = 2 * i; n < 2 * i + 2; ++n) {
+    const float2 of_rows = load_shared_float2(delta + n * 32);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float2 w = unpack_pair(rounded[n % 2 * 2 + half], T());
+      float& a = dp[4 * n + 2 * half];
+      float& b = dp[4 * n + 2 * half + 1];
+      a = w.x * (a - of_rows.x);
+      b = w.y * (b - of_rows.y);
+    }
   }
 }
 
@@ -93,18 +106,17 @@ template <class Traits>
 __device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
                                               const KeyOperand<Traits>& rounded,
                                               KeyScores<Traits>& dp, uint32_t delta) {
+  if constexpr (Traits::kRoundedWeights) {
 #pragma unroll
-  for (int n = 0; n < Traits::kRows / 8; ++n) {
-    const float2 of_rows = load_shared_float2(delta + n * 32);
+    for (int i = 0; i < Traits::kRows / 16; ++i)
+      differentiate<typename Traits::T>(i, rounded[i], dp, delta);
+  } else {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float2 w = make_float2(weights[4 * n + 2 * half], weights[4 * n + 2 * half + 1]);
-      if constexpr (Traits::kRoundedWeights)
-        w = unpack_pair(rounded[n / 2][n % 2 * 2 + half], typename Traits::T());
-      float& a = dp[4 * n + 2 * half];
-      float& b = dp[4 * n + 2 * half + 1];
-      a = w.x * (a - of_rows.x);
-      b = w.y * (b - of_rows.y);
+    for (int n = 0; n < Traits::kRows / 8; ++n) {
+      const float2 of_rows = load_shared_float2(delta + n * 32);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        dp[4 * n + e] = weights[4 * n + e] * (dp[4 * n + e] - (e % 2 ? of_rows.y : of_rows.x));
     }
   }
 }

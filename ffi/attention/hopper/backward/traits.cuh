@@ -28,13 +28,19 @@ struct QueryGradientSum {
   int block, turn;
 };
 
+enum class KeyTileKind {
+  kNone,    // all tiles are done
+  kUnseen,  // by every row: nothing was loaded
+  kSeen
+};
+
 // A block of keys.
 struct KeyTile {
   Sequence sequence;
   Visibility visible;
   int kv_head, first_key;
-  int padded;                 // keys past the sequence's last key may hold anything
-  int valid;                  // 0: all tiles are done
+  int padded;  // keys past the sequence's last key may hold anything
+  KeyTileKind kind;
   int q_begin, k_begin;       // the sequence's first row and key within its pack
   int first_block;            // of the group's first head, in the workspace
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
@@ -61,7 +67,9 @@ template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool 
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
-  static constexpr int kKeys = 64 * kGroups;
+  static constexpr int kKeys = kHopperBackwardKeys;
+  static constexpr int kCtas = 1, kCtaKeys = kKeys;
+  static constexpr int kTurns = kGroups;  // to add to dQ of a row block
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
@@ -85,6 +93,7 @@ struct HopperBackwardTraits {
                 Key::kPanels == 1);
 
   using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages>;
+  static constexpr int kAllKeyBytes = Key::kBytes;
   static constexpr int kValueOffset = Key::kBytes;
   static constexpr int kQueryOffset = kValueOffset + Value::kBytes;
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;

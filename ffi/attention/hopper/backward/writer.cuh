@@ -21,7 +21,7 @@ __device__ __forceinline__ void add_in_turn(const BackwardParams& p,
     mbarrier_wait(shared_address(&sum.full), parity);
     const int64_t block = sum.block;
     if (block < 0) return;
-    int* counter = p.turns + block * kTurnsOfBlock + part;
+    int* counter = p.turns + block * Traits::kTurns + part;
     wait_for_turn(counter, sum.turn);
     fence_async_all();
     bulk_add(p.dq_sum + block * (Traits::kRows * Traits::kDim) + part * (kBytes / 4), from, kBytes);
