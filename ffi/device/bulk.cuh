@@ -58,14 +58,6 @@ __device__ __forceinline__ void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory");
 }
 
-// Adds four floats to those in global memory, 16 bytes aligned.
-__device__ __forceinline__ void add_global_float4(float* global, float a, float b, float c,
-                                                  float d) {
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(global), "f"(a),
-               "f"(b), "f"(c), "f"(d)
-               : "memory");
-}
-
 // Orders this thread's ordinary accesses, to global memory too, with those of the copy engine.
 __device__ __forceinline__ void fence_async_all() {
   asm volatile("fence.proxy.async;\n" ::: "memory");

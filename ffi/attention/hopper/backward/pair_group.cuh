@@ -10,6 +10,7 @@
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
 #include "device/bulk.cuh"
+#include "device/memory.cuh"
 
 namespace jax_baracuda {
 
