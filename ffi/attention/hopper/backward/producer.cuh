@@ -123,12 +123,15 @@ struct BackwardProducer {
     tile_parity ^= 1;
   }
 
-  // The same without either, for keys that no row sees.
+  // The same without either, for keys that no row sees. Consumers then release both at once: what they have released
+  // before must have been noticed.
   __device__ __forceinline__ void pass_keys() {
     mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
-    if (lane == 0) mbarrier_arrive(shared_address(&control.key_full));
     mbarrier_wait(shared_address(&control.value_empty), tile_parity ^ 1);
-    if (lane == 0) mbarrier_arrive(shared_address(&control.value_full));
+    if (lane == 0) {
+      mbarrier_arrive(shared_address(&control.value_full));
+      mbarrier_arrive(shared_address(&control.key_full));
+    }
     tile_parity ^= 1;
   }
 
