@@ -1,5 +1,7 @@
-"""Runs the barriers of pair_*.cuh with warps in random order: does everybody come to an end, and does every read meet what it
-wants? A model written by hand after the code, not the code. `python scratch/backward/simulate.py`
+"""Runs the barriers of pair_*.cuh with warps in random order.
+
+Does everybody come to an end, and does every read meet what it wants? A model written by hand after
+the code, not the code. `python scratch/backward/simulate.py`
 """
 
 import itertools
@@ -84,9 +86,9 @@ class Run:
         for r, part, w in itertools.product(range(2), range(2), range(4)):
             assert self.sums.get((r, part, w), []) == list(range(total))
 
-    def both(self, barriers):
+    def both(self, name, stage):
         for cta in self.ctas:
-            barriers(cta).arrive()
+            getattr(cta, name)[stage].arrive()
 
     def producer(self, r):
         c = self.ctas[r]
@@ -143,10 +145,11 @@ class Run:
         s = n % GRADIENT_STAGES
         yield from self.waits(c.gradient_full[s], n // GRADIENT_STAGES % 2)
         yield lambda: True  # the products take their time
-        assert c.gradient[s] == [[n] * 4, [n] * 4] and c.key == t
+        assert c.gradient[s] == [[n] * 4, [n] * 4]
+        assert c.key == t
 
     def add(self, r, part, w, n):
-        self.both(lambda c: c.gradient_empty[n % GRADIENT_STAGES])
+        self.both("gradient_empty", n % GRADIENT_STAGES)
         self.sums.setdefault((r, part, w), []).append(n)
 
     def weigher(self, r, w):
@@ -165,7 +168,7 @@ class Run:
                     yield from self.scores(c, n, t)
                 yield lambda: True  # S(n), weights, dV(n - 1)
                 if b:
-                    self.both(lambda c: c.dout_empty[(n - 1) % c.dout_stages])
+                    self.both("dout_empty", (n - 1) % c.dout_stages)
                 yield from self.waits(c.weights_empty, n % 2 ^ 1)
                 c.weights[w] = n
                 c.weights_full.arrive()
@@ -178,11 +181,11 @@ class Run:
                 assert c.dout[n % c.dout_stages] == [n, n]
                 if b:
                     self.add(r, 0, w, n - 1)
-                self.both(lambda c: c.query_empty[n % c.query_stages])
+                self.both("query_empty", n % c.query_stages)
                 n += 1
             if blocks:
                 yield from self.query_sum(r, n - 1, t)
-                self.both(lambda c: c.dout_empty[(n - 1) % c.dout_stages])
+                self.both("dout_empty", (n - 1) % c.dout_stages)
                 c.key_empty.arrive()
                 self.add(r, 0, w, n - 1)
             assert c.tile[t % 3][0] == t  # read when dV is stored
@@ -191,7 +194,8 @@ class Run:
     def scores(self, c, n, t):
         yield from self.waits(c.query_full[n % c.query_stages], n // c.query_stages % 2)
         yield lambda: True
-        assert c.query[n % c.query_stages] == [n, n] and c.key == t
+        assert c.query[n % c.query_stages] == [n, n]
+        assert c.key == t
 
     def differentiator(self, r, w):
         c, other = self.ctas[r], self.ctas[r ^ 1]
@@ -212,12 +216,13 @@ class Run:
                 yield lambda: True  # dK(n - 1)
                 if b:
                     assert c.query[(n - 1) % c.query_stages] == [n - 1, n - 1]
-                    self.both(lambda c: c.query_empty[(n - 1) % c.query_stages])
+                    self.both("query_empty", (n - 1) % c.query_stages)
                 yield from self.waits(c.dout_full[n % c.dout_stages], n // c.dout_stages % 2)
                 if b:
                     yield from self.query_sum(r, n - 1, t)
-                assert c.dout[n % c.dout_stages] == [n, n] and c.value == t
-                self.both(lambda c: c.dout_empty[n % c.dout_stages])
+                assert c.dout[n % c.dout_stages] == [n, n]
+                assert c.value == t
+                self.both("dout_empty", n % c.dout_stages)
                 yield from self.waits(c.weights_full, n % 2)
                 assert c.weights[w] == n
                 c.weights_empty.arrive()
@@ -242,7 +247,7 @@ class Run:
                 c.value_empty.arrive()
                 yield from self.query_sum(r, n - 1, t)
                 assert c.query[(n - 1) % c.query_stages] == [n - 1, n - 1]
-                self.both(lambda c: c.query_empty[(n - 1) % c.query_stages])
+                self.both("query_empty", (n - 1) % c.query_stages)
                 c.key_empty.arrive()
                 self.add(r, 1, w, n - 1)
             assert c.tile[t % 3][0] == t
