@@ -314,6 +314,12 @@ def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, options, obstacle
     info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda", **options)
     assert info.name == ("flash_attention_mma" if obstacle else "flash_attention_wgmma")
     assert obstacle is None or f"does not take {obstacle})" in info.note
+    backward = "flash_attention_backward_" + ("mma" if obstacle else "wgmma")
+    assert f"the backward pass runs {backward} and takes" in info.note
+    wide = (aval(2, 100, 8, 72), aval(2, 130, 4, 72), aval(2, 130, 4, 136))
+    info = jax_baracuda.explain("flash_attention", *wide, implementation="cuda", **options)
+    backward += "" if obstacle else "_pair"
+    assert f"the backward pass runs {backward} and takes" in info.note
 
 
 def test_explain_says_why_a_call_would_fail(monkeypatch):
