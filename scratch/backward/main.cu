@@ -25,12 +25,12 @@ using namespace jax_baracuda;
 namespace jax_baracuda {
 const std::vector<HopperBackwardKernel>& hopper_backward_kernels() {
   static const std::vector<HopperBackwardKernel> kernels = {
-      hopper_backward_kernel_entry<DType::kBF16, 64, 64>(),
-      hopper_backward_kernel_entry<DType::kBF16, 96, 96>(),
-      hopper_backward_kernel_entry<DType::kBF16, 128, 128>(),
-      hopper_backward_kernel_entry<DType::kBF16, 192, 128>(),
-      hopper_backward_kernel_entry<DType::kBF16, 192, 192>(),
-      hopper_backward_kernel_entry<DType::kBF16, 256, 256>(),
+      hopper_backward_kernel_entry<DType::kBF16, 64, 64, false>(),
+      hopper_backward_kernel_entry<DType::kBF16, 96, 96, false>(),
+      hopper_backward_kernel_entry<DType::kBF16, 128, 128, false>(),
+      hopper_backward_kernel_entry<DType::kBF16, 192, 128, false>(),
+      hopper_backward_kernel_entry<DType::kBF16, 192, 192, false>(),
+      hopper_backward_kernel_entry<DType::kBF16, 256, 256, false>(),
   };
   return kernels;
 }

@@ -152,6 +152,48 @@ def test_the_order_of_sums_is_kept(dims, causal):
         np.testing.assert_array_less(distance(x, y), 2e-3)
 
 
+FEATURES = {
+    "soft_cap": {"logits_soft_cap": 3.0},
+    "alibi": {"alibi_slopes": (1, Q_HEADS)},
+    "bias": {"bias": (2, Q_HEADS, 799, 1023)},
+    "mask": {"bias": (1, 1, 799, 1023), "mask": True},
+    "dropout": {"dropout_rate": 0.2},
+    "scale": {"scale": -0.1},
+    "all": {
+        "logits_soft_cap": 5.0,
+        "alibi_slopes": (1, Q_HEADS),
+        "bias": (2, 1, 1, 1023),
+        "dropout_rate": 0.1,
+        "local_window_size": 300,
+        "sink_tokens": 3,
+    },
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dims", [(64, 64), (40, 24), (128, 128), (104, 112)], ids=str)
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["", "deterministic"])
+def test_both_backward_kernels_agree_on_features(dtype, dims, feature, causal, deterministic):
+    options = dict(FEATURES[feature])
+    operands = make(799, 1023, *dims, dtype)
+    draw = jax.random.key(1)
+    if "alibi_slopes" in options:
+        operands["alibi_slopes"] = jax.random.uniform(draw, options.pop("alibi_slopes"), maxval=0.1)
+    if "bias" in options:
+        bias = jax.random.normal(draw, options.pop("bias"), dtype)
+        operands["bias"] = bias > -1 if options.pop("mask", False) else bias
+    if "dropout_rate" in options:
+        seed = jnp.array([3, 4], jnp.uint32)
+        head, batch = jnp.meshgrid(jnp.arange(Q_HEADS), jnp.arange(2))
+        parts = [jnp.broadcast_to(x, (2, Q_HEADS)) for x in (*seed, head, batch)]
+        operands["dropout_seed"] = jnp.stack(parts, -1).astype(jnp.uint32)
+    operands["kv_lengths"] = jnp.array([1023, 400], jnp.int32)
+    agree(operands, is_causal=causal, deterministic=deterministic, **options)
+
+
 def distance(x: jax.Array, y: jax.Array) -> float:
     """Of the arrays, relative to the second."""
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)

@@ -314,12 +314,13 @@ def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, options, obstacle
     info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda", **options)
     assert info.name == ("flash_attention_mma" if obstacle else "flash_attention_wgmma")
     assert obstacle is None or f"does not take {obstacle})" in info.note
-    backward = "flash_attention_backward_" + ("mma" if obstacle else "wgmma")
-    assert f"the backward pass runs {backward} and takes" in info.note
-    wide = (aval(2, 100, 8, 72), aval(2, 130, 4, 72), aval(2, 130, 4, 136))
-    info = jax_baracuda.explain("flash_attention", *wide, implementation="cuda", **options)
-    backward += "" if obstacle else "_pair"
-    assert f"the backward pass runs {backward} and takes" in info.note
+    kernels = {64: "wgmma", 72: "wgmma", 128: "wgmma", 136: "wgmma_pair", 100: "mma"}
+    if obstacle:
+        kernels |= {72: "mma", 136: "mma"}
+    for dim, kernel in kernels.items():
+        operands = (aval(2, 100, 8, 64), aval(2, 130, 4, 64), aval(2, 130, 4, dim))
+        info = jax_baracuda.explain("flash_attention", *operands, implementation="cuda", **options)
+        assert f"the backward pass runs flash_attention_backward_{kernel} and takes" in info.note
 
 
 def test_explain_says_why_a_call_would_fail(monkeypatch):

@@ -253,7 +253,7 @@ def _hopper_backward_bytes(shape: AttentionShape) -> int:
     if shape.dtype == "float32" or not tile or not shape.query_rows:
         return 0
     block = 128 if tile == 64 else 64
-    turns = 2 if tile <= 128 else 16
+    turns = 2 * (block // 64) if tile <= 128 else 16  # half as many rows a block with features
     blocks = shape.query_rows // block + max(shape.sequences, 1)
     return shape.batch * shape.q_heads * blocks * (4 * block * (tile + 2) + 4 * turns)
 

@@ -145,21 +145,27 @@ def _kernels(
     shape: shapes.AttentionShape, options: shapes.AttentionOptions, arrays: dict[str, Any]
 ) -> tuple[str, str, str]:
     """The kernels of both passes; on a Hopper GPU, what keeps a call from its own kernels."""
-    portable = ("flash_attention_mma", "flash_attention_backward_mma")
+    forward, backward = "flash_attention_mma", "flash_attention_backward_mma"
     if registry.serving_architecture() != "90a":
-        return *portable, ""
-    obstacles = {
+        return forward, backward, ""
+    operands = {
         "float32": shape.dtype == "float32",
         "head dimensions that are not multiples of 8": (shape.head_dim | shape.value_dim) % 8 > 0,
+    }
+    features = {
         "bias": arrays.get("bias") is not None,
         "alibi_slopes": arrays.get("alibi_slopes") is not None,
         "logits_soft_cap": options["logits_soft_cap"] > 0,
         "dropout": options["dropout_rate"] > 0,
         "a scale that is not positive": options["scale"] <= 0,
     }
-    found = [name for name, there in obstacles.items() if there]
-    if found:
-        return *portable, f" (flash_attention_wgmma does not take {', '.join(found)})"
-    pairs = max(shape.head_dim, shape.value_dim) > 128  # of CTAs, for a block of keys
-    backward = "flash_attention_backward_wgmma" + ("_pair" if pairs else "")
-    return "flash_attention_wgmma", backward, ""
+    found = [name for name, there in (operands | features).items() if there]
+    if not found:
+        forward = "flash_attention_wgmma"
+    dim = max(shape.head_dim, shape.value_dim)
+    with_features = dim <= 64 or 96 < dim <= 128
+    if not any(operands.values()) and (with_features or not any(features.values())):
+        pairs = "_pair" if dim > 128 else ""  # of CTAs, for a block of keys
+        backward = f"flash_attention_backward_wgmma{pairs}"
+    why = f" (flash_attention_wgmma does not take {', '.join(found)})" if found else ""
+    return forward, backward, why

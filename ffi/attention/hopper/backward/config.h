@@ -20,6 +20,7 @@ struct HopperBackwardTile {
   // Where registers are short: dP is asked for when the weights are there, and the gradients of the scores are computed
   // from weights that have been rounded to 16 bits, as the products take them.
   bool late, rounded_weights;
+  bool features = false;  // see has_features()
 
   constexpr int ctas() const { return split == QuerySplit::kPair ? 2 : 1; }
   constexpr int cta_keys() const { return kHopperBackwardKeys / ctas(); }
@@ -28,7 +29,7 @@ struct HopperBackwardTile {
   // Who waits for turns of their own to add to dQ of a row block: warpgroups, or warps of both CTAs.
   constexpr int turns() const { return split == QuerySplit::kPair ? 16 : 2; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
-    return dim == o.dim && dim_v == o.dim_v;
+    return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }
 };
 
@@ -40,17 +41,19 @@ constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {192, 128, 64, QuerySplit::kPair, false, true},
     {192, 192, 64, QuerySplit::kPair, false, true},
     {256, 256, 64, QuerySplit::kPair, false, true},
+    {64, 64, 64, QuerySplit::kTurns, false, false, true},
+    {128, 128, 64, QuerySplit::kColumns, false, false, true},
 };
 
-inline const HopperBackwardTile* choose_hopper_backward_tile(int dim, int dim_v) {
+inline const HopperBackwardTile* choose_hopper_backward_tile(int dim, int dim_v, bool features) {
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (dim <= tile.dim && dim_v <= tile.dim_v) return &tile;
+    if (dim <= tile.dim && dim_v <= tile.dim_v && features == tile.features) return &tile;
   return nullptr;
 }
 
-constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v) {
+constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v, bool features) {
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (tile.dim == dim && tile.dim_v == dim_v) return tile;
+    if (tile.dim == dim && tile.dim_v == dim_v && tile.features == features) return tile;
   return {};
 }
 

@@ -197,6 +197,25 @@ struct BackwardConsumer {
                                                      bool accumulate) {
     const RowBlock& block = control.block[query_place.stage];
     wait_dout(tile, block);
+    const int flags = block.flags;
+    if constexpr (Traits::kFeatures) {
+      weigh_with_features(r, tile, block, accumulate);
+    } else {
+      weigh_rows(r, tile, block, accumulate);
+    }
+    warpgroup_wait<0>();  // dV: its operand's registers are needed
+    release(control.dout_empty[dout_stage(count)]);
+    if (!Traits::kFeatures) pack_scores<Traits>(r.dp, r.gradients);
+    const int stage = gradient_stage(count);
+    wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
+    store_gradients(r.gradients);
+    release(control.gradient_full[stage]);
+    return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
+  }
+
+  // To dS, in dp, with dV under way.
+  __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
+                                             bool accumulate) {
     if (!Traits::kLate) {
       warpgroup_arrive();
       issue_weight_gradients(r.dp);
@@ -224,14 +243,24 @@ struct BackwardConsumer {
     hold(r.dp);
     if (Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
     differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
-    warpgroup_wait<0>();  // dV: its operand's registers are needed
-    release(control.dout_empty[dout_stage(count)]);
-    pack_scores<Traits>(r.dp, r.gradients);
-    const int stage = gradient_stage(count);
-    wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
-    store_gradients(r.gradients);
-    release(control.gradient_full[stage]);
-    return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
+  }
+  // The same through soft cap, ALiBi, bias and dropout, for which S and dP are there together.
+  __device__ __forceinline__ void weigh_with_features(State& r, const KeyTile& tile,
+                                                      const RowBlock& block, bool accumulate) {
+    warpgroup_arrive();
+    issue_weight_gradients(r.dp);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    hold(r.s);
+    hold(r.dp);
+    if (accumulate) release(control.query_empty[query_stage_before()]);
+    const uint32_t lse = shared + Traits::kLseOffset + query_place.stage * (kRows * 4);
+    const uint32_t delta = shared + Traits::kDeltaOffset + dout_stage(count) * (kRows * 4);
+    apply_features<Traits>(r.s, r.dp, p, tile, block, group, 64 * group + 16 * warp, lse, delta,
+                           lane, r.weights, r.gradients);
+    warpgroup_arrive();
+    multiply_weights<T, DOut, kRows>(r.dv, r.weights, dout_address(), accumulate);
+    warpgroup_commit();
   }
 
   // Whether this warpgroup computes (its share of) dQ of the row block before.
@@ -311,11 +340,11 @@ struct BackwardConsumer {
     finish_query_gradient(r);
   }
 
-  // `seen`: else zeros.
-  __device__ __forceinline__ void store(State& r, const KeyTile& tile, bool seen) const {
+  // Zeros for keys that no row sees.
+  __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
     const Sequence& s = tile.sequence;
     const int first = tile.first_key + 64 * group + 16 * warp;
-    const int counted = seen ? s.kv_len - first : 0;
+    const int counted = tile.kind == KeyTileKind::kSeen ? s.kv_len - first : 0;
     const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
     store_rows_of_warp<T, kDimV>(static_cast<T*>(p.dv) + row * p.dim_v,
                                  static_cast<int64_t>(p.kv_heads) * p.dim_v, s.k_rows - first,
@@ -332,15 +361,14 @@ struct BackwardConsumer {
       const KeyTile& tile = control.tile[slot];
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
       State r;
-      const bool seen = __any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen);
-      if (seen) {
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen)) {
         if (tile.padded) clear<Key>(shared, tile.visible.kv_len - tile.first_key);
         process(r, tile);
       } else {
         release(control.key_empty);
         release(control.value_empty);
       }
-      store(r, tile, seen);
+      store(r, tile);
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }

@@ -56,19 +56,19 @@ struct Workspace {
 }  // namespace
 
 int64_t hopper_backward_workspace_bytes(const AttentionProblem& p) {
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v);
+  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
   return tile ? Workspace(p, *tile).size : 0;
 }
 
 cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem& p,
                                  const HopperBackwardKernel** kernel) {
   *kernel = nullptr;
-  if (hopper_backward_kernels().empty() || dtype == DType::kF32 || has_features(p) ||
+  if (hopper_backward_kernels().empty() || dtype == DType::kF32 || !p.vector_q || !p.vector_v ||
       p.q_rows == 0 || p.k_rows == 0)
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v);
+  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
   if (major != 9 || !tile || row_blocks_of(p, *tile) >= kMaxPlaces ||
       tiles_of(p) * rows_of(p) >= kMaxPlaces)
     return cudaSuccess;

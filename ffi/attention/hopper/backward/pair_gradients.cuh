@@ -109,14 +109,13 @@ struct PairGradients : PairGroup<Traits, 1> {
       const KeyTile& tile = control.tile[tiles % 3];
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
       State r;
-      const bool seen = __any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen);
-      if (seen) {
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen)) {
         process(r, tile);
       } else {
         this->release(control.key_empty);
         this->release(control.value_empty);
       }
-      this->template store<Traits::kDim>(p.dk, p.dim, r.dk, p.scale, tile, seen);
+      this->template store<Traits::kDim>(p.dk, p.dim, r.dk, p.scale, tile);
       ++tiles;
     }
   }

@@ -149,16 +149,17 @@ struct PairGroup {
     }
   }
 
-  // The keys' rows of dK or dV; zeros if no row has `seen` them.
+  // The keys' rows of dK or dV, zeros if no row sees them.
   template <int kWidth>
   __device__ __forceinline__ void store(void* to, int dim, const float (&d)[kWidth / 2],
-                                        float scale, const KeyTile& tile, bool seen) const {
+                                        float scale, const KeyTile& tile) const {
     const Sequence& s = tile.sequence;
     const int first = tile.first_key + Traits::kCtaKeys * rank() + 16 * warp;
+    const int counted = tile.kind == KeyTileKind::kSeen ? s.kv_len - first : 0;
     const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
     store_rows_of_warp<T, kWidth>(static_cast<T*>(to) + row * dim,
-                                  static_cast<int64_t>(p.kv_heads) * dim, s.k_rows - first,
-                                  seen ? s.kv_len - first : 0, dim, d, scale, lane);
+                                  static_cast<int64_t>(p.kv_heads) * dim, s.k_rows - first, counted,
+                                  dim, d, scale, lane);
   }
 };
 

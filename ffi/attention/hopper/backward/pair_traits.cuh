@@ -26,7 +26,7 @@ struct HopperPairControl {
 template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_>
 struct HopperPairTraits {
   using T = T_;
-  static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_);
+  static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_, false);
   static_assert(kTile.split == QuerySplit::kPair);
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kTile.rows;
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64

@@ -117,12 +117,11 @@ struct PairWeights : PairGroup<Traits, 0> {
       const KeyTile& tile = control.tile[tiles % 3];
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
       State r;
-      const bool seen = __any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen);
-      if (seen)
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen))
         process(r, tile);
       else
         this->release(control.key_empty);
-      this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile, seen);
+      this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
       ++tiles;
     }
   }

@@ -70,6 +70,7 @@ struct BackwardProducer {
     if (lane == 0) {
       const uint32_t barrier = shared_address(&control.query_full[stage]);
       control.block[stage] = block;
+      control.block[stage].head = head;
       mbarrier_arrive_expect(barrier, Query::kBytes + kStatBytes);
       load_rows<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
                        head, pack);

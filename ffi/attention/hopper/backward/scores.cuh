@@ -3,6 +3,7 @@
 // rows 8n + 2 (lane % 4) and the next one.
 #pragma once
 
+#include "attention/backward/score_gradient.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "attention/hopper/epilogue.cuh"
 #include "device/bulk.cuh"
@@ -17,14 +18,19 @@ using KeyScores = float[Traits::kRows / 2];
 template <class Traits>
 using KeyOperand = uint32_t[Traits::kRows / 16][4];
 
+// Of query rows 16i .. 16i + 15.
+template <class T>
+__device__ __forceinline__ void pack_scores(int i, const float* s, uint32_t (&to)[4]) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      to[2 * n + half] = pack_pair<T>(s[8 * i + 4 * n + 2 * half], s[8 * i + 4 * n + 2 * half + 1]);
+}
 template <class Traits>
 __device__ __forceinline__ void pack_scores(const KeyScores<Traits>& s, KeyOperand<Traits>& to) {
 #pragma unroll
-  for (int n = 0; n < Traits::kRows / 8; ++n)
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      to[n / 2][n % 2 * 2 + half] =
-          pack_pair<typename Traits::T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
+  for (int i = 0; i < Traits::kRows / 16; ++i) pack_scores<typename Traits::T>(i, s, to[i]);
 }
 
 __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
@@ -80,6 +86,34 @@ __device__ __forceinline__ void weigh(KeyScores<Traits>& s, float scale, uint32_
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       s[4 * n + e] = exp2_approx(fmaf(s[4 * n + e], scale, e % 2 ? -of_rows.y : -of_rows.x));
+  }
+}
+
+// Scores and dP to weights, which dropout has gone over, and dS, through every option of a call; both rounded, 16 query
+// rows at a time, for want of registers.
+template <class Traits>
+__device__ __forceinline__ void apply_features(KeyScores<Traits>& s, KeyScores<Traits>& dp,
+                                               const AttentionProblem& p, const KeyTile& tile,
+                                               const RowBlock& block, int group, int warp_key,
+                                               uint32_t lse, uint32_t delta, int lane,
+                                               KeyOperand<Traits>& weights,
+                                               KeyOperand<Traits>& gradients) {
+  using Block = ScoreBlock<1, 2>;
+  const ScoreModifier modify(p, tile.sequence, block.head);
+  const int j0 = tile.first_key + warp_key;
+#pragma unroll
+  for (int n = 0; n < Traits::kRows / 16; ++n) {
+    const int i0 = block.first_row + 16 * n;
+    uint32_t visible = ~0u;
+    if (block.flags & kMaskedForFirstGroup << group)
+      visible = visible_bits<1, 2>(tile.visible, i0, j0, lane);
+    if (block.flags & kSegmentMaskedRows)
+      visible &= same_segment_bits<1, 2>(tile.visible, Segments(p, tile.sequence), i0, j0, lane);
+    featured_score_gradients<1, 2, OrderedRowStats>(
+        reinterpret_cast<Block&>(s[8 * n]), reinterpret_cast<Block&>(dp[8 * n]), p, modify, visible,
+        lse + 64 * n, delta + 64 * n, i0, j0, lane);
+    pack_scores<typename Traits::T>(n, s, weights[n]);
+    pack_scores<typename Traits::T>(n, dp, gradients[n]);
   }
 }
 

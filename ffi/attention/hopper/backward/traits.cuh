@@ -20,6 +20,7 @@ struct RowBlock {
   int first_row, flags;
   int block;  // in the workspace
   int turn;   // how many blocks of keys add to its dQ before; deterministic calls only
+  int head;   // query head
 };
 
 // In deterministic calls, what a warpgroup hands to the thread that adds dQ: the row block, -1 at the end.
@@ -62,8 +63,8 @@ struct HopperBackwardControl {
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
-          bool kRoundedWeights_ = false, bool kScoresFirst_ = false, int kQueryStages_ = 3,
-          int kGradientStages_ = 2>
+          bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kScoresFirst_ = false,
+          int kQueryStages_ = 3, int kGradientStages_ = 2>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -74,6 +75,7 @@ struct HopperBackwardTraits {
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
                        kGradientStages = kGradientStages_;
+  static constexpr bool kFeatures = kFeatures_;  // see has_features()
   static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;

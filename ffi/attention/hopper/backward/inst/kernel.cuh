@@ -20,25 +20,25 @@ constexpr auto main_kernel() {
 }
 
 // The buffers that fit, where two CTAs share a tile.
-template <class T, int dim, int dim_v, bool pair>
+template <class T, int dim, int dim_v, bool features, bool pair>
 struct TraitsOfTile {
-  static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v);
-  using Traits =
-      HopperBackwardTraits<T, dim, dim_v, tile.rows, tile.split, tile.late, tile.rounded_weights>;
+  static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
+  using Traits = HopperBackwardTraits<T, dim, dim_v, tile.rows, tile.split, tile.late,
+                                      tile.rounded_weights, features>;
 };
-template <class T, int dim, int dim_v>
-struct TraitsOfTile<T, dim, dim_v, true> {
+template <class T, int dim, int dim_v, bool features>
+struct TraitsOfTile<T, dim, dim_v, features, true> {
   static constexpr int query_stages = dim > 192 ? 2 : 3;
   static constexpr int dout_stages = dim > 192 ? 1 : dim_v > 128 ? 2 : 3;
   using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages>;
 };
 
-template <DType dtype, int dim, int dim_v>
+template <DType dtype, int dim, int dim_v, bool features>
 HopperBackwardKernel hopper_backward_kernel_entry() {
-  static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v);
+  static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
   static_assert(tile.rows > 0, "no such tile in config.h");
-  using Traits =
-      typename TraitsOfTile<Element<dtype>, dim, dim_v, tile.split == QuerySplit::kPair>::Traits;
+  using Traits = typename TraitsOfTile<Element<dtype>, dim, dim_v, features,
+                                       tile.split == QuerySplit::kPair>::Traits;
   static constexpr auto before = hopper_preprocess_kernel<Traits>;
   static constexpr auto kernel = main_kernel<Traits>();
   static constexpr auto after = hopper_postprocess_kernel<Traits>;
