@@ -56,8 +56,9 @@ class Cta:
 
 
 class Run:
-    def __init__(self, tiles, query_stages, dout_stages, seed):
+    def __init__(self, tiles, query_stages, dout_stages, values_first, seed):
         self.random = random.Random(seed)
+        self.values_first = values_first
         self.tiles = tiles  # row blocks of each; 0: unseen
         self.ctas = [Cta(query_stages, dout_stages) for _ in range(2)]
         self.copies = []  # under way: functions that finish them
@@ -167,29 +168,38 @@ class Run:
                 if b == 0:
                     yield from self.scores(c, n, t)
                 yield lambda: True  # S(n), weights, dV(n - 1)
-                if b:
+                if b and not self.values_first:
                     self.both("dout_empty", (n - 1) % c.dout_stages)
                 yield from self.waits(c.weights_empty, n % 2 ^ 1)
                 c.weights[w] = n
                 c.weights_full.arrive()
+                if self.values_first:
+                    yield from self.value_gradient(c, n)
                 if b:
                     yield from self.query_sum(r, n - 1, t)
                 if b + 1 < blocks:
                     yield from self.scores(c, n + 1, t)
-                yield from self.waits(c.dout_full[n % c.dout_stages], n // c.dout_stages % 2)
-                yield lambda: True
-                assert c.dout[n % c.dout_stages] == [n, n]
+                if self.values_first:
+                    self.both("dout_empty", n % c.dout_stages)
+                else:
+                    yield from self.value_gradient(c, n)
                 if b:
                     self.add(r, 0, w, n - 1)
                 self.both("query_empty", n % c.query_stages)
                 n += 1
             if blocks:
                 yield from self.query_sum(r, n - 1, t)
-                self.both("dout_empty", (n - 1) % c.dout_stages)
+                if not self.values_first:
+                    self.both("dout_empty", (n - 1) % c.dout_stages)
                 c.key_empty.arrive()
                 self.add(r, 0, w, n - 1)
             assert c.tile[t % 3][0] == t  # read when dV is stored
             t += 1
+
+    def value_gradient(self, c, n):
+        yield from self.waits(c.dout_full[n % c.dout_stages], n // c.dout_stages % 2)
+        yield lambda: True
+        assert c.dout[n % c.dout_stages] == [n, n]
 
     def scores(self, c, n, t):
         yield from self.waits(c.query_full[n % c.query_stages], n // c.query_stages % 2)
@@ -260,7 +270,7 @@ if __name__ == "__main__":
         tiles = [draw.choice([0, 1, 2, 3, 9]) for _ in range(draw.randrange(1, 5))]
         stages = draw.choice([(2, 1), (3, 2), (3, 3)])
         try:
-            Run(tiles, *stages, seed).go()
+            Run(tiles, *stages, seed % 2 == 1, seed).go()
         except AssertionError:
             print("tiles", tiles, "stages", stages, "seed", seed)
             raise

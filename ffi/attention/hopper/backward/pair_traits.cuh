@@ -3,6 +3,12 @@
 
 #include "attention/hopper/backward/traits.cuh"
 
+// 1: dV(i) is asked for before S(i + 1). The buffer of dO is free earlier, and nothing of its own warpgroup is under way
+// while it computes weights.
+#ifndef JAX_BARACUDA_PAIR_VALUES_FIRST
+#define JAX_BARACUDA_PAIR_VALUES_FIRST 0
+#endif
+
 namespace jax_baracuda {
 
 template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages>
@@ -23,7 +29,8 @@ struct HopperPairControl {
 // A tile of config.h with its element type and the numbers of buffers. CTA c of a pair has keys 64c .. 64c + 63 of the
 // tile, and half c of the columns of dQ. In each of them one warpgroup computes weights and dV, the next one their
 // gradients and dK, and a further one loads.
-template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_>
+template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_,
+          bool kValuesFirst_ = JAX_BARACUDA_PAIR_VALUES_FIRST>
 struct HopperPairTraits {
   using T = T_;
   static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_, false);
@@ -33,6 +40,7 @@ struct HopperPairTraits {
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kTurns = kTile.turns();
   static constexpr bool kRoundedWeights = true;
+  static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,
                        kGradientStages = 2;
   static constexpr int kConsumers = 256, kThreads = kConsumers + 128;

@@ -1,6 +1,6 @@
 // The first consumer warpgroup of a CTA of a pair: scores S^T = K Q^T of its 64 keys, weights, dV += P^T dO. What the
 // tensor cores get from it, of row block i:
-//   dQ(i - 1), S(i + 1), dV(i) | dQ(i), S(i + 2), dV(i + 1) ...
+//   dQ(i - 1), S(i + 1), dV(i) | dQ(i), S(i + 2), dV(i + 1) ...     or, kValuesFirst, dV(i), dQ(i - 1), S(i + 1) | ...
 // It computes P(i + 1) with dV(i) under way, and hands weights over to the second warpgroup.
 #pragma once
 
@@ -20,6 +20,7 @@ struct PairWeights : PairGroup<Traits, 0> {
   using typename Base::Query;
   using typename Base::T;
   static constexpr int kRows = Traits::kRows;
+  static constexpr bool kValuesFirst = Traits::kValuesFirst;
 
   struct State {
     typename Base::Scores s;
@@ -47,10 +48,15 @@ struct PairWeights : PairGroup<Traits, 0> {
     warpgroup_commit();
   }
 
+  // After dV of row block number `count`.
+  __device__ __forceinline__ void release_dout(uint32_t count) const {
+    this->release_in_both(control.dout_empty[this->dout_stage(count)]);
+  }
+
   // From scores, which are under way before dV of the row block before, to weights. `due`: there is such a row
   // block. Returns whether this is the last one.
   __device__ __forceinline__ bool weigh_rows(State& r, const KeyTile& tile, bool due) {
-    warpgroup_wait<1>();
+    warpgroup_wait<kValuesFirst ? 0 : 1>();
     hold(r.s);
     const RowBlock& block = control.block[query_stage(count)];
     const int flags = block.flags;
@@ -58,7 +64,7 @@ struct PairWeights : PairGroup<Traits, 0> {
       mask_scores<Traits>(r.s, p, tile, block, rank(), Traits::kCtaKeys * rank() + 16 * warp, lane);
     weigh<Traits>(r.s, p.scale * kLog2E, shared + Traits::kLseOffset + this->stat_offset());
     warpgroup_wait<0>();  // dV: its operand's registers are needed
-    if (due) this->release_in_both(control.dout_empty[this->dout_stage(count - 1)]);
+    if (!kValuesFirst && due) release_dout(count - 1);
     pack_scores<Traits>(r.s, r.weights);
     wait(control.weights_empty, count & 1 ^ 1);
 #pragma unroll
@@ -87,26 +93,36 @@ struct PairWeights : PairGroup<Traits, 0> {
                                      keys - Traits::kCtaKeys * (rank() ^ 1));
     }
     issue_scores(r, tile, count);
-    warpgroup_commit();  // in the place of dV's
-    bool due = false;    // dQ of the row block before
+    if (!kValuesFirst) warpgroup_commit();  // in the place of dV's
+    bool due = false;                       // dQ of the row block before
 #pragma unroll 1
     while (!weigh_rows(r, tile, due)) {
+      if (kValuesFirst) issue_value_gradient(r, tile, due);
       this->issue_query_sum(r.dq, due);
       issue_scores(r, tile, count + 1);
-      issue_value_gradient(r, tile, due);
+      if (!kValuesFirst) issue_value_gradient(r, tile, due);
       warpgroup_wait<2>();
+      if (kValuesFirst) {
+        release_dout(count);
+        warpgroup_wait<1>();
+      }
       finish_row_block(r, due);
       due = true;
     }
+    if (kValuesFirst) issue_value_gradient(r, tile, due);
     this->issue_query_sum(r.dq, due);
-    issue_value_gradient(r, tile, due);
+    if (!kValuesFirst) issue_value_gradient(r, tile, due);
     warpgroup_wait<1>();
+    if (kValuesFirst) {
+      release_dout(count);
+      warpgroup_wait<0>();
+    }
     finish_row_block(r, due);
     this->issue_query_sum(r.dq, true);
     warpgroup_wait<0>();
     hold(r.dq);
     hold(r.dv);
-    this->release_in_both(control.dout_empty[this->dout_stage(count - 1)]);
+    if (!kValuesFirst) release_dout(count - 1);
     this->release(control.key_empty);
     this->add_query_sum(r.dq);
   }
