@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any
 
+import attention_earlier
+import figures
 import rows as result_rows
 from bench_attention import GQA, PASSES, WINDOW, window_gain
 
@@ -55,7 +58,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for passes in PASSES:
         cells = grid(rows, passes)
         if cells:
-            lines += [*_pass_table(TITLES[passes], cells, impls), "", _verdict(cells), ""]
+            lines += [*_pass_table(TITLES[passes], cells, impls), "", _verdict(cells)]
+            lines += [*_earlier(cells, passes), ""]
     gqa = [_gqa(rows, passes, impls) for passes in PASSES]
     if any(gqa):
         lines += [
@@ -100,21 +104,50 @@ def _verdict(cells: Cells) -> str:
     """In how many cells ours leads all peers, and FlashAttention-2."""
     sentences = []
     for name, peers in (("FlashAttention-2", FLASH2), ("every peer", tuple(LABELS)[1:])):
-        ratios = {}
-        for (head_dim, causal, length), cell in cells.items():
-            best = max((cell.get(peer) or 0 for peer in peers), default=0)
-            ours = cell.get(OURS)
-            if ours and best:
-                mask = "causal" if causal else "full"
-                ratios[f"{head_dim} {mask} {length}"] = ours / best
-        behind = sum(ratio < 1 for ratio in ratios.values())
-        if ratios:
-            worst = min(ratios, key=ratios.__getitem__)
-            sentences.append(
-                f"ahead of {name} in {len(ratios) - behind} of {len(ratios)} cells "
-                f"({ratios[worst]:.2f}x at the least, {worst})"
-            )
+        best = {
+            key: max((cell.get(peer) or 0 for peer in peers), default=0)
+            for key, cell in cells.items()
+        }
+        sentences.append(_lead(name, cells, best))
+    sentences = [sentence for sentence in sentences if sentence]
     return f"Ours: {'; '.join(sentences)}." if sentences else "There was no peer."
+
+
+def _earlier(cells: Cells, passes: str) -> list[str]:
+    """The same against peers that were not there, by their ratio to cuDNN on another day."""
+    sentences = []
+    for peer, label in attention_earlier.LABELS.items():
+        if not any(peer in cell for cell in cells.values()):
+            best = {
+                key: (attention_earlier.over_cudnn(peer, passes, *key) or 0)
+                * (cell.get("torch_cudnn") or 0)
+                for key, cell in cells.items()
+            }
+            sentences.append(_lead(label, cells, best))
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        return []
+    return [f"By their ratio to torch's cuDNN on another day: {'; '.join(sentences)}."]
+
+
+def _lead(name: str, cells: Cells, theirs: dict[tuple[int, bool, int], float]) -> str:
+    """In how many cells ours is as fast as a figure of theirs; "" if there is none."""
+    ratios = {}
+    for key, cell in cells.items():
+        head_dim, causal, length = key
+        ours = cell.get(OURS)
+        if ours and theirs[key]:
+            mask = "causal" if causal else "full"
+            ratios[f"{head_dim} {mask} {length}"] = ours / theirs[key]
+    if not ratios:
+        return ""
+    ahead = sum(ratio >= 1 for ratio in ratios.values())
+    worst = min(ratios, key=ratios.__getitem__)
+    mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    return (
+        f"ahead of {name} in {ahead} of {len(ratios)} cells "
+        f"({ratios[worst]:.2f}x at the least, {worst}; {mean:.2f}x on the average)"
+    )
 
 
 def _gqa(rows: list[dict[str, Any]], passes: str, impls: list[str]) -> str:
@@ -129,21 +162,15 @@ def _gqa(rows: list[dict[str, Any]], passes: str, impls: list[str]) -> str:
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """TFLOP/s over S: a row of panels a pass, a panel for D and mask."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     grids = {passes: grid(rows, passes) for passes in PASSES}
     grids = {passes: cells for passes, cells in grids.items() if cells}
     panels = sorted({key[:2] for cells in grids.values() for key in cells})
-    figure, axes = pyplot.subplots(
+    figure, axes = figures.start(
         len(grids),
         len(panels),
         figsize=(2.7 * len(panels) + 0.6, 2.5 * len(grids) + 1),
         sharex=True,
         sharey="row",
-        squeeze=False,
     )
     handles: dict[str, Any] = {}
     for line, (passes, cells) in zip(axes, grids.items(), strict=True):
@@ -155,19 +182,8 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         axis.set_title(f"D = {head_dim}, {'causal' if causal else 'full'}", fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("S")
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="lower center",
-        ncols=max(1, len(handles)),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.suptitle(
-        f"flash_attention, bf16, B x S = 16384, H x D = 2048, {rows[0]['gpu']}", fontsize=11
-    )
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(path, dpi=130)
+    title = f"flash_attention, bf16, B x S = 16384, H x D = 2048, {rows[0]['gpu']}"
+    figures.finish(figure, title, path, handles)
 
 
 def _draw(axis: Any, cells: Cells, head_dim: int, causal: bool, impls: list[str]) -> dict[str, Any]:

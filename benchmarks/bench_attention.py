@@ -69,22 +69,13 @@ def cells_of(options: argparse.Namespace) -> list[AttentionCell]:
     if options.cells == "all":
         return QUICK if options.quick else GRID
     known = {cell.name: cell for cell in GRID}
-    return [known[name] for name in chosen(options.cells, list(known))]
-
-
-def chosen(text: str, known: list[str]) -> list[str]:
-    """The names of a comma list, in the order of the known ones."""
-    names = text.split(",")
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise SystemExit(f"unknown {unknown}; known are {known}")
-    return [name for name in known if name in names]
+    return [known[name] for name in runs.chosen(options.cells, list(known))]
 
 
 def impls_of(text: str | None) -> list[str]:
     """The implementations that --impls names, or that are there."""
     if text is not None:
-        return chosen(text, list(IMPLS))
+        return runs.chosen(text, list(IMPLS))
     return [i for i in IMPLS if i not in OPTIONAL or importlib.util.find_spec(i)]
 
 
@@ -94,7 +85,7 @@ class Run(runs.Run):
     def __init__(self, impls: list[str], options: argparse.Namespace) -> None:
         engines = dict.fromkeys(IMPLS[impl] for impl in impls)
         super().__init__("attention", {name: ENGINES[name] for name in engines}, options)
-        self.impls, self.passes = impls, chosen(options.passes, list(PASSES))
+        self.impls, self.passes = impls, runs.chosen(options.passes, list(PASSES))
 
     def cell(self, cell: AttentionCell) -> None:
         """Measures one cell: the jax worker compiles while the torch worker measures."""

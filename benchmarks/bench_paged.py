@@ -61,24 +61,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def chosen(text: str | None, known: list[str]) -> list[str]:
-    """The names of a comma list in the order of the known ones; all of those without a list."""
-    names = known if text is None else text.split(",")
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise SystemExit(f"unknown {unknown}; known are {known}")
-    return [name for name in known if name in names]
-
-
 def cells_of(options: argparse.Namespace) -> Parts:
     """The cells of every part that is asked for."""
     grid = paged_grid.tiny() if options.dry_run else paged_grid.FULL
     names = [cell.name for cells in grid.values() for cell in cells]
     if options.cells:
-        names = chosen(options.cells, names)
+        names = runs.chosen(options.cells, names)
     elif options.quick and not options.dry_run:
         names = [name for name in names if name in paged_grid.QUICK]
-    parts = {part: grid[part] for part in chosen(options.parts, list(PARTS))}
+    parts = {part: grid[part] for part in runs.chosen(options.parts, list(PARTS))}
     found = {p: [cell for cell in cells if cell.name in names] for p, cells in parts.items()}
     return {part: cells for part, cells in found.items() if cells}
 

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import figures
+
 OURS, CEILING = "jax_baracuda", "read_ceiling"
 
 # (Hkv, B, K) -> implementation -> row.
@@ -28,18 +30,11 @@ def draw(
       title: of the figure.
       path: the file that is written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels: dict[tuple[int, int], list[int]] = {}
     for kv_heads, batch, capacity in cells:
         panels.setdefault((kv_heads, batch), []).append(capacity)
     panels = {name: lengths for name, lengths in panels.items() if len(lengths) > 2} or panels
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(3.4 * len(panels), 3.6), sharey=True, squeeze=False
-    )
+    figure, axes = figures.start(1, len(panels), figsize=(3.4 * len(panels), 3.6), sharey=True)
     for axis, ((kv_heads, batch), lengths) in zip(axes[0], panels.items(), strict=True):
         for impl, label in labels.items():
             points = [
@@ -63,18 +58,4 @@ def draw(
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("GB/s of K and V")
     axes[0][0].set_ylim(bottom=0)
-    handles = {}  # a peer may be missing in the first panel
-    for axis in axes[0]:
-        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="lower center",
-        ncols=max(1, len(handles)),
-        frameon=False,
-        fontsize=9,
-    )
-    figure.suptitle(title, fontsize=11)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=140)
-    pyplot.close(figure)
+    figures.finish(figure, title, path)

@@ -57,6 +57,22 @@ def measure(samples: int) -> dict[str, Any]:
     }
 
 
+def config_of(graph: str, flags: str) -> dict[str, Any]:
+    """What a row was measured in."""
+    return {
+        "B": 1,
+        "Hq": 32,
+        "Hkv": 8,
+        "K": ROWS,
+        "D": 128,
+        "dtype": "bfloat16",
+        "layers": LAYERS,
+        "steps": STEPS,
+        "graph": graph,
+        "xla_flags": flags,
+    }
+
+
 def main() -> int:
     """Runs every setting and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -76,6 +92,7 @@ def main() -> int:
     from jax_baracuda.testing.loops import GRAPH_FLAGS
 
     answers: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     for graph, flags in GRAPH_FLAGS.items():
         done = subprocess.run(
             [sys.executable, __file__, "--child", "--samples", str(options.samples)],
@@ -84,38 +101,18 @@ def main() -> int:
             text=True,
             check=True,
         )
-        answers[graph] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{graph:>8}: {answers[graph]['ms'] * 1e3:8.1f} us a step  {flags}", flush=True)
+        answer = json.loads(done.stdout.splitlines()[-1])
+        answers[graph] = answer
+        print(f"{graph:>8}: {answer['ms'] * 1e3:8.1f} us a step  {flags}", flush=True)
+        run = result_rows.describe_run(answer["gpu"], answer["versions"], options.commit)
+        config = config_of(graph, flags)
+        numbers = {"ms": answer["ms"]}
+        rows.append(result_rows.row("flash_decode", "step", "jax_baracuda", config, numbers, run))
+        if str(options.out) != "-":
+            gpu = answer["gpu"].lower().split()[-1]
+            result_rows.write(options.out or result_rows.RESULTS / gpu / "decode_step.json", rows)
 
     first = answers["none"]
-    run = result_rows.describe_run(first["gpu"], first["versions"], options.commit)
-    rows = [
-        result_rows.row(
-            "flash_decode",
-            "step",
-            "jax_baracuda",
-            {
-                "B": 1,
-                "Hq": 32,
-                "Hkv": 8,
-                "K": ROWS,
-                "D": 128,
-                "dtype": "bfloat16",
-                "layers": LAYERS,
-                "steps": STEPS,
-                "graph": graph,
-                "xla_flags": GRAPH_FLAGS[graph],
-            },
-            {"ms": answer["ms"]},
-            run,
-        )
-        for graph, answer in answers.items()
-    ]
-    if str(options.out) != "-":
-        gpu = first["gpu"].lower().split()[-1]
-        out = options.out or result_rows.RESULTS / gpu / "decode_step.json"
-        result_rows.write(out, rows)
-        print(f"wrote {out}")
     different = [graph for graph, answer in answers.items() if answer["digest"] != first["digest"]]
     if different:
         print(f"other results than without graphs: {different}", file=sys.stderr)

@@ -4,6 +4,8 @@ python benchmarks/plot.py benchmarks/results/h200/decode.json
 python benchmarks/plot.py benchmarks/results/h200/attention.json
 python benchmarks/plot.py benchmarks/results/h200/decode_step.json
 python benchmarks/plot.py benchmarks/results/h200/paged.json
+python benchmarks/plot.py benchmarks/results/h200/training.json
+python benchmarks/plot.py benchmarks/results/h200/int4.json
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from typing import Any
 
 import attention_plot
 import curves
+import int4_plot
 import paged_plot
 import rows as result_rows
+import training_plot
 
 OURS, CEILING = curves.OURS, curves.CEILING
 LABELS = {
@@ -110,10 +114,30 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append("")
     verdict = f"Ahead of every peer in {compared - len(behind)} of {compared} cells"
     lines.append(verdict + (f"; behind at {'; '.join(behind)}." if behind else "."))
+    lines += [target for target in decode_targets(cells) if target]
     if failed:
         lines.append(f"Did not run: {'; '.join(failed)}.")
     lines.append(result_rows.origin(rows))
     return "\n".join(lines)
+
+
+def decode_targets(cells: Cells) -> list[str]:
+    """How far ours is where it has to be ahead, and where only the memory may hold it back."""
+    ahead, shares = {}, {}
+    for (kv_heads, batch, capacity), cell in cells.items():
+        ours, best = cell.get(OURS, {}), best_peer(cell)
+        name = f"{kv_heads}, {batch}, {capacity}"
+        if ours.get("gbps") and best and batch == 1 and capacity <= 32768:
+            ahead[name] = ours["gbps"] / best
+        if "percent_of_read" in ours and ours["config"]["mb"] >= 256:
+            shares[name] = ours["percent_of_read"] / 100
+    return [
+        paged_plot.verdict(what, ratios, target) if ratios else ""
+        for what, ratios, target in (
+            ("One request, K up to 32k, over the best peer", ahead, 1.15),
+            ("Of the read ceiling, from 256 MB up", shares, 0.97),
+        )
+    ]
 
 
 GRAPHS = {
@@ -181,6 +205,15 @@ def main() -> None:
             name, text = "paged", paged_plot.table(rows)
             if image.exists():
                 text = linked(image, "GB/s over the cache length", text)
+        elif rows[0]["op"] == int4_plot.OP:
+            int4_plot.plot(rows, image)
+            name, text = "int4", linked(image, "Speed-up over rows", int4_plot.table(rows))
+        elif rows[0]["op"] == training_plot.OP:
+            training_plot.plot(rows, image)
+            name = "training"
+            text = linked(
+                image, "Utilisation of a training step and loss curves", training_plot.table(rows)
+            )
         elif rows[0]["pass"] == "step":
             name, text = "graphs", step_table(rows)
         elif rows[0]["op"] == "flash_attention":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import rows as result_rows
@@ -18,6 +18,15 @@ def add_file_options(parser: argparse.ArgumentParser, name: str) -> None:
         "--out", type=pathlib.Path, help=f"default: results/<gpu>/{name}.json; '-' writes no file"
     )
     parser.add_argument("--commit", help="the commit for the rows, where git is not there")
+
+
+def chosen(text: str | None, known: Sequence[str]) -> list[str]:
+    """The names of a comma list in the order of the known ones; all of those without a list."""
+    names = known if text is None else text.split(",")
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise SystemExit(f"unknown {unknown}; known are {list(known)}")
+    return [name for name in known if name in names]
 
 
 class Run:

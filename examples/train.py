@@ -2,6 +2,7 @@
 
 python examples/train.py                      # tiny: about a minute on two CPU cores
 python examples/train.py --preset small       # a few minutes on one H200
+python examples/train.py --preset medium      # 350 M parameters, windows of 4096 bytes, on one H200
 python examples/train.py --preset long        # windows of 65536 bytes, on one GPU
 python examples/train.py --resume             # goes on where an interrupted run stopped
 """
@@ -100,22 +101,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--preset",
         choices=sorted(PRESETS),
         default="tiny",
-        help="tiny: two CPU cores; small: a GPU, bfloat16; long: small on windows of "
-        f"{PRESETS['long'][1].context} bytes. There jax_nn makes {logits / 1e9:.0f} GB of float32 "
-        f"logits a layer (4 * heads * context^2), and in training their gradients: no GPU holds "
-        f"them. flash_attention keeps {context / 1e6:.0f} MB a layer, its output and log-sum-exp",
+        help="tiny: two CPU cores; small: a GPU, bfloat16; medium: 350 M parameters; long: small "
+        f"on windows of {PRESETS['long'][1].context} bytes. There jax_nn makes "
+        f"{logits / 1e9:.0f} GB of float32 logits a layer (4 * heads * context^2), and in "
+        f"training their gradients: no GPU holds them. flash_attention keeps "
+        f"{context / 1e6:.0f} MB a layer, its output and log-sum-exp",
     )
     parser.add_argument(
         "--attention",
         choices=get_args(SequenceAttention),
-        help="jax_baracuda.flash_attention, the default, or jax.nn.dot_product_attention",
+        help="jax_baracuda.flash_attention, the default, or jax.nn.dot_product_attention: its own "
+        "choice, or cuDNN's kernel (a GPU, bfloat16)",
     )
     parser.add_argument(
         "--remat",
         choices=get_args(Remat),
-        help="what a layer keeps for the backward pass: all (none), its input and the attention's "
-        "output and log-sum-exp (save_attention; they have names only in flash_attention), or its "
-        "input alone (full). The rest is computed again. Default: the preset's",
+        help="what a layer keeps for the backward pass: all (none), its input and the results of "
+        "its attention kernel (save_attention; jax_nn has none) and matrix products "
+        "(save_products), or its input alone (full). The rest is computed again. Default: the "
+        "preset's",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/PRESET here)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")

@@ -7,13 +7,13 @@ Example::
   >>> layer = linen.MultiHeadDotProductAttention(num_heads=8, attention_fn=dot_product_attention)
 
 ``Int4Dense`` is ``flax.linen.Dense`` on an ``Int4Weight``; ``quantize_params`` makes its variables
-of those of ``Dense`` layers.
+of those of ``Dense`` layers, and ``quantize_model`` swaps the layers of a model that has them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,10 +30,16 @@ from jax_baracuda._src.attention.flax_layers import Implementation
 from jax_baracuda._src.int4 import flax_layers as int4_layers
 from jax_baracuda._src.int4.weight import Int4Weight
 
-__all__ = ["Int4Dense", "dot_product_attention", "quantize_params"]
+__all__ = [
+    "Int4Dense",
+    "Int4Model",
+    "dot_product_attention",
+    "quantize_model",
+    "quantize_params",
+]
 
-INT4 = "int4"  # the collection of the weights
-Path = tuple[str, ...]
+PARAMS, INT4 = "params", "int4"  # collections; the second is of the weights
+Where = int4_layers.Where
 
 
 # The layer looks at the names of the parameters to know what to pass: each is spelled out.
@@ -194,13 +200,55 @@ class Int4Dense(linen.Module):
     symmetric: bool = False
     implementation: Implementation = None
 
+    @classmethod
+    def from_dense(
+        cls,
+        dense: linen.Dense,
+        params: Mapping[str, Any],
+        *,
+        group_size: int = 128,
+        symmetric: bool = False,
+        dtype: Dtype | None = None,
+        implementation: Implementation = None,
+    ) -> tuple[Int4Dense, dict[str, Any]]:
+        """Rounds a layer to four bits.
+
+        Args:
+          dense: the layer.
+          params: its parameters, {"kernel": [IC, OC], "bias": [OC]}; no bias if it has none.
+          group_size: input channels that share a scale and a zero point; -1 for all.
+          symmetric: whether all zero points are 8, instead of fitting their groups.
+          dtype: of the product and of the scales. None for the layer's own; if it has none, for
+            that of the inputs and that of the kernel.
+          implementation: as for ``int4_matmul``.
+
+        Returns:
+          ``(layer, variables)``, for ``layer.apply(variables, inputs)``.
+        """
+        dtype = dense.dtype if dtype is None else dtype
+        layer = cls(
+            features=dense.features,
+            use_bias=dense.use_bias,
+            dtype=dtype,
+            param_dtype=dense.param_dtype,
+            kernel_init=dense.kernel_init,
+            bias_init=dense.bias_init,
+            implementation=implementation,
+            group_size=group_size,
+            symmetric=symmetric,
+            name=dense.name,
+        )
+        return layer, quantize_params(
+            params, group_size=group_size, symmetric=symmetric, dtype=dtype
+        )
+
     @linen.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., IC] to [..., OC]."""
 
         def make() -> Int4Weight:
             shape = (inputs.shape[-1], self.features)
-            kernel = self.kernel_init(self.make_rng("params"), shape, self.param_dtype)
+            kernel = self.kernel_init(self.make_rng(PARAMS), shape, self.param_dtype)
             return int4_layers.quantize_kernel(
                 kernel, dtype=None, group_size=self.group_size, symmetric=self.symmetric
             )
@@ -217,7 +265,7 @@ class Int4Dense(linen.Module):
 def quantize_params(
     params: Mapping[str, Any],
     *,
-    where: Callable[[Path, jax.Array], bool] | None = None,
+    where: Where = None,
     group_size: int = 128,
     symmetric: bool = False,
     dtype: Dtype | None = None,
@@ -240,27 +288,109 @@ def quantize_params(
       {"params": what is left, "int4": weights}, to be given to ``apply``.
     """
 
-    def split(path: Path, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What stays of ``tree``, and what is rounded of it."""
-        kept: dict[str, Any] = {}
-        rounded: dict[str, Any] = {}
-        for name, value in tree.items():
-            if isinstance(value, Mapping):
-                inside = split((*path, name), value)
-                renamed = "kernel" in inside[1] and re.fullmatch(r"Dense_\d+", name)
-                for into, found in zip((kept, rounded), inside, strict=True):
-                    if found:
-                        into[f"Int4{name}" if renamed else name] = found
-            elif name == "kernel" and (value.ndim == 2 if where is None else where(path, value)):
-                rounded[name] = int4_layers.quantize_kernel(
-                    value, dtype=dtype, group_size=group_size, symmetric=symmetric
-                )
-            else:
-                kept[name] = value
-        return kept, rounded
+    quantize = functools.partial(
+        int4_layers.quantize_kernel, dtype=dtype, group_size=group_size, symmetric=symmetric
+    )
+    kept, rounded = int4_layers.split_params(params, where, quantize)
+    return {PARAMS: int4_layers.rename(kept, rounded), INT4: int4_layers.rename(rounded, rounded)}
 
-    kept, rounded = split((), params)
-    return {"params": kept, INT4: rounded}
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Int4Model:
+    """A Linen model whose ``Dense`` layers are run as ``Int4Dense``; made by ``quantize_model``.
+
+    Attributes:
+      model: the model as it was. The layers keep their names, and whatever calls them (``scan``,
+        ``remat``, ``setup``, other methods) stays as it is.
+      dtype: of the products. None for that of each layer; if it has none, of its inputs.
+      implementation: as for ``int4_matmul``.
+    """
+
+    model: linen.Module
+    dtype: Dtype | None = None
+    implementation: Implementation = None
+
+    def apply(self, variables: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """``model.apply`` on what ``quantize_model`` gave, and other collections if there are."""
+        others = {name: tree for name, tree in variables.items() if name != INT4}
+        # In the place of the kernels: transformations carry them along with the parameters.
+        params = int4_layers.merge_params(variables.get(PARAMS, {}), variables.get(INT4, {}))
+        with linen.intercept_methods(self._swap):
+            return self.model.apply({**others, PARAMS: params}, *args, **options)
+
+    def _swap(self, call: Any, args: Any, options: Any, context: Any) -> Any:
+        """Runs a layer whose kernel has four bits, and leaves all other calls alone."""
+        layer = context.module
+        if context.method_name != "__call__" or not layer.has_variable(PARAMS, "kernel"):
+            return call(*args, **options)
+        weight = layer.get_variable(PARAMS, "kernel")
+        if not isinstance(weight, Int4Weight):
+            return call(*args, **options)
+        if type(layer) is not linen.Dense:
+            raise NotImplementedError(
+                f"{'/'.join(layer.path)} is a {type(layer).__name__}, whose kernel was rounded; "
+                "supported are flax.linen.Dense layers. Leave it out by where=."
+            )
+
+        return int4_layers.multiply(
+            args[0] if args else options["inputs"],
+            weight,
+            layer.get_variable(PARAMS, "bias") if layer.use_bias else None,
+            dtype=layer.dtype if self.dtype is None else self.dtype,
+            implementation=self.implementation,
+        )
+
+
+def quantize_model(
+    model: linen.Module,
+    params: Mapping[str, Any],
+    *,
+    where: Where = None,
+    group_size: int = 128,
+    symmetric: bool = False,
+    dtype: Dtype | None = None,
+    implementation: Implementation = None,
+) -> tuple[Int4Model, dict[str, Any]]:
+    """Swaps the ``linen.Dense`` layers of a model for four-bit ones, for inference.
+
+    The model's source stays as it is. A Linen model makes its layers anew in every call; those
+    whose kernels are rounded are run as ``Int4Dense`` would be.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      where: ``where(path, kernel)`` says which kernels to round, as for ``quantize_params``; they
+        must be those of ``linen.Dense`` layers. None for all that are matrices.
+      group_size: input channels that share a scale and a zero point; -1 for all.
+      symmetric: whether all zero points are 8, instead of fitting their groups.
+      dtype: of the scales and of the products; None for that of the kernel and of the layer.
+      implementation: as for ``int4_matmul``.
+
+    Returns:
+      ``(model, variables)``, for ``model.apply(variables, ...)``, with the options of
+      ``linen.Module.apply``. The variables are {"params": what is left, "int4": weights}, under the
+      names that they had.
+
+    Raises:
+      NotImplementedError: in ``apply``, for a rounded kernel of another kind of layer.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen
+      >>> from jax_baracuda.linen import quantize_model
+      >>> x = jnp.ones((2, 64))
+      >>> dense = linen.Sequential([linen.Dense(128), linen.relu, linen.Dense(8)])
+      >>> params = dense.init(jax.random.key(0), x)["params"]
+      >>> model, variables = quantize_model(dense, params, group_size=64)
+      >>> model.apply(variables, x).shape, variables["int4"]["layers_0"]["kernel"].shape
+      ((2, 8), (64, 128))
+    """
+    quantize = functools.partial(
+        int4_layers.quantize_kernel, dtype=dtype, group_size=group_size, symmetric=symmetric
+    )
+    kept, rounded = int4_layers.split_params(params, where, quantize)
+    return Int4Model(model, dtype, implementation), {PARAMS: kept, INT4: rounded}
 
 
 _ARRAYS = ("packed", "scales", "zeros", "order")

@@ -151,7 +151,7 @@ class Int4Linear(nnx.Module):
       >>> from flax import nnx
       >>> from jax_baracuda.nnx import Int4Linear
       >>> dense = nnx.Linear(256, 512, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-      >>> layer = Int4Linear.from_linear(dense)
+      >>> layer = Int4Linear.from_dense(dense)
       >>> layer(jnp.ones((2, 256), jnp.bfloat16)).shape, layer.weight.shape
       ((2, 512), (256, 512))
     """
@@ -174,7 +174,7 @@ class Int4Linear(nnx.Module):
         self.dtype, self.implementation = dtype, implementation
 
     @classmethod
-    def from_linear(
+    def from_dense(
         cls,
         linear: nnx.Linear,
         *,
@@ -242,7 +242,7 @@ def quantize_model(
       model: an ``nnx.Module``.
       where: ``where(path, layer)`` says which layers to swap, such as
         ``lambda path, layer: "lm_head" not in path``; None for all of them.
-      group_size: as for ``Int4Linear.from_linear``.
+      group_size: as for ``Int4Linear.from_dense``.
       symmetric: likewise.
       dtype: likewise.
       implementation: as for ``int4_matmul``.
@@ -261,7 +261,7 @@ def quantize_model(
     """
     modules = dict(nnx.iter_modules(model))
     swapped: dict[int, Int4Linear] = {
-        id(layer): Int4Linear.from_linear(
+        id(layer): Int4Linear.from_dense(
             layer,
             group_size=group_size,
             symmetric=symmetric,

@@ -13,10 +13,11 @@ import pytest
 
 import jax_baracuda
 from jax_baracuda import __main__ as command
-from jax_baracuda._src import doctor
+from jax_baracuda._src import doctor, registry
 from jax_baracuda._src.registry import has_cuda_device
 from jax_baracuda.testing import ATTENTION_CASES
 from jax_baracuda.testing import doctor as checks
+from jax_baracuda.testing.cache_cases import APPEND_CASES, ROPE_CASES
 from jax_baracuda.testing.cases import DECODE_CASES
 from jax_baracuda.testing.int4 import INT4_CASES
 from jax_baracuda.testing.paged_cases import PAGED_DECODE_CASES, PAGED_PREFILL_CASES
@@ -27,6 +28,9 @@ FEW = {
     "flash_decode": ("plain-bfloat16-HND", "length-zero-sinks"),
     "paged_decode": ("everything-page-16",),
     "paged_prefill": ("everything-page-16",),
+    "paged_append": ("pages-bfloat16-HND",),
+    "kv_cache_append": ("cache-copy-bfloat16-HND",),
+    "apply_rope": ("bfloat16-halves",),
     "int4_matmul": ("gptq-act-order-float16-17-rows",),
 }
 
@@ -66,6 +70,7 @@ def test_json(few_checks, capsys):
     assert report["environment"]["versions"]["jax"] == jax.__version__
     assert report["environment"]["runs"] == ("cuda" if has_cuda_device() else "reference")
     ops = {"flash_attention", "flash_decode", "int4_matmul", "paged_decode", "paged_prefill"}
+    ops |= {"paged_append", "kv_cache_append", "apply_rope"}
     assert {kernel["op"] for kernel in report["kernels"]} == ops
     cases = [(check["op"], check["case"]) for check in report["checks"]]
     assert cases == [(op, case) for op, names in FEW.items() for case in names]
@@ -103,6 +108,36 @@ def test_wrong_op_is_reported(checked, arguments, monkeypatch, capsys):
     assert said in " ".join(output.split())
 
 
+@pytest.mark.parametrize("op", ["paged_append", "kv_cache_append", "apply_rope"])
+def test_rows_that_are_wrong_are_reported(op, monkeypatch, capsys):
+    right = getattr(jax_baracuda, op)
+
+    def wrong(*args, **options):
+        return jax.tree.map(lambda x: x * jnp.asarray(1.02, x.dtype), right(*args, **options))
+
+    monkeypatch.setattr(checks, "CHECKED", {op: FEW[op]})
+    monkeypatch.setattr(jax_baracuda, op, wrong)
+    assert command.main([]) == 1
+    output = capsys.readouterr().out
+    assert "WRONG" in output
+    assert f"{op}, {FEW[op][0]}:" in output
+
+
+def test_every_kernel_is_checked():
+    """No kernel of the build is left out: every target serves an op that is checked."""
+    targets = {name.removeprefix("jax_baracuda_") for name in registry.TARGETS}
+    serves = {
+        "append": "paged_append",
+        "rope": "apply_rope",
+        "flash_attention_backward": "flash_attention backward",
+        "flash_attention_bias_grad": "flash_attention backward",
+    }
+    assert {serves.get(target, target) for target in targets} <= set(checks.CHECKED)
+    assert set(checks.CHECKED["flash_attention backward"]) & {
+        case.name for case in ATTENTION_CASES if case.bias is not None
+    }
+
+
 def test_op_that_raises_is_reported(few_checks, monkeypatch, capsys):
     def broken(*args, **options):
         raise RuntimeError("no kernels in this process")
@@ -124,6 +159,9 @@ def test_checked_cases_exist():
         "flash_decode": DECODE_CASES,
         "paged_decode": PAGED_DECODE_CASES,
         "paged_prefill": PAGED_PREFILL_CASES,
+        "paged_append": [case for case in APPEND_CASES if case.function == "paged_append"],
+        "kv_cache_append": [case for case in APPEND_CASES if case.function == "kv_cache_append"],
+        "apply_rope": ROPE_CASES,
         "int4_matmul": INT4_CASES,
     }
     for op, names in checks.CHECKED.items():

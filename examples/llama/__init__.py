@@ -12,4 +12,8 @@ scheduler   which requests' tokens a step computes, and in which pages
 serving     the engine: the scheduler's steps on the device
 console     what a serving run shows
 checkpoint  safetensors in and out, under the names of a Hugging Face Llama
+awq         four-bit layers in AWQ's words
+hub         quantised folders of the hub
+tokens      text to token ids and back
+paged_decoding  prompts, and the decode loop in one call, on paged stores
 """

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-SequenceAttention = Literal["flash_attention", "jax_nn"]
+# Ours, jax.nn's default, or jax.nn's through cuDNN: a GPU, float16 or bfloat16.
+SequenceAttention = Literal["flash_attention", "jax_nn", "jax_cudnn"]
 
-# What the backward pass keeps of a layer: all that it needs, the attention's results, or nothing.
-Remat = Literal["none", "save_attention", "full"]
+# What the backward pass keeps of a layer: all that it needs, the results of the attention and of
+# the matrix products, those of the attention, or nothing.
+Remat = Literal["none", "save_products", "save_attention", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,31 @@ PRESETS: dict[str, tuple[ModelConfig, TrainConfig]] = {
             validation_windows=512,
         ),
     ),
-    # The same network on one window of 64 KB a step: see `logits_bytes`.
+    # About 350 M parameters, the size of bench_training.py: one H200, some fifteen minutes.
+    "medium": (
+        ModelConfig(
+            hidden_size=1024,
+            intermediate_size=3840,
+            num_hidden_layers=24,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            head_dim=128,
+            max_position_embeddings=16384,
+            rope_theta=1e6,
+            initializer_range=0.02,
+            dtype="bfloat16",
+        ),
+        TrainConfig(
+            steps=4000,
+            batch_size=8,
+            context=4096,
+            learning_rate=6e-4,
+            warmup_steps=200,
+            validation_windows=64,
+            remat="save_products",
+        ),
+    ),
+    # The network of "small" on one window of 64 KB a step: see `logits_bytes`.
     "long": (
         dataclasses.replace(_SMALL, max_position_embeddings=65536, rope_theta=1e6),
         TrainConfig(

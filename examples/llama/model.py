@@ -178,20 +178,40 @@ def create_model(config: ModelConfig, seed: int) -> Llama:
 
 
 def cast_model(model: Llama, dtype: str | None = None) -> Llama:
-    """The model for inference: parameters in ``dtype``, by default that of the arithmetic."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype or model.config.dtype), model)
+    """The model for inference: floats in ``dtype``, by default that of the arithmetic."""
+
+    def cast(leaf: Array) -> Array:
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)  # four-bit weights have bytes, too
+        return leaf.astype(dtype or model.config.dtype) if floats else leaf
+
+    return jax.tree.map(cast, model)
 
 
 def _rematerialised(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """``body``, of which the backward pass keeps less and computes the rest a second time."""
     if remat == "none":
         return body
-    # flash_attention names its two results so. With both kept, its kernel is not run again: the
-    # backward kernel needs them, the queries, keys and values, and nothing else.
-    names = ["context", "lse"] if remat == "save_attention" else []
-    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    policies = jax.checkpoint_policies
+    policy = {
+        "save_products": policies.save_from_both_policies(
+            _is_attention, policies.dots_with_no_batch_dims_saveable
+        ),
+        "save_attention": _is_attention,
+        "full": policies.nothing_saveable,
+    }[remat]
     # In a scan the two runs are in two loops, which XLA cannot merge: no barriers are needed.
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+# flash_attention names its two results so. With both kept, its kernel is not run again: the
+# backward kernel needs them, the queries, keys and values, and nothing else.
+_is_named = jax.checkpoint_policies.save_only_these_names("context", "lse")
+
+
+def _is_attention(primitive: Any, *args: Any, **params: Any) -> Any:
+    """A checkpoint policy: keep what an attention kernel gives, ours or jax.nn's of cuDNN."""
+    is_cudnn = primitive.name.startswith("dot_product_attention_fwd")  # its results have no names
+    return is_cudnn or _is_named(primitive, *args, **params)
 
 
 def _linear(

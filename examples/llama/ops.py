@@ -34,7 +34,8 @@ def causal_attention(
     """Attention of whole sequences: query [B, S, Hq, D], key and value [B, S, Hkv, D]."""
     if implementation == "flash_attention":
         return jax_baracuda.flash_attention(query, key, value, is_causal=True)
-    return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    cudnn = "cudnn" if implementation == "jax_cudnn" else None
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=cudnn)
 
 
 def decode_attention(

@@ -93,6 +93,9 @@ _TYPICAL: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ..
     "flash_decode": (((8, 32, 128), *[(8, 8, 8192, 128)] * 2), ()),
     "paged_decode": (((8, 32, 128), *[(4096, 8, 16, 128)] * 2), _TABLE),
     "paged_prefill": (((512, 32, 128), *[(4096, 8, 16, 128)] * 2), _TABLE),
+    "paged_append": ((*[(4096, 8, 16, 128)] * 2, *[(8, 8, 128)] * 2), ((8,), (8,), (4096,), (9,))),
+    "kv_cache_append": ((*[(8, 8, 8192, 128)] * 2, *[(8, 8, 1, 128)] * 2), ((8,),)),
+    "apply_rope": (((8, 32, 128),), ((8,),)),
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     "flash_attention": {"is_causal": True},

@@ -18,6 +18,14 @@ from jax_baracuda.testing.attention import (
 )
 from jax_baracuda.testing.attention_cases import AttentionCase, make_attention_inputs
 from jax_baracuda.testing.attention_table import ATTENTION_CASES
+from jax_baracuda.testing.cache import check_append, check_rope, run_append, run_rope
+from jax_baracuda.testing.cache_cases import (
+    APPEND_CASES,
+    ROPE_CASES,
+    AppendCase,
+    RopeCase,
+    make_append_inputs,
+)
 from jax_baracuda.testing.cases import DECODE_CASES, DecodeCase, make_inputs
 from jax_baracuda.testing.compare import Report
 from jax_baracuda.testing.decode import check_decode, run_decode
@@ -31,7 +39,7 @@ from jax_baracuda.testing.paged import (
     run_paged,
 )
 from jax_baracuda.testing.paged_cases import PAGED_DECODE_CASES, PAGED_PREFILL_CASES
-from jax_baracuda.testing.timing import time_chained
+from jax_baracuda.testing.timing import time_carried, time_chained
 
 # A handful an op that covers dtypes, layouts, every option, empty requests, long and wide inputs.
 CHECKED: dict[str, tuple[str, ...]] = {
@@ -74,6 +82,9 @@ CHECKED: dict[str, tuple[str, ...]] = {
         "short-max",
         "uneven",
     ),
+    "paged_append": ("pages-bfloat16-HND", "pages-float32-NHD", "pages-copy-float16-HND"),
+    "kv_cache_append": ("cache-float16-NHD", "cache-ends", "cache-copy-bfloat16-HND"),
+    "apply_rope": ("bfloat16-halves", "wide-float16-neighbours", "scaling-llama3"),
     "int4_matmul": tuple(case.name for case in INT4_CASES),
 }
 _PAGED: dict[str, Sequence[PagedCase]] = {
@@ -101,6 +112,10 @@ def _check_of(op: str, name: str) -> Callable[[], Outcome]:
     if op in _PAGED:
         paged = {case.name: case for case in _PAGED[op]}
         return functools.partial(_check_paged, paged[name])
+    if op in ("paged_append", "kv_cache_append"):
+        return functools.partial(_check_append, {case.name: case for case in APPEND_CASES}[name])
+    if op == "apply_rope":
+        return functools.partial(_check_rope, {case.name: case for case in ROPE_CASES}[name])
     if op == "int4_matmul":
         products = {case.name: case for case in INT4_CASES}
         return functools.partial(_check_int4, products[name])
@@ -161,6 +176,36 @@ def _check_paged(case: PagedCase) -> Outcome:
     return reports, _time(lambda query, operands: call(query=query, **operands)[0], arrays)
 
 
+def _check_append(case: AppendCase) -> Outcome:
+    inputs = make_append_inputs(case)
+    reports = check_append(case, inputs, run_append(case, inputs))
+    append = functools.partial(
+        getattr(jax_baracuda, case.function), kv_layout=case.kv_layout, rope=case.rope
+    )
+    operands = jax.tree.map(jnp.asarray, inputs.arrays)
+    names = [name for name in operands if name.endswith(("_pages", "_cache"))]
+    stores = {name: operands.pop(name) for name in names}
+
+    def program(stores: dict[str, jax.Array], operands: dict[str, jax.Array]) -> Any:
+        for _ in range(_calls()):
+            stores = dict(zip(names, append(**stores, **operands), strict=False))
+        return stores
+
+    step = jax.jit(program, donate_argnums=0)
+    timing = time_carried(step, stores, [operands], calls=_calls(), seconds=0.05, samples=3)
+    return reports, timing.ms
+
+
+def _check_rope(case: RopeCase) -> Outcome:
+    x, positions = case.inputs()
+    report = check_rope(case, run_rope(case))
+
+    def op(query: jax.Array, operands: dict[str, Any]) -> jax.Array:
+        return jax_baracuda.apply_rope(query, **operands, **case.options)
+
+    return [report], _time(op, {"query": x, "positions": positions})
+
+
 def _check_int4(case: Int4Case) -> Outcome:
     x, raw = case.inputs()
     weight = raw.convert()
@@ -192,5 +237,9 @@ def _time(op: Callable[..., jax.Array], arrays: dict[str, Any]) -> float:
     """Milliseconds of ``op(query, the other operands)``, whose result is like the query."""
     operands = jax.tree.map(jnp.asarray, arrays)
     query = operands.pop("query")
-    calls = 20 if jax.default_backend() == "gpu" else 1
-    return time_chained(op, query, [(operands,)], calls=calls, seconds=0.05, samples=3).ms
+    return time_chained(op, query, [(operands,)], calls=_calls(), seconds=0.05, samples=3).ms
+
+
+def _calls() -> int:
+    """How many calls a program makes, to keep the host out of the time of one."""
+    return 20 if jax.default_backend() == "gpu" else 1

@@ -8,8 +8,10 @@ from typing import Literal
 
 from jax_baracuda.testing.compare import Report
 
+Implementation = Literal["cuda", "reference"]
+
 # (implementation, check): makes the call, and returns its reports if they are wanted.
-Run = Callable[[Literal["cuda", "reference"], bool], Sequence[Report]]
+Run = Callable[[Implementation, bool], Sequence[Report]]
 
 
 def main(

@@ -1,6 +1,7 @@
-"""Makes the examples importable the way ``python examples/train.py`` does."""
+"""Makes the examples importable as ``python examples/train.py`` does, and helpers of the tests."""
 
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))

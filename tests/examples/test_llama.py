@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_llama import numpy_llama
 from safetensors.numpy import load_file, save_file
 
 import generate as generate_cli
@@ -114,46 +115,6 @@ def test_validation_windows_span_the_data() -> None:
 
 
 # Network
-
-
-def numpy_llama(
-    tensors: dict[str, np.ndarray], config: ModelConfig, tokens: np.ndarray
-) -> np.ndarray:
-    """Logits [S, V] of one sequence, in float64, from a Hugging Face checkpoint's definition."""
-    tensors = {name: value.astype(np.float64) for name, value in tensors.items()}
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    length = len(tokens)
-
-    def norm(x: np.ndarray, name: str) -> np.ndarray:
-        mean_square = (x**2).mean(-1, keepdims=True)
-        return x / np.sqrt(mean_square + config.rms_norm_eps) * tensors[name]
-
-    def rotate(x: np.ndarray) -> np.ndarray:
-        angles = np.outer(np.arange(length), config.rope_theta ** (-np.arange(0, dim, 2) / dim))
-        turn = np.exp(1j * angles)[:, None] * (x[..., : dim // 2] + 1j * x[..., dim // 2 :])
-        return np.concatenate([turn.real, turn.imag], -1)
-
-    x = tensors["model.embed_tokens.weight"][tokens]
-    for i in range(config.num_hidden_layers):
-        p = f"model.layers.{i}."
-        h = norm(x, p + "input_layernorm.weight")
-        q, k, v = (
-            (h @ tensors[f"{p}self_attn.{n}_proj.weight"].T).reshape(length, -1, dim) for n in "qkv"
-        )
-        q, k = rotate(q), rotate(k)
-        k, v = (np.repeat(rows, heads // kv_heads, axis=1) for rows in (k, v))
-        scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(dim)
-        scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        context = np.einsum("hij,jhd->ihd", weights, v).reshape(length, -1)
-        x = x + context @ tensors[p + "self_attn.o_proj.weight"].T
-        h = norm(x, p + "post_attention_layernorm.weight")
-        gate = h @ tensors[p + "mlp.gate_proj.weight"].T
-        up = h @ tensors[p + "mlp.up_proj.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ tensors[p + "mlp.down_proj.weight"].T
-    head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-    return norm(x, "model.norm.weight") @ tensors[head + ".weight"].T
 
 
 @pytest.mark.parametrize("tied", [False, True])

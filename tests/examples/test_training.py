@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from llama.config import (
     PRESETS,
     ModelConfig,
     Remat,
-    SequenceAttention,
     TrainConfig,
     context_bytes,
     logits_bytes,
@@ -31,6 +30,7 @@ from llama.training import TrainState, create_train_state, loss_fn, train_step
 MODEL = dataclasses.replace(PRESETS["tiny"][0], num_hidden_layers=2)
 RUN = TrainConfig(steps=30, batch_size=2, context=64, warmup_steps=5)
 H200_BYTES = 141e9
+MLP_PRODUCTS = 9  # gate, up and down, each once forward and twice backward
 
 
 @pytest.fixture(autouse=True)
@@ -72,18 +72,31 @@ def test_bfloat16_loss_curve_is_that_of_jax_nn(source: np.ndarray) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=2e-2)
 
 
-@pytest.mark.parametrize("attention", get_args(SequenceAttention))
-@pytest.mark.parametrize("remat", ["save_attention", "full"])
-def test_remat_changes_neither_loss_nor_gradients(
-    source: np.ndarray, attention: SequenceAttention, remat: Remat
-) -> None:
+@pytest.mark.gpu
+def test_loss_curve_is_that_of_cudnn(source: np.ndarray) -> None:
+    model = dataclasses.replace(MODEL, dtype="bfloat16", head_dim=64)
+    ours = loss_curve(source, model, attention="flash_attention", remat="save_products")
+    theirs = loss_curve(source, model, attention="jax_cudnn", remat="save_products")
+    np.testing.assert_allclose(ours, theirs, rtol=2e-2)
+
+
+@pytest.fixture(scope="module")
+def loss_and_gradients(source: np.ndarray) -> Callable[[Remat], tuple[jax.Array, Llama]]:
     windows = data.train_batch(source, 2, 64, seed=0, step=0)
     model = create_model(MODEL, seed=0)
 
-    def loss_and_gradients(remat: Remat) -> tuple[jax.Array, Llama]:
-        config = dataclasses.replace(RUN, attention=attention, remat=remat)
+    @functools.cache
+    def compute(remat: Remat) -> tuple[jax.Array, Llama]:
+        config = dataclasses.replace(RUN, remat=remat)
         return jax.jit(jax.value_and_grad(loss_fn), static_argnums=2)(model, windows, config)
 
+    return compute
+
+
+@pytest.mark.parametrize("remat", ["save_products", "save_attention", "full"])
+def test_remat_changes_neither_loss_nor_gradients(
+    loss_and_gradients: Callable[[Remat], tuple[jax.Array, Llama]], remat: Remat
+) -> None:
     (want_loss, want), (loss, gradients) = loss_and_gradients("none"), loss_and_gradients(remat)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
     for got, expected in zip(jax.tree.leaves(gradients), jax.tree.leaves(want), strict=True):
@@ -101,13 +114,23 @@ def lowered_step(preset: str, **changes: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("remat", "forward_calls"), [("none", 1), ("save_attention", 1), ("full", 2)]
+    ("remat", "forward_calls", "products"),
+    [
+        ("none", 1, MLP_PRODUCTS),
+        ("save_products", 1, MLP_PRODUCTS),
+        ("save_attention", 1, MLP_PRODUCTS + 2),  # gate and up; nothing needs down again
+        ("full", 2, MLP_PRODUCTS + 2),
+    ],
 )
-def test_kept_attention_is_not_computed_again(remat: str, forward_calls: int) -> None:
-    """Lowered for CUDA, wherever we are: how often each kernel stands in the loops over layers."""
+def test_what_is_kept_is_not_computed_again(remat: str, forward_calls: int, products: int) -> None:
+    """Lowered for CUDA, wherever we are: how often each stands in the loops over layers."""
     text = lowered_step("small", remat=remat)
     assert text.count("@jax_baracuda_flash_attention(") == forward_calls
     assert text.count("@jax_baracuda_flash_attention_backward(") == 1
+    width = PRESETS["small"][0].intermediate_size
+    assert sum(f"x{width}x" in line for line in text.splitlines() if "dot_general" in line) == (
+        products
+    )
 
 
 def test_long_preset_makes_no_array_of_context_squared_elements() -> None:

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import linen
 
-from jax_baracuda.linen import Int4Dense, quantize_params
+from jax_baracuda.linen import Int4Dense, quantize_model, quantize_params
 from jax_baracuda.quant import Int4Weight
 from jax_baracuda.testing import int4
 
@@ -104,6 +104,91 @@ def test_some_layers_of_a_model():
     assert "kernel" not in variables["params"]["head"]
 
 
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("options", [{}, {"symmetric": True, "dtype": jnp.bfloat16}])
+def test_from_dense(use_bias, options):
+    dense, x = linen.Dense(40, use_bias=use_bias, name="up"), normal(3, 96)
+    params = dense.init(jax.random.key(0), x)["params"]
+    layer, variables = Int4Dense.from_dense(dense, params, group_size=32, **options)
+    assert (layer.features, layer.use_bias, layer.name) == (40, use_bias, "up")
+    weight = variables["int4"]["kernel"]
+    assert layer.dtype == options.get("dtype")
+    assert weight.dtype == options.get("dtype", jnp.float32)
+    assert bool((weight.zeros[:3, :40] == 8).all()) is ("symmetric" in options)
+    same = {"params": params | {"kernel": weight.dequantize()}}
+    out, want = jax.jit(layer.apply)(variables, x), dense.apply(same, x)
+    tolerance = 3e-2 if options else 1e-5
+    np.testing.assert_allclose(np.float32(out), want, rtol=tolerance, atol=tolerance)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    assert jax.tree.structure({"params": {}} | shapes) == jax.tree.structure(variables)
+
+
+def test_a_model_whose_layers_are_swapped():
+    """It computes what the model with Int4Dense in its source does."""
+    x = normal(4, 64)
+    dense = Model(linen.Dense)
+    params = dense.init(jax.random.key(0), x)["params"]
+    model, variables = quantize_model(dense, params, group_size=32)
+    assert set(variables["int4"]) == {"Dense_0", "Dense_1", "Block_0", "head"}
+    want = Model(Int4Dense).apply(quantize_params(params, group_size=32), x)
+    np.testing.assert_array_equal(model.apply(variables, x), want)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, x), want, rtol=1e-5, atol=1e-5)
+    slope = jax.grad(lambda x: model.apply(variables, x).sum())(x)
+    assert (slope != 0).any()
+    narrow, variables = quantize_model(dense, params, group_size=32, dtype=jnp.bfloat16)
+    assert variables["int4"]["head"]["kernel"].dtype == jnp.bfloat16
+    assert narrow.apply(variables, x).dtype == jnp.bfloat16
+    # Outside, the model is what it was.
+    assert int4.relative_error(dense.apply({"params": params}, x), np.asarray(want)) > 0
+
+
+class Chain(linen.Module):
+    """Layers of ``setup``, a method beside ``__call__``, another collection, other kernels."""
+
+    def setup(self):
+        self.body = linen.Sequential([linen.Dense(64), jnp.tanh, linen.Dense(64)])
+        self.general = linen.DenseGeneral((4, 16))
+        self.calls = self.variable("calls", "count", lambda: jnp.int32(0))
+
+    def __call__(self, x):
+        self.calls.value += 1
+        return self.general(self.encode(x))
+
+    def encode(self, x):
+        return linen.remat(lambda m, x: m.body(x))(self, x)
+
+
+def test_other_ways_to_call_a_layer():
+    x = normal(4, 64)
+    chain = Chain()
+    first = chain.init(jax.random.key(0), x)
+    model, variables = quantize_model(chain, first["params"], group_size=64)
+    assert set(variables["int4"]) == {"body"}
+    weights = variables["int4"]["body"]
+    kernels = {
+        name: layer | {"kernel": weights[name]["kernel"].dequantize()}
+        for name, layer in first["params"]["body"].items()
+    }
+    same = {"params": first["params"] | {"body": kernels}, "calls": first["calls"]}
+    variables["calls"] = first["calls"]
+    out, changed = model.apply(variables, x, mutable=["calls"])
+    np.testing.assert_allclose(out, chain.apply(same, x, mutable=["calls"])[0], atol=1e-5)
+    assert changed["calls"]["count"] == first["calls"]["count"] + 1
+    out = model.apply(variables, x, method="encode")
+    np.testing.assert_allclose(out, chain.apply(same, x, method="encode"), atol=1e-5)
+
+
+def test_layers_that_cannot_be_swapped_are_named():
+    general, x = linen.DenseGeneral(32), normal(2, 64)
+    wrapped = linen.Sequential([general])
+    params = wrapped.init(jax.random.key(0), x)["params"]
+    model, variables = quantize_model(wrapped, params)
+    with pytest.raises(NotImplementedError, match=r"layers_0 is a DenseGeneral.*where="):
+        model.apply(variables, x)
+    model, variables = quantize_model(wrapped, params, where=lambda path, kernel: False)
+    np.testing.assert_array_equal(model.apply(variables, x), wrapped.apply({"params": params}, x))
+
+
 def test_a_scan_over_layers():
     class Layer(linen.Module):
         dense: type
@@ -125,6 +210,16 @@ def test_a_scan_over_layers():
     out, _ = jax.jit(model(Int4Dense).apply)(variables, x, None)
     kernels = {"up": params["up"] | {"kernel": jax.vmap(lambda w: w.dequantize())(weights)}}
     want, _ = model(linen.Dense).apply({"params": kernels}, x, None)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
+    swapped, variables = quantize_model(
+        linen.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)(
+            linen.Dense
+        ),
+        params,
+        where=lambda path, kernel: True,
+        group_size=32,
+    )
+    out, _ = swapped.apply(variables, x, None)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
 
 

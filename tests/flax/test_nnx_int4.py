@@ -23,7 +23,7 @@ def dense(*sizes, seed=0, **options):
 def rounded(linear, **options):
     """The nnx.Linear that an Int4Linear stands for."""
     same = dense(linear.in_features, linear.out_features, use_bias=linear.bias is not None)
-    same.kernel[...] = Int4Linear.from_linear(linear, **options).weight.dequantize()
+    same.kernel[...] = Int4Linear.from_dense(linear, **options).weight.dequantize()
     if linear.bias is not None:
         same.bias[...] = linear.bias[...]
     return same
@@ -32,9 +32,9 @@ def rounded(linear, **options):
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("group_size", [32, -1])
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_from_linear(use_bias, group_size, dtype):
+def test_from_dense(use_bias, group_size, dtype):
     linear = dense(96, 40, use_bias=use_bias, dtype=dtype)
-    layer = Int4Linear.from_linear(linear, group_size=group_size)
+    layer = Int4Linear.from_dense(linear, group_size=group_size)
     x = normal(2, 3, 96)
     out, want = layer(x), rounded(linear, group_size=group_size)(x)
     assert out.dtype == (jnp.float32 if dtype is None else dtype)
@@ -46,7 +46,7 @@ def test_from_linear(use_bias, group_size, dtype):
 
 
 def test_symmetric_layers():
-    layer = Int4Linear.from_linear(dense(128, 64, param_dtype=jnp.bfloat16), symmetric=True)
+    layer = Int4Linear.from_dense(dense(128, 64, param_dtype=jnp.bfloat16), symmetric=True)
     assert layer(normal(2, 128, dtype=jnp.bfloat16)).shape == (2, 64)
     assert (layer.zeros[...] == 8).all()
     assert layer.scales.dtype == layer.bias.dtype == jnp.bfloat16
@@ -68,7 +68,7 @@ def test_from_a_checkpoint_with_act_order():
 
 
 def test_jit_split_merge_and_pure_state():
-    layer = Int4Linear.from_linear(dense(64, 64), group_size=64)
+    layer = Int4Linear.from_dense(dense(64, 64), group_size=64)
     x = normal(3, 64)
     want = layer(x)
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(layer, x), want, rtol=1e-6)
@@ -139,7 +139,7 @@ def test_stacked_layers_in_a_scan():
         return nnx.Linear(64, 64, rngs=rngs)
 
     stacked = make(nnx.Rngs(0).split(3))
-    layers = Int4Linear.from_linear(stacked, group_size=32)
+    layers = Int4Linear.from_dense(stacked, group_size=32)
     assert layers.packed.shape == (3, 1, 1, 2048)
 
     @nnx.jit
@@ -164,9 +164,9 @@ def test_lora_over_frozen_weights_learns():
         def __init__(self):
             below, above = (dense(64, 64, seed=i) for i in range(2))
             self.below = nnx.LoRA(
-                64, 4, 64, base_module=Int4Linear.from_linear(below, group_size=32), rngs=rngs
+                64, 4, 64, base_module=Int4Linear.from_dense(below, group_size=32), rngs=rngs
             )
-            self.above = Int4Linear.from_linear(above, group_size=32)
+            self.above = Int4Linear.from_dense(above, group_size=32)
 
         def __call__(self, x):
             return self.above(jnp.tanh(self.below(x)))

@@ -158,6 +158,19 @@ def test_a_nested_configuration(tmp_path):
     check(load_checkpoint(tmp_path, progress=False), folder)
 
 
+def test_a_configuration_by_its_older_names(tmp_path):
+    config, *rest = CASES["gptq"]
+    folder = write(tmp_path / "gptq", config, *rest)
+    old = {key: value for key, value in config.items() if key != "quant_method"}
+    (folder.path / "config.json").write_text("{}")
+    (folder.path / "quantize_config.json").write_text(json.dumps(old))
+    check(load_checkpoint(folder.path, progress=False), folder)
+    config = compressed(symmetric=False) | {"sparsity_config": {}, "transform_config": {}}
+    folder = write(tmp_path / "compressed", config, "compressed_asymmetric", 64)
+    (folder.path / "config.json").write_text(json.dumps({"compression_config": config}))
+    check(load_checkpoint(folder.path, progress=False), folder)
+
+
 def test_floats_of_one_dtype(tmp_path):
     folder = write(tmp_path, *CASES["awq"])
     loaded = load_checkpoint(folder.path, dtype="bfloat16", progress=False)
@@ -239,6 +252,14 @@ def refused(tmp_path, config, error=NotImplementedError, format="awq_gemm", **op
         (compressed(num_bits=8), "config_groups.group_0.weights.num_bits = 8"),
         (compressed(type="float"), "weights.type = 'float'"),
         (compressed("tensor"), "strategy = 'tensor'"),
+        (
+            compressed() | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+            "sparsity_config.format = 'sparse-24-bitmask'; supported: 'dense'",
+        ),
+        (
+            compressed() | {"transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}},
+            "transform_config = {'config_groups': {'R1'",
+        ),
         (compressed() | {"format": "marlin-24"}, "format = 'marlin-24'"),
         (compressed() | {"config_groups": {}}, "config_groups = {}"),
     ],

@@ -19,6 +19,7 @@ from jax_baracuda._src.int4.weight import Int4Weight
 
 Value = Int4Weight | jax.Array
 _INDEX = "model.safetensors.index.json"
+_OLD_GPTQ = "quantize_config.json"  # of AutoGPTQ, beside config.json
 
 
 def load_checkpoint(
@@ -30,8 +31,10 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Reads a quantised checkpoint in Hugging Face's form: AWQ, GPTQ or compressed-tensors.
 
-    The folder holds ``config.json`` with a ``quantization_config``, and ``model.safetensors``, or
-    shards with ``model.safetensors.index.json``. Supported are, with four bits:
+    The folder holds ``config.json`` with a ``quantization_config`` (or, from older writers, a
+    ``compression_config`` in it or a ``quantize_config.json`` beside it), and
+    ``model.safetensors``, or shards with ``model.safetensors.index.json``. Supported are, with four
+    bits:
 
     - ``awq``: versions "gemm" and "gemv";
     - ``gptq``: checkpoint formats "gptq" and "gptq_v2", with ``desc_act`` or without;
@@ -85,16 +88,20 @@ def load_checkpoint(
 def _quantization_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; it must be a Hugging Face folder.")
-    config = json.loads((folder / "config.json").read_text())
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     # Models with several parts have theirs one level down.
-    places = (config, config.get("text_config") or {})
-    found: Any = next(filter(None, (place.get("quantization_config") for place in places)), None)
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{folder / 'config.json'} has no quantization_config: the checkpoint is not "
-            "quantised. Quantise its matrices with Int4Weight.quantize."
-        )
-    return dict(found)
+    for place in (config, config.get("text_config") or {}):
+        if found := place.get("quantization_config"):
+            return dict(found)
+    # How it was before there was one name for it.
+    if found := config.get("compression_config"):
+        return {"quant_method": "compressed-tensors", **found}
+    if (folder / _OLD_GPTQ).is_file():
+        return {"quant_method": "gptq", **json.loads((folder / _OLD_GPTQ).read_text())}
+    raise ValueError(
+        f"{folder / 'config.json'} has no quantization_config: the checkpoint is not "
+        "quantised. Quantise its matrices with Int4Weight.quantize."
+    )
 
 
 def _files(folder: Path) -> dict[str, str]:

@@ -101,6 +101,11 @@ def _gptq_weight(
 def _compressed_tensors(config: Mapping[str, Any]) -> Scheme:
     if config.get("format") != "pack-quantized":
         _refuse("format", config.get("format"), "'pack-quantized'")
+    sparsity = (config.get("sparsity_config") or {}).get("format", "dense")
+    if sparsity != "dense":
+        _refuse("sparsity_config.format", sparsity, "'dense'")
+    if (config.get("transform_config") or {}).get("config_groups"):
+        _refuse("transform_config", config["transform_config"], "no transforms")
     groups = config.get("config_groups") or {}
     if not groups:
         _refuse("config_groups", groups, "one group of layers, or several that are alike")

@@ -1,0 +1,222 @@
+"""The engine of the training benchmark: steps of examples/llama on ours and on jax.nn's attention.
+
+jax is not imported before the engine is made.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import itertools
+import math
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+import rows as result_rows
+
+# How the example names the attention of an implementation.
+ATTENTION = {
+    "jax_cudnn": "jax_cudnn",
+    "jax_baracuda": "flash_attention",
+    "jax_nn": "jax_nn",
+}
+SAMPLES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingCell:
+    """A preset of the example, with other windows."""
+
+    length: int
+    batch: int
+    remat: str
+    steps: int
+    preset: str = "medium"
+
+    @property
+    def name(self) -> str:
+        """As in --cells."""
+        return f"{self.length}-{self.remat}"
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch * self.length
+
+    @property
+    def warm_up(self) -> int:
+        """Steps before those that are timed: two or more, so that the samples are alike."""
+        return 2 + (self.steps - 2) % SAMPLES
+
+
+def attention_flops(length: int, layers: int, heads: int, head_dim: int) -> float:
+    """Of a token in a training step under a causal mask.
+
+    12 L H D S without a mask: two products of 2 H D S forward, and twice as many backward; S keys
+    at the end of a window are half as many on the average.
+    """
+    return 12 * layers * heads * head_dim * length / 2
+
+
+class TrainingEngine:
+    """Trains from one seed on one sequence of windows, and takes the time and the losses."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+        sys.path.insert(0, str(result_rows.ROOT / "examples"))
+        import jax
+
+        from llama import config, data, model, training
+
+        self.jax, self.config, self.data = jax, config, data
+        self.model, self.training = model, training
+        self.programs: dict[Any, Any] = {}
+        self.corpus: Any = None
+
+    def about(self) -> dict[str, Any]:
+        import flax
+        import jaxlib
+
+        import jax_baracuda
+
+        versions = {
+            "jax_baracuda": jax_baracuda.__version__,
+            "jax": self.jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "flax": flax.__version__,
+        }
+        return {"gpu": self.jax.devices()[0].device_kind, "versions": versions}
+
+    def settings(self, impl: str, cell: TrainingCell) -> tuple[Any, Any]:
+        """The example's sizes of the model, and of the run."""
+        model, run = self.config.PRESETS[cell.preset]
+        longest = max(model.max_position_embeddings, cell.length)
+        return dataclasses.replace(model, max_position_embeddings=longest), dataclasses.replace(
+            run,
+            steps=cell.steps,
+            batch_size=cell.batch,
+            context=cell.length,
+            warmup_steps=cell.steps // 4,
+            attention=ATTENTION[impl],
+            remat=cell.remat,
+        )
+
+    def prepare(self, jobs: list[tuple[str, TrainingCell]]) -> None:
+        """Compiles the programs side by side; errors show in measure."""
+        starts = dict.fromkeys(self.settings(*job)[0] for job in jobs)
+
+        def build(job: Any) -> None:
+            try:
+                self.programs[job] = (
+                    self.compile_start(job) if job in starts else self.compile(*job)
+                )
+            except Exception as error:
+                self.programs[job] = error
+
+        with concurrent.futures.ThreadPoolExecutor(max(1, len(jobs))) as pool:
+            list(pool.map(build, [*starts, *jobs]))
+        self.corpus = self.data.load_corpus().train
+
+    def compile_start(self, model: Any) -> Any:
+        """The state that every implementation starts from, as a program."""
+        config = self.config.TrainConfig()  # of which that state does not depend
+        network = self.model.create_model
+
+        def start() -> Any:
+            return self.training.create_train_state(network(model, config.seed), config)
+
+        return self.jax.jit(start).lower().compile()
+
+    def compile(self, impl: str, cell: TrainingCell) -> tuple[Any, float]:
+        """A training step, and the seconds that its compilation took."""
+        jax, training = self.jax, self.training
+        began = time.perf_counter()
+        model, run = self.settings(impl, cell)
+        state = jax.eval_shape(
+            lambda: training.create_train_state(self.model.create_model(model, run.seed), run)
+        )
+        windows = jax.ShapeDtypeStruct((cell.batch, cell.length + 1), jax.numpy.uint8)
+        step = training.train_step.trace(state, windows, run).lower().compile()
+        return step, time.perf_counter() - began
+
+    def compiled(self, job: Any) -> Any:
+        """What ``prepare`` made."""
+        program = self.programs[job]
+        if isinstance(program, Exception):
+            raise program
+        return program
+
+    def measure(self, impl: str, cell: TrainingCell, seconds: float) -> dict[str, Any]:
+        """All steps of the cell; ``seconds`` is not asked for."""
+        del seconds
+        program, compile_seconds = self.compiled((impl, cell))
+        state = self.compiled(self.settings(impl, cell)[0])()
+        parameters = sum(leaf.size for leaf in self.jax.tree.leaves(state.model))
+        losses, times = self.train(program, state, cell)
+        if not all(map(math.isfinite, losses)):
+            raise RuntimeError(f"the loss is not finite: {losses}")
+        ms = statistics.median(times)
+        flops = cell.tokens * self.token_flops(cell, parameters)
+        return {
+            "ms": ms,
+            "fastest": min(times),
+            "slowest": max(times),
+            "tflops": flops / ms / 1e9,
+            "tokens_per_second": 1e3 * cell.tokens / ms,
+            "parameters": parameters,
+            "gb": memory(program),
+            "compile_seconds": compile_seconds,
+            "losses": [round(loss, 5) for loss in losses],
+        }
+
+    def train(
+        self, program: Any, state: Any, cell: TrainingCell
+    ) -> tuple[list[float], list[float]]:
+        """Bits per byte before every step, and milliseconds a step of every sample.
+
+        Within a sample steps are queued ahead of the device, so that it is the device's time.
+        """
+        jax = self.jax
+        seed = self.config.TrainConfig().seed
+        windows = [
+            jax.device_put(
+                self.data.train_batch(self.corpus, cell.batch, cell.length, seed=seed, step=step)
+            )
+            for step in range(cell.steps)
+        ]
+        losses: list[Any] = []
+
+        def advance(steps: int) -> float:
+            nonlocal state
+            for _ in range(steps):
+                state, loss = program(state, windows[len(losses)])
+                losses.append(loss)
+            jax.block_until_ready(state.step)
+            return time.perf_counter()
+
+        each = (cell.steps - cell.warm_up) // SAMPLES
+        marks = [advance(cell.warm_up), *(advance(each) for _ in range(SAMPLES))]
+        times = [1e3 * (end - begin) / each for begin, end in itertools.pairwise(marks)]
+        return [float(loss) for loss in losses], times
+
+    def token_flops(self, cell: TrainingCell, parameters: int) -> float:
+        """Model flops of a token: 6 a parameter, and the attention's."""
+        model, _ = self.settings("jax_baracuda", cell)
+        attention = attention_flops(
+            cell.length, model.num_hidden_layers, model.num_attention_heads, model.head_dim
+        )
+        return 6 * parameters + attention
+
+    def release(self) -> None:
+        """Nothing is kept between measurements but programs."""
+
+
+def memory(program: Any) -> float | None:
+    """GB of a compiled program's operands and temporaries."""
+    analysis = program.memory_analysis()
+    if analysis is None:
+        return None
+    return (analysis.argument_size_in_bytes + analysis.temp_size_in_bytes) / 1e9

@@ -1,0 +1,98 @@
+"""bench_all.py: shares of the time, programs that hang or fail, and what is left of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import bench_all
+import pytest
+from bench_all import Part
+
+WRITES = """
+import sys, json, pathlib
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.write_text(json.dumps([{"ms": 1}, {"ms": None, "error": "no"}]))
+print(*sys.argv[1:])
+"""
+HANGS = f"""
+import subprocess, sys, pathlib, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+out.with_suffix(".pid").write_text(str(child.pid))
+{WRITES}
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """Parts of so many seconds from the texts of programs."""
+
+    def parts(**programs):
+        monkeypatch.setattr(bench_all, "HERE", tmp_path)
+        monkeypatch.setattr(bench_all, "STOP_SECONDS", 1)
+        made = []
+        for name, (seconds, text) in programs.items():
+            (tmp_path / f"{name}.py").write_text(text)
+            made.append(Part(name, f"{name}.py", seconds))
+        monkeypatch.setattr(bench_all, "PARTS", made)
+
+    return parts
+
+
+def test_every_part_is_a_program_that_takes_its_options(tmp_path):
+    options = bench_all.parse(["--quick", "--out", str(tmp_path), "--commit", "abc"])
+    for part in bench_all.PARTS:
+        words = bench_all.command(part, 100, options)
+        done = subprocess.run(
+            [*words, "--help"], capture_output=True, text=True, check=True, timeout=60
+        )
+        for word in words[2:]:
+            if word.startswith("--"):
+                assert word in done.stdout
+        assert ("--budget" in words) == ("--budget" in done.stdout)
+
+
+def test_a_part_that_hangs_is_ended_and_leaves_its_file(parts, tmp_path, capsys):
+    parts(first=(2, HANGS), second=(1, WRITES))
+    out = tmp_path / "out"
+    begin = time.monotonic()
+    assert bench_all.main(["--seconds", "6", "--out", str(out)]) == 1
+    assert time.monotonic() - begin < 20
+    printed = capsys.readouterr().out
+    assert "first: ended after 4 s" in printed
+    assert "second: done" in printed
+    assert printed.count("2 rows, 1 with errors") == 2
+    child = int((out / "first.pid").read_text())
+    gone = subprocess.run(
+        [sys.executable, "-c", f"import os; os.kill({child}, 0)"], capture_output=True, check=False
+    )
+    assert gone.returncode or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z"
+
+
+def test_a_part_that_fails_does_not_stop_the_next(parts, tmp_path, capsys):
+    parts(first=(1, "raise SystemExit(3)"), second=(1, WRITES))
+    assert bench_all.main(["--seconds", "60", "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "first: failed (exit code 3)" in printed
+    assert "; no file" in printed
+    assert "second: done" in printed
+
+
+def test_what_a_part_leaves_the_next_may_use(parts, tmp_path, capfd):
+    parts(first=(1, "pass"), second=(1, WRITES))
+    arguments = ["--seconds", "40", "--out", str(tmp_path / "out")]
+    assert bench_all.main([*arguments, "--quick", "--commit", "abc"]) == 0
+    printed = capfd.readouterr().out
+    limit = float(re.search(r"second: at most (\d+) s", printed)[1])
+    assert 30 < limit <= 40  # and not the 20 of its share
+    assert int(re.search(r"--budget (\d+)", printed)[1]) == pytest.approx(0.8 * limit, abs=1)
+    assert "--quick --out" in printed
+    assert "--commit abc" in printed
+    assert bench_all.main([*arguments, "--parts", "second"]) == 0
+    with pytest.raises(SystemExit, match="unknown \\['third'\\]"):
+        bench_all.main(["--parts", "third"])
