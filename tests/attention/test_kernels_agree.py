@@ -75,7 +75,7 @@ def test_both_kernels_agree(dtype, dims, sizes, options):
     [("float16", dims) for dims in TILES] + [("bfloat16", dims) for dims in BACKWARD_DIMS],
     ids=str,
 )
-@pytest.mark.parametrize("sizes", [(1, 1), (799, 1023), (1023, 700), (2100, 4200)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1), (799, 1023), (2100, 1500)], ids=str)
 @pytest.mark.parametrize(
     "options",
     [{}, dict(is_causal=True), dict(is_causal=True, local_window_size=150, sink_tokens=5)],
@@ -171,8 +171,11 @@ FEATURES = {
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("dims", [(64, 64), (40, 24), (128, 128), (104, 112)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "dims"),
+    [("bfloat16", (64, 64)), ("float16", (40, 24)), ("bfloat16", (128, 128))],
+    ids=str,
+)
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("deterministic", [False, True], ids=["", "deterministic"])
