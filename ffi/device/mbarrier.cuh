@@ -32,6 +32,16 @@ __device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool valid)
       : "memory");
 }
 
+// Arrives at the barrier that lies at the same shared address in the CTA of the given rank of the cluster. It says
+// that buffers have been read, and makes no writes visible there.
+__device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
+      " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // Arrives, and adds to the bytes that this phase waits for.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)

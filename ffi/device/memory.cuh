@@ -44,6 +44,21 @@ __device__ __forceinline__ void store_vector(T* address, const T (&elements)[4])
   *reinterpret_cast<Vector*>(address) = packed;
 }
 
+// Adds to four neighbouring floats in global memory, 16 bytes aligned.
+__device__ __forceinline__ void add_global_float4(float* address, float x, float y, float z,
+                                                  float w) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "f"(x), "f"(y),
+               "f"(z), "f"(w)
+               : "memory");
+#else
+  atomicAdd(address, x);
+  atomicAdd(address + 1, y);
+  atomicAdd(address + 2, z);
+  atomicAdd(address + 3, w);
+#endif
+}
+
 // Starts to copy 4 bytes to shared memory, or zeros where `valid` is false.
 __device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global),

@@ -14,10 +14,9 @@ namespace jax_baracuda {
 
 // Tiles in shared memory are panels of kColumns 16-bit elements, as TMA writes them with the swizzle of that width: 64
 // columns, 128 bytes a row, or 32 columns, 64 bytes. A panel starts at a multiple of 1024 bytes.
-template <int kRows_, int kDim_>
+template <int kRows_, int kDim_, int kColumns_ = kDim_ % 64 == 0 ? 64 : 32>
 struct PanelTile {
-  static constexpr int kRows = kRows_, kDim = kDim_;
-  static constexpr int kColumns = kDim % 64 == 0 ? 64 : 32;
+  static constexpr int kRows = kRows_, kDim = kDim_, kColumns = kColumns_;
   static constexpr int kPanels = kDim / kColumns;
   static constexpr int kPanelBytes = kRows * kColumns * 2;
   static constexpr int kBytes = kPanels * kPanelBytes;

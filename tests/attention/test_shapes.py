@@ -129,7 +129,8 @@ def test_causal_alone_is_no_window():
 
 # 16 pairs of batch and head with 2 blocks of 64 rows, or 8 with 4: sums of 96 columns, two
 # statistics and turns.
-HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
+HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 2)
+HOPPER_PAIR = 16 * 2 * (4 * 64 * (192 + 2) + 4 * 16)
 
 
 # 100 and 130 rows are 2 and 3 tiles of 64; a head dimension of 72 is padded to 96.
@@ -142,6 +143,8 @@ HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
             2048 + 4 * 2 * 100 * 8 * 96 + 4 * 2 * 100 * 8 + 4 * 8 * 2 * (2 + 1),
         ),
         ({}, 256, 2048 + HOPPER),
+        ({"head_dim": 136}, 256, 2048 + HOPPER_PAIR),
+        ({"value_dim": 192}, 256, 2048 + HOPPER_PAIR),
         (
             {"segments": True},
             256 + 8 * 2 * (2 + 3),
@@ -311,6 +314,13 @@ def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, options, obstacle
     info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda", **options)
     assert info.name == ("flash_attention_mma" if obstacle else "flash_attention_wgmma")
     assert obstacle is None or f"does not take {obstacle})" in info.note
+    kernels = {64: "wgmma", 72: "wgmma", 128: "wgmma", 136: "wgmma_pair", 100: "mma"}
+    if obstacle:
+        kernels |= {72: "mma", 136: "mma"}
+    for dim, kernel in kernels.items():
+        operands = (aval(2, 100, 8, 64), aval(2, 130, 4, 64), aval(2, 130, 4, dim))
+        info = jax_baracuda.explain("flash_attention", *operands, implementation="cuda", **options)
+        assert f"the backward pass runs flash_attention_backward_{kernel} and takes" in info.note
 
 
 def test_explain_says_why_a_call_would_fail(monkeypatch):

@@ -249,12 +249,13 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
 def _hopper_backward_bytes(shape: AttentionShape) -> int:
     """As ffi/attention/hopper/backward lays its workspace out; 0 for what that does not take."""
     dim = max(shape.head_dim, shape.value_dim)
-    if shape.dtype == "float32" or dim > 128 or not shape.query_rows:
+    tile = next((tile for tile in (64, 96, 128, 192, 256) if dim <= tile), 0)
+    if shape.dtype == "float32" or not tile or not shape.query_rows:
         return 0
-    tile = next(tile for tile in (64, 96, 128) if dim <= tile)
     block = 128 if tile == 64 else 64
+    turns = 2 * (block // 64) if tile <= 128 else 16  # half as many rows a block with features
     blocks = shape.query_rows // block + max(shape.sequences, 1)
-    return shape.batch * shape.q_heads * blocks * (4 * block * (tile + 2) + 4 * 8)
+    return shape.batch * shape.q_heads * blocks * (4 * block * (tile + 2) + 4 * turns)
 
 
 def _segment_bytes(shape: AttentionShape) -> int:

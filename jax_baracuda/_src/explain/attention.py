@@ -122,8 +122,8 @@ def _attention(
         return info.reference(op, shape.dtype, implementation)
     deterministic = options["deterministic"] or compat.deterministic_ops()
     repeats = "too" if deterministic else "with deterministic=True"
-    name, why = _forward_kernel(shape, options, arrays)
-    backward = shapes.workspace_bytes("backward", shape)
+    name, backward, why = _kernels(shape, options, arrays)
+    scratch = shapes.workspace_bytes("backward", shape)
     targets = (registry.FLASH_ATTENTION, registry.FLASH_ATTENTION_BACKWARD)
     obstacle = next(filter(None, map(info.obstacle, targets)), "")
     return info.KernelInfo(
@@ -137,26 +137,35 @@ def _attention(
         batch_invariant=True,
         workspace_bytes=shapes.workspace_bytes("forward", shape),
         note=f"{products(shape.dtype)}{why}; the output repeats bit for bit, gradients {repeats}; "
-        f"the backward pass takes {backward} bytes of workspace{obstacle}",
+        f"the backward pass runs {backward} and takes {scratch} bytes of workspace{obstacle}",
     )
 
 
-def _forward_kernel(
+def _kernels(
     shape: shapes.AttentionShape, options: shapes.AttentionOptions, arrays: dict[str, Any]
-) -> tuple[str, str]:
-    """The kernel of the forward pass; on a Hopper GPU, what keeps a call from its own kernel."""
+) -> tuple[str, str, str]:
+    """The kernels of both passes; on a Hopper GPU, what keeps a call from its own kernels."""
+    forward, backward = "flash_attention_mma", "flash_attention_backward_mma"
     if registry.serving_architecture() != "90a":
-        return "flash_attention_mma", ""
-    obstacles = {
+        return forward, backward, ""
+    operands = {
         "float32": shape.dtype == "float32",
         "head dimensions that are not multiples of 8": (shape.head_dim | shape.value_dim) % 8 > 0,
+    }
+    features = {
         "bias": arrays.get("bias") is not None,
         "alibi_slopes": arrays.get("alibi_slopes") is not None,
         "logits_soft_cap": options["logits_soft_cap"] > 0,
         "dropout": options["dropout_rate"] > 0,
         "a scale that is not positive": options["scale"] <= 0,
     }
-    found = [name for name, there in obstacles.items() if there]
+    found = [name for name, there in (operands | features).items() if there]
     if not found:
-        return "flash_attention_wgmma", ""
-    return "flash_attention_mma", f" (flash_attention_wgmma does not take {', '.join(found)})"
+        forward = "flash_attention_wgmma"
+    dim = max(shape.head_dim, shape.value_dim)
+    with_features = dim <= 64 or 96 < dim <= 128
+    if not any(operands.values()) and (with_features or not any(features.values())):
+        pairs = "_pair" if dim > 128 else ""  # of CTAs, for a block of keys
+        backward = f"flash_attention_backward_wgmma{pairs}"
+    why = f" (flash_attention_wgmma does not take {', '.join(found)})" if found else ""
+    return forward, backward, why
