@@ -10,6 +10,7 @@ from jax_baracuda._src.cache.api import kv_cache_append, paged_append
 from jax_baracuda._src.cache.rope import apply_rope
 from jax_baracuda._src.decode.api import flash_decode
 from jax_baracuda._src.explain import KernelInfo, explain
+from jax_baracuda._src.int4.api import int4_awq_matmul, int4_matmul
 from jax_baracuda._src.merge.api import merge_attention_states
 from jax_baracuda._src.paged.api import paged_decode, paged_prefill
 
@@ -25,6 +26,8 @@ __all__ = [
     "flash_attention",
     "flash_attention_varlen",
     "flash_decode",
+    "int4_awq_matmul",
+    "int4_matmul",
     "kv_cache_append",
     "merge_attention_states",
     "paged_append",

@@ -18,11 +18,14 @@ from jax_baracuda._src.registry import has_cuda_device
 from jax_baracuda.testing import ATTENTION_CASES
 from jax_baracuda.testing import doctor as checks
 from jax_baracuda.testing.cases import DECODE_CASES
+from jax_baracuda.testing.paged_cases import PAGED_DECODE_CASES, PAGED_PREFILL_CASES
 
 FEW = {
     "flash_attention": ("only-causal",),
     "flash_attention_varlen backward": ("varlen-outside-float16",),
     "flash_decode": ("plain-bfloat16-HND", "length-zero-sinks"),
+    "paged_decode": ("everything-page-16",),
+    "paged_prefill": ("everything-page-16",),
 }
 
 
@@ -60,7 +63,8 @@ def test_json(few_checks, capsys):
     assert report["ok"] is True
     assert report["environment"]["versions"]["jax"] == jax.__version__
     assert report["environment"]["runs"] == ("cuda" if has_cuda_device() else "reference")
-    assert {kernel["op"] for kernel in report["kernels"]} == {"flash_attention", "flash_decode"}
+    ops = {"flash_attention", "flash_decode", "paged_decode", "paged_prefill"}
+    assert {kernel["op"] for kernel in report["kernels"]} == ops
     cases = [(check["op"], check["case"]) for check in report["checks"]]
     assert cases == [(op, case) for op, names in FEW.items() for case in names]
     for check in report["checks"]:
@@ -75,6 +79,8 @@ def test_json(few_checks, capsys):
         ("flash_attention_varlen backward", ["--json"]),
         ("flash_decode", []),
         ("flash_decode", ["--json"]),
+        ("paged_decode", ["--json"]),
+        ("paged_prefill", []),
     ],
 )
 def test_wrong_op_is_reported(checked, arguments, monkeypatch, capsys):
@@ -98,7 +104,7 @@ def test_op_that_raises_is_reported(few_checks, monkeypatch, capsys):
     def broken(*args, **options):
         raise RuntimeError("no kernels in this process")
 
-    for op in ("flash_attention", "flash_attention_varlen", "flash_decode"):
+    for op in {checked.partition(" ")[0] for checked in FEW}:
         monkeypatch.setattr(jax_baracuda, op, broken)
     assert command.main(["--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -109,8 +115,15 @@ def test_op_that_raises_is_reported(few_checks, monkeypatch, capsys):
 
 
 def test_checked_cases_exist():
-    known = {case.name for case in (*ATTENTION_CASES, *DECODE_CASES)}
-    assert set(itertools.chain(*checks.CHECKED.values())) <= known
+    tables = {
+        "flash_attention": ATTENTION_CASES,
+        "flash_attention_varlen": ATTENTION_CASES,
+        "flash_decode": DECODE_CASES,
+        "paged_decode": PAGED_DECODE_CASES,
+        "paged_prefill": PAGED_PREFILL_CASES,
+    }
+    for op, names in checks.CHECKED.items():
+        assert set(names) <= {case.name for case in tables[op.removesuffix(" backward")]}
 
 
 @pytest.mark.parametrize(

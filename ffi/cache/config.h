@@ -11,8 +11,6 @@ namespace jax_baracuda {
 inline constexpr int kRowThreads = 128;  // of a CTA
 inline constexpr int kRowBatch = 4;      // rows that a thread has under way
 
-inline int element_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
-
 // Whether all pieces of a row, and both halves of what is rotated, are whole 16 bytes.
 inline bool fits_vectors(const RowParams& p, DType dtype) {
   const int piece = 16 / element_bytes(dtype);

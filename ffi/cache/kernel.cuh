@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kRowThreads) row_kernel(const __grid_constant_
     // While the first rows are on their way: where they go, and how far they turn.
     if (at == lane) {
       position = position_of(p, token, request, nth);
-      Place place = {request, nth, true};
+      RowPlace place = {request, nth, true};
       if (set.placed)
         place = p.placement == Placement::kPages ? place_in_pages(p, token, position)
                                                  : place_in_cache(p, request, position);

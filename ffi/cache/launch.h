@@ -7,8 +7,8 @@
 
 namespace jax_baracuda {
 
-// Loads the kernel of a plan on the current device, so that it can be launched into a CUDA graph.
-cudaError_t prepare_rows(const RowPlan& plan);
+// Loads the kernels of a plan on the current device, so that they can be launched into a CUDA graph.
+cudaError_t prepare_rows(RowPlan plan);
 
 // Enqueues the one kernel; nothing where there are no rows. Fills in what config.h chooses.
 cudaError_t launch_rows(const RowPlan& plan, RowParams params, cudaStream_t stream);

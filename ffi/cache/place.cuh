@@ -6,7 +6,7 @@
 
 namespace jax_baracuda {
 
-struct Place {
+struct RowPlace {
   int slot, row;
   bool kept;
 };
@@ -28,7 +28,7 @@ __device__ __forceinline__ int first_slot(const RowParams& p, int index) {
   return within(layer, p.layer_count) ? layer * p.layer_slots : -1;
 }
 
-__device__ __forceinline__ Place place_in_pages(const RowParams& p, int token, int position) {
+__device__ __forceinline__ RowPlace place_in_pages(const RowParams& p, int token, int position) {
   const int request = p.batch_indices[token], first_page = first_slot(p, token);
   if (!within(request, p.table_requests) || position < 0) return {0, 0, false};
   const int first = min(max(p.page_indptr[request], 0), p.entries);
@@ -40,7 +40,7 @@ __device__ __forceinline__ Place place_in_pages(const RowParams& p, int token, i
           first_page >= 0 && within(page, p.layer_slots)};
 }
 
-__device__ __forceinline__ Place place_in_cache(const RowParams& p, int request, int position) {
+__device__ __forceinline__ RowPlace place_in_cache(const RowParams& p, int request, int position) {
   const int first_cache = first_slot(p, request);
   const int cache = request - divide(request, p.cache_requests) * p.layer_slots;
   return {first_cache + cache, position, first_cache >= 0 && within(position, p.slot_rows)};

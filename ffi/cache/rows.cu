@@ -48,9 +48,15 @@ Kernel kernel_of(const RowPlan& plan) {
 
 }  // namespace
 
-cudaError_t prepare_rows(const RowPlan& plan) {
-  cudaFuncAttributes attributes;  // asking for them loads the kernel's module
-  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_of(plan)));
+cudaError_t prepare_rows(RowPlan plan) {
+  for (const bool vector : {false, true}) {  // which one is known when the addresses are
+    plan.vector = vector;
+    cudaFuncAttributes attributes;  // asking for them loads the kernel's module
+    const cudaError_t error =
+        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_of(plan)));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t launch_rows(const RowPlan& plan, RowParams params, cudaStream_t stream) {

@@ -22,8 +22,6 @@ inline constexpr int kMaxSplits = 1024;
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-constexpr int element_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
-
 // Keys that one warp holds in registers at a time: 8 KB of K and V, 16 KB for the widest 16-bit heads.
 constexpr int warp_tokens(DType dtype, int dim_tile) {
   if (dtype == DType::kF32) return 1024 / dim_tile;

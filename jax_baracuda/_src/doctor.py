@@ -85,15 +85,29 @@ def _has_nvidia_driver() -> bool:
     return os.path.exists("/proc/driver/nvidia/version")
 
 
+# The shapes of a typical call of every op: of floats, and the integers that follow them.
+_TABLE = ((4096,), (9,), (8,))
+_TYPICAL: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]] = {
+    "flash_attention": (((2, 4096, 32, 128), *[(2, 4096, 8, 128)] * 2), ()),
+    "flash_decode": (((8, 32, 128), *[(8, 8, 8192, 128)] * 2), ()),
+    "paged_decode": (((8, 32, 128), *[(4096, 8, 16, 128)] * 2), _TABLE),
+    "paged_prefill": (((512, 32, 128), *[(4096, 8, 16, 128)] * 2), _TABLE),
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "flash_attention": {"is_causal": True},
+    "paged_prefill": {"max_seqlen_q": 256},
+}
+
+
 def kernels() -> list[dict[str, Any]]:
     """The kernel of a typical call of every op, by dtype: the fields of KernelInfo."""
     found = []
-    for dtype in _DTYPES:
-        query = jax.ShapeDtypeStruct((2, 4096, 32, 128), dtype)
-        key = jax.ShapeDtypeStruct((2, 4096, 8, 128), dtype)
-        found.append(explain("flash_attention", query, key, key, is_causal=True))
-    for dtype in _DTYPES:
-        query = jax.ShapeDtypeStruct((8, 32, 128), dtype)
-        cache = jax.ShapeDtypeStruct((8, 8, 8192, 128), dtype)
-        found.append(explain("flash_decode", query, cache, cache))
-    return [dataclasses.asdict(info) for info in found]
+    for op, (floats, integers) in _TYPICAL.items():
+        for dtype in _DTYPES:
+            avals = [jax.ShapeDtypeStruct(shape, dtype) for shape in floats]
+            avals += [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in integers]
+            if op == "paged_prefill":
+                avals.insert(1, jax.ShapeDtypeStruct((9,), jnp.int32))
+            info = explain(op, *avals, **_OPTIONS.get(op, {}))
+            found.append(dataclasses.asdict(info))
+    return found

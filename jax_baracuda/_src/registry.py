@@ -22,6 +22,7 @@ PAGED_DECODE = "jax_baracuda_paged_decode"
 PAGED_PREFILL = "jax_baracuda_paged_prefill"
 APPEND = "jax_baracuda_append"
 ROPE = "jax_baracuda_rope"
+INT4_MATMUL = "jax_baracuda_int4_matmul"
 TARGETS = (
     FLASH_DECODE,
     FLASH_ATTENTION,

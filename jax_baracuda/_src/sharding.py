@@ -102,6 +102,8 @@ def with_rule(
     rule: Callable[[Mesh], tuple[str, dict[str, Any]]],
     local_axes: Callable[[Mesh, Sequence[Any], Sequence[Any]], Mapping[str, Axes]],
     finish: Callable[[Mapping[str, Axes], jax.Array, str], jax.Array],
+    *,
+    call_on: Callable[[Mapping[str, Axes]], Call] | None = None,
 ) -> tuple[jax.Array, ...]:
     """``call(*operands)`` on the parts of every device, under jit.
 
@@ -112,6 +114,7 @@ def with_rule(
       rule: the sharding rule of the present operands, in Shardy's notation, and its options.
       local_axes: the mesh axes of each letter, from what XLA proposes for operands and results.
       finish: makes a result, whose letters are given, of what a device has of it.
+      call_on: the call for the parts of one device, where it is not ``call``.
     """
     _refuse_a_part_of_the_mesh(layout.op)
     present = layout.present
@@ -121,7 +124,7 @@ def with_rule(
         for operand, letters in zip(operands, layout.operands, strict=True)
     ]
 
-    def local(*given: jax.Array) -> tuple[jax.Array, ...]:
+    def run(call: Call, *given: jax.Array) -> tuple[jax.Array, ...]:
         arrays = iter(given)
         return tuple(call(*(jnp.zeros(*like) if like else next(arrays) for like in missing)))
 
@@ -136,7 +139,7 @@ def with_rule(
 
         def on_one_device(*given: jax.Array) -> tuple[jax.Array, ...]:
             with jax.sharding.use_abstract_mesh(_NO_MESH):  # whatever mesh the caller has set
-                parts = local(*given)
+                parts = run(call_on(axes) if call_on else call, *given)
             return tuple(map(functools.partial(finish, axes), parts, layout.results))
 
         return (
@@ -146,7 +149,7 @@ def with_rule(
             tuple(map(sharding, dims)),
         )
 
-    function = custom_partitioning(local)
+    function = custom_partitioning(functools.partial(run, call))
     # Shardings arrive undecoded: jax's own decoding fails on a dimension that is sharded over
     # part of a mesh axis, as Shardy may propose; mesh_axes below does not.
     function.def_partition(
@@ -174,8 +177,13 @@ def _sum_parts(axes: Mapping[str, Axes], part: jax.Array, letters: str) -> jax.A
     names = tuple(name for name in axes["b"] + axes["q"] if name not in kept)
     if not names:
         return part
-    total: jax.Array = _psum_p.bind(part.astype(jnp.float32), names=names)
-    return total.astype(part.dtype)
+    return sum_over(names, part.astype(jnp.float32)).astype(part.dtype)
+
+
+def sum_over(names: Axes, part: jax.Array) -> jax.Array:
+    """jax.lax.psum, for what runs on one device of a rule."""
+    total: jax.Array = _psum_p.bind(part, names=names)
+    return total
 
 
 def _lower_psum(context: Any, part: Any, *, names: Axes) -> Any:

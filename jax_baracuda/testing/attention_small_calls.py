@@ -13,13 +13,15 @@ name has the text, ``--no-check`` leaves the results unchecked.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jax_baracuda.testing.attention import check_attention, run_attention
+from jax_baracuda.testing import small_calls
+from jax_baracuda.testing.attention import Implementation, check_attention, run_attention
 from jax_baracuda.testing.attention_cases import AttentionCase, make_attention_inputs
+from jax_baracuda.testing.compare import Report
 
 # Lengths that are no multiples of any tile, and more than one tile.
 _ROWS = {"query_length": 150, "key_length": 170, "batch": 1, "kv_heads": 1}
@@ -62,30 +64,20 @@ def small_cases() -> Iterator[AttentionCase]:
                 )
 
 
+def _calls() -> Iterator[tuple[str, small_calls.Run]]:
+    for case in small_cases():
+        yield case.name, functools.partial(_run, case)
+
+
+def _run(case: AttentionCase, implementation: Implementation, check: bool) -> Sequence[Report]:
+    inputs = make_attention_inputs(case)
+    results = run_attention(case, inputs, gradients=True, implementation=implementation)
+    return check_attention(case, inputs, results) if check else []
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the calls; 1 if a result is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--list", action="store_true", help="print the names of the cases")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has the text")
-    parser.add_argument("--no-check", action="store_true", help="do not look at the results")
-    parser.add_argument("--implementation", choices=("cuda", "reference"), default="cuda")
-    options = parser.parse_args(arguments)
-    wrong = 0
-    for case in small_cases():
-        if options.only not in case.name:
-            continue
-        print(case.name, flush=True)
-        if options.list:
-            continue
-        inputs = make_attention_inputs(case)
-        results = run_attention(case, inputs, gradients=True, implementation=options.implementation)
-        if options.no_check:
-            continue
-        for report in check_attention(case, inputs, results):
-            if not report.ok:
-                wrong += 1
-                print(f"  {report.message}", flush=True)
-    return int(wrong > 0)
+    return small_calls.main(__doc__, _calls(), arguments)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,15 @@ from jax_baracuda.testing.attention_table import ATTENTION_CASES
 from jax_baracuda.testing.cases import DECODE_CASES, DecodeCase, make_inputs
 from jax_baracuda.testing.compare import Report
 from jax_baracuda.testing.decode import check_decode, run_decode
+from jax_baracuda.testing.paged import (
+    PagedCase,
+    check_paged,
+    make_paged_inputs,
+    paged_arrays,
+    paged_function,
+    run_paged,
+)
+from jax_baracuda.testing.paged_cases import PAGED_DECODE_CASES, PAGED_PREFILL_CASES
 from jax_baracuda.testing.timing import time_chained
 
 # A handful an op that covers dtypes, layouts, every option, empty requests, long and wide inputs.
@@ -49,6 +58,25 @@ CHECKED: dict[str, tuple[str, ...]] = {
         "splits-133",
         "serving",
     ),
+    "paged_decode": (
+        "bfloat16-128-page-16",
+        "float16-80-page-1",
+        "everything-page-64",
+        "lengths-padded-batch",
+        "uneven-float32-page-16",
+        "serving",
+    ),
+    "paged_prefill": (
+        "bfloat16-128-page-3",
+        "full-page-16",
+        "everything-page-3",
+        "short-max",
+        "uneven",
+    ),
+}
+_PAGED: dict[str, Sequence[PagedCase]] = {
+    "paged_decode": PAGED_DECODE_CASES,
+    "paged_prefill": PAGED_PREFILL_CASES,
 }
 Outcome = tuple[Sequence[Report], float]
 
@@ -68,6 +96,9 @@ def _check_of(op: str, name: str) -> Callable[[], Outcome]:
     if op == "flash_decode":
         decode = {case.name: case for case in DECODE_CASES}
         return functools.partial(_check_decode, decode[name])
+    if op in _PAGED:
+        paged = {case.name: case for case in _PAGED[op]}
+        return functools.partial(_check_paged, paged[name])
     attention = {case.name: case for case in ATTENTION_CASES}
     gradients = op.endswith("backward")
     return functools.partial(_check_attention, attention[name], gradients=gradients)
@@ -115,6 +146,14 @@ def _check_decode(case: DecodeCase) -> Outcome:
         return out
 
     return reports, _time(op, inputs.arrays())
+
+
+def _check_paged(case: PagedCase) -> Outcome:
+    inputs = make_paged_inputs(case)
+    reports = check_paged(case, inputs, *run_paged(case, inputs))
+    call = paged_function(case)
+    arrays = paged_arrays(case, inputs)
+    return reports, _time(lambda query, operands: call(query=query, **operands)[0], arrays)
 
 
 def _check_attention(case: AttentionCase, *, gradients: bool) -> Outcome:

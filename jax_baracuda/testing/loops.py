@@ -1,14 +1,18 @@
-"""Jitted decode loops whose kv_lengths grow on the device: what CUDA graphs must capture."""
+"""Jitted decode loops whose lengths grow on the device: what CUDA graphs must capture."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # How far a loop goes into CUDA graphs, by the XLA flags of the process.
 GRAPH_FLAGS = {
@@ -65,45 +69,122 @@ def _append(cache: jax.Array, rows: jax.Array, lengths: jax.Array) -> jax.Array:
     return cache
 
 
-Loop = tuple[jax.Array, jax.Array, State]
+# The step's number, the queries seen so far [steps, B, Hq, D], the state, whose query comes first.
+Loop = tuple[jax.Array, jax.Array, Any]
+Step = Callable[..., Any]
 
 
-def _start(state: State, steps: int) -> Loop:
-    """The step's number, the queries seen so far [steps, B, Hq, D], the state."""
+def _start(state: Any, steps: int) -> Loop:
     return jnp.int32(0), jnp.zeros((steps, *state[0].shape), state[0].dtype), state
 
 
-def _advance(loop: Loop, attend: Callable[..., jax.Array]) -> Loop:
+def _advance(loop: Loop, attend: Callable[..., jax.Array], step: Step) -> Loop:
     index, seen, state = loop
-    state = decode_step(state, attend)
+    state = step(state, attend)
     return index + 1, seen.at[index].set(state[0]), state
 
 
-def decode_while(attend: Callable[..., jax.Array], steps: int) -> Callable[[State], jax.Array]:
+def decode_while(
+    attend: Callable[..., jax.Array], steps: int, step: Step = decode_step
+) -> Callable[[Any], jax.Array]:
     """A jitted ``while_loop`` of steps; returns the queries after each, [steps, B, Hq, D]."""
 
-    def decode_while(state: State) -> jax.Array:
+    def decode_while(state: Any) -> jax.Array:
         return jax.lax.while_loop(
-            lambda loop: loop[0] < steps, lambda loop: _advance(loop, attend), _start(state, steps)
+            lambda loop: loop[0] < steps,
+            lambda loop: _advance(loop, attend, step),
+            _start(state, steps),
         )[1]
 
     return jax.jit(decode_while)
 
 
-def decode_scan(attend: Callable[..., jax.Array], steps: int) -> Callable[[State], jax.Array]:
+def decode_scan(
+    attend: Callable[..., jax.Array], steps: int, step: Step = decode_step
+) -> Callable[[Any], jax.Array]:
     """The same with ``scan``.
 
     The queries are carried, not stacked by the scan: XLA (jax 0.11.2) keeps a loop whose outputs
     are stacked out of a CUDA graph, though not its body.
     """
 
-    def decode_scan(state: State) -> jax.Array:
+    def decode_scan(state: Any) -> jax.Array:
         def body(loop: Loop, _: None) -> tuple[Loop, None]:
-            return _advance(loop, attend), None
+            return _advance(loop, attend, step), None
 
         return jax.lax.scan(body, _start(state, steps), None, length=steps)[0][1]
 
     return jax.jit(decode_scan)
+
+
+LOOPS = {"while": decode_while, "scan": decode_scan}
+
+
+def run_loops(
+    attend: Callable[..., jax.Array], state: Any, steps: int, out: str, **step: Any
+) -> None:
+    """Runs both loops and saves every step's query, as bits. XLA_FLAGS is the caller's."""
+    results: dict[str, Any] = {}
+    for name, make in LOOPS.items():
+        results[name] = np.asarray(make(attend, steps, **step)(state)).view(np.uint16)
+    np.savez(out, **results)
+
+
+def start_process(
+    script: str, folder: pathlib.Path, flags: str, *arguments: str
+) -> subprocess.Popen[str]:
+    """``script OUT arguments``, which ends in ``run_loops``, under these XLA flags.
+
+    XLA dumps what it compiles to the folder, where also the results go.
+    """
+    xla_flags = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_as_text"
+    environment = os.environ | {"XLA_FLAGS": xla_flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return subprocess.Popen(
+        [sys.executable, script, str(folder / "queries.npz"), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish_process(process: subprocess.Popen[str], folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The results of ``start_process``, by loop."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return dict(np.load(folder / "queries.npz"))
+
+
+def check_captured(script: str, folder: pathlib.Path, captured: str, *arguments: str) -> Any:
+    """Every kernel of ours sits in a command buffer, and gives the bits that it gives outside.
+
+    Args:
+      script: as for ``start_process``.
+      folder: an empty one.
+      captured: "body" or "loop", of GRAPH_FLAGS: the loop itself is in the graph, too.
+      *arguments: of the script.
+
+    Returns:
+      The results by loop.
+    """
+    folders = {mode: folder / mode for mode in ("none", captured)}
+    processes = {}
+    for mode, own in folders.items():
+        own.mkdir()
+        processes[mode] = start_process(script, own, GRAPH_FLAGS[mode], *arguments)
+    results = {mode: finish_process(processes[mode], own) for mode, own in folders.items()}
+    for name in LOOPS:
+        plain = thunks(folders["none"], f"jit_decode_{name}")
+        assert not any(kind == "kCommandBuffer" for kind, _ in plain), plain
+        assert any(kind == "kCustomCall" for kind, _ in plain), plain
+
+        inside = thunks(folders[captured], f"jit_decode_{name}")
+        assert any(kind == "kCommandBuffer" for kind, _ in inside), inside
+        assert ("kCustomCall", False) not in inside, inside
+        if captured == "loop":
+            assert ("kWhile", False) not in inside, inside
+        np.testing.assert_array_equal(results[captured][name], results["none"][name])
+    return results[captured]
 
 
 def thunks(folder: pathlib.Path, module: str) -> list[tuple[str, bool]]:
@@ -136,4 +217,24 @@ def parse_thunks(text: str) -> list[tuple[str, bool]]:
                 parents.pop()
             found.append((kind, any(parent == "kCommandBuffer" for _, parent in parents)))
             parents.append((indent, kind))
+    return found
+
+
+def written_arrays(hlo: str, shape: str) -> list[str]:
+    """The instructions of a compiled module that write an array of this shape to memory.
+
+    Args:
+      hlo: ``compiled.as_text()``.
+      shape: such as "bf16[2,4,320,128]".
+    """
+    fused = set(re.findall(r"calls=%?([\w.-]+)", hlo))
+    found, inside_fusion = [], False
+    for line in hlo.splitlines():
+        header = re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        if header:
+            inside_fusion = header[1] in fused
+        written = re.match(rf"\s+(?:ROOT )?%?[\w.-]+ = {re.escape(shape)}\S* ([\w-]+)\(", line)
+        free = ("parameter", "get-tuple-element", "bitcast")
+        if written and not inside_fusion and written[1] not in free:
+            found.append(line.strip())
     return found

@@ -23,14 +23,23 @@ Inputs = DecodeInputs | AttentionInputs
 
 
 def make_paged_inputs(case: PagedCase, seed: int = 0) -> Inputs:
-    """Draws the contiguous inputs of a case; ``case.arrays`` has them in pages."""
+    """Draws the contiguous inputs of a case; ``paged_arrays`` has them in pages."""
     if isinstance(case, PagedDecodeCase):
         return make_inputs(case.call, seed)
     return make_attention_inputs(case.call, seed)
 
 
+def paged_arrays(case: PagedCase, inputs: Inputs) -> dict[str, np.ndarray]:
+    """The operands of a case by the names of the arguments."""
+    if isinstance(case, PagedDecodeCase):
+        assert isinstance(inputs, DecodeInputs)
+        return case.arrays(inputs)
+    assert isinstance(inputs, AttentionInputs)
+    return case.arrays(inputs)
+
+
 def paged_function(case: PagedCase, *, implementation: Implementation = None) -> Any:
-    """The public function of a case with its options: a function of ``case.arrays``."""
+    """The public function of a case with its options: a function of ``paged_arrays``."""
     import jax_baracuda
 
     name = "paged_decode" if isinstance(case, PagedDecodeCase) else "paged_prefill"
@@ -43,7 +52,7 @@ def run_paged(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Calls the public function of a case under jit on the default device; (out, lse)."""
     call = paged_function(case, implementation=implementation)
-    arrays = jax.tree.map(jnp.asarray, case.arrays(inputs))  # type: ignore[arg-type]
+    arrays = jax.tree.map(jnp.asarray, paged_arrays(case, inputs))
     out, lse = jit_once(call, jax.default_backend())(arrays)
     return np.asarray(out), np.asarray(lse)
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import pathlib
-import re
-import subprocess
 import sys
 
 import jax
@@ -18,7 +14,6 @@ import jax_baracuda
 from jax_baracuda.testing import loops
 
 STEPS, LAYERS = 64, 3
-LOOPS = {"while": loops.decode_while, "scan": loops.decode_scan}
 
 
 def loop_inputs() -> loops.State:
@@ -34,65 +29,19 @@ def loop_inputs() -> loops.State:
     )
 
 
-def run_loops(out: str, implementation: str | None) -> None:
-    """Runs both loops and saves every step's query. XLA_FLAGS is the caller's."""
-    attend = functools.partial(jax_baracuda.flash_decode, implementation=implementation)
-    state = loop_inputs()
-    results = {name: np.asarray(make(attend, STEPS)(state)) for name, make in LOOPS.items()}
-    np.savez(out, **{name: array.view(np.uint16) for name, array in results.items()})
-
-
-def start(folder: pathlib.Path, flags: str, implementation: str) -> subprocess.Popen:
-    """``run_loops`` in a process with these XLA flags, dumping to the folder."""
-    xla_flags = f"{flags} --xla_dump_to={folder} --xla_dump_hlo_as_text"
-    environment = os.environ | {"XLA_FLAGS": xla_flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return subprocess.Popen(
-        [sys.executable, __file__, str(folder / "queries.npz"), implementation],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen, folder: pathlib.Path) -> dict[str, np.ndarray]:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return dict(np.load(folder / "queries.npz"))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("captured", ["body", "loop"])
 def test_loop_is_captured(captured, tmp_path):
     """Every kernel of ours sits in a command buffer; with WHILE enabled the loop itself does."""
-    folders = {mode: tmp_path / mode for mode in ("none", captured)}
-    processes = {}
-    for mode, folder in folders.items():
-        folder.mkdir()
-        processes[mode] = start(folder, loops.GRAPH_FLAGS[mode], "cuda")
-    results = {mode: finish(processes[mode], folder) for mode, folder in folders.items()}
-
-    for name in LOOPS:
-        plain = loops.thunks(folders["none"], f"jit_decode_{name}")
-        assert not any(kind == "kCommandBuffer" for kind, _ in plain), plain
-        assert any(kind == "kCustomCall" for kind, _ in plain), plain
-
-        thunks = loops.thunks(folders[captured], f"jit_decode_{name}")
-        assert any(kind == "kCommandBuffer" for kind, _ in thunks), thunks
-        assert not any(kind == "kCustomCall" and not inside for kind, inside in thunks), thunks
-        if captured == "loop":
-            assert not any(kind == "kWhile" and not inside for kind, inside in thunks), thunks
-
-        got, want = results[captured][name], results["none"][name]
+    for got in loops.check_captured(__file__, tmp_path, captured, "cuda").values():
         assert got.shape == (STEPS, 2, 8, 64)
         assert len(np.unique(got[:, 0, 0], axis=0)) == STEPS  # every step is another one
-        np.testing.assert_array_equal(got, want)
 
 
 def test_loops_grow_the_lengths(tmp_path):
     """The loops compute what step-by-step calls compute, on any machine (no graph asked for)."""
-    process = start(tmp_path, "", "reference")
-    results = finish(process, tmp_path)
+    process = loops.start_process(__file__, tmp_path, "", "reference")
+    results = loops.finish_process(process, tmp_path)
     attend = functools.partial(jax_baracuda.flash_decode, implementation="reference")
     state = loop_inputs()
     step = jax.jit(functools.partial(loops.decode_step, attend=attend))
@@ -101,7 +50,7 @@ def test_loops_grow_the_lengths(tmp_path):
         state = step(state)
         queries.append(np.asarray(state[0], np.float32))
     assert state[1].tolist() == [STEPS, 130 + STEPS]
-    for name in LOOPS:
+    for name in loops.LOOPS:
         got = results[name].view(jnp.bfloat16).astype(np.float32)
         np.testing.assert_allclose(got, np.stack(queries), rtol=0.05, atol=0.05)
 
@@ -151,7 +100,7 @@ def test_scan_over_stacked_layers_copies_no_cache():
     query = jax.random.normal(jax.random.key(1), (2, 16, 128), jnp.bfloat16)
     lengths = jnp.asarray((320, 77), jnp.int32)
     compiled = model.lower(query, stacked[0], stacked[1], lengths).compile()
-    copies = cache_results(compiled.as_text(), "bf16[" + ",".join(map(str, shape)) + "]")
+    copies = loops.written_arrays(compiled.as_text(), "bf16[" + ",".join(map(str, shape)) + "]")
     assert copies == []
 
     expected = query
@@ -163,22 +112,7 @@ def test_scan_over_stacked_layers_copies_no_cache():
     )
 
 
-def cache_results(hlo: str, shape: str) -> list[str]:
-    """The instructions of a compiled module that write an array of this shape to memory."""
-    fused = set(re.findall(r"calls=%?([\w.-]+)", hlo))
-    found, inside_fusion = [], False
-    for line in hlo.splitlines():
-        header = re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line)
-        if header:
-            inside_fusion = header[1] in fused
-        written = re.match(rf"\s+(?:ROOT )?%?[\w.-]+ = {re.escape(shape)}\S* ([\w-]+)\(", line)
-        free = ("parameter", "get-tuple-element", "bitcast")
-        if written and not inside_fusion and written[1] not in free:
-            found.append(line.strip())
-    return found
-
-
-def test_cache_results_are_found():
+def test_arrays_that_are_written_are_found():
     """The search for copies finds a copy, and leaves slices inside of fusions alone."""
     hlo = (
         "%wrapped (p: bf16[5,4,8]) -> bf16[4,2] {\n"
@@ -190,8 +124,10 @@ def test_cache_results_are_found():
         "  ROOT %out = bf16[4,2]{1,0} fusion(%copy.3), kind=kCustom, calls=%wrapped\n"
         "}\n"
     )
-    assert cache_results(hlo, "bf16[4,8]") == ["%copy.3 = bf16[4,8]{1,0} copy(%k)"]
+    assert loops.written_arrays(hlo, "bf16[4,8]") == ["%copy.3 = bf16[4,8]{1,0} copy(%k)"]
 
 
 if __name__ == "__main__":
-    run_loops(sys.argv[1], sys.argv[2])
+    path, implementation = sys.argv[1:]
+    attend = functools.partial(jax_baracuda.flash_decode, implementation=implementation)
+    loops.run_loops(attend, loop_inputs(), STEPS, path)

@@ -107,10 +107,12 @@ class _Fields:
             raise ValueError(f"scaling of rope_type {self._kind!r} needs {name!r}.")
         return self._positive(name, self._given.pop(name))
 
-    def optional(self, name: str) -> float | None:
-        """A number > 0, or None."""
+    def optional(self, name: str, *, or_zero: bool = False) -> float | None:
+        """A number > 0, or None, for which 0 may stand."""
         value = self._given.pop(name, None)
-        return None if value is None else self._positive(name, value)
+        if value is None or (or_zero and value == 0):
+            return None
+        return self._positive(name, value)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""
@@ -168,11 +170,12 @@ def _llama3(width: int, theta: float, fields: _Fields) -> Frequencies:
 def _yarn(width: int, theta: float, fields: _Fields) -> Frequencies:
     factor = fields.required("factor")
     context = fields.required("original_max_position_embeddings")
-    beta_fast = fields.optional("beta_fast") or 32.0
-    beta_slow = fields.optional("beta_slow") or 1.0
+    beta_fast = fields.optional("beta_fast", or_zero=True) or 32.0
+    beta_slow = fields.optional("beta_slow", or_zero=True) or 1.0
     truncate = fields.flag("truncate", True)
     attention_factor = fields.optional("attention_factor")
-    mscale, mscale_all_dim = fields.optional("mscale"), fields.optional("mscale_all_dim")
+    mscale = fields.optional("mscale", or_zero=True)
+    mscale_all_dim = fields.optional("mscale_all_dim", or_zero=True)
     fields.done()
 
     def pair_of(turns: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -105,24 +105,21 @@ def partitioned(kind: str, call: Call) -> Call:
 def _sharding_rule(dims: Layout, mesh: Mesh) -> tuple[str, dict[str, Any]]:
     """The rule in Shardy's notation: a factor a capital letter; other places are whole."""
     del mesh
-    fixed: set[str] = set()
+    fixed: list[str] = []
 
-    def side(arrays: Sequence[str]) -> str:
-        words: list[str] = []
-        for letters in arrays:
-            # In lower case, letters may repeat with other extents: each place is its own factor.
-            names = [
-                letter.lower() if letter.isupper() else f"whole{len(words)}x{place}x{letter}"
-                for place, letter in enumerate(letters)
-            ]
-            fixed.update(name for name in names if name.startswith("whole"))
-            words.append(" ".join(names))
-        return ", ".join(words)
+    def factors() -> Iterator[str]:
+        for index, letters in enumerate((*filter(None, dims.operands), *dims.results)):
+            names = []
+            for place, letter in enumerate(letters):
+                names.append(letter.lower() if letter.isupper() else f"whole{index}x{place}")
+                if not letter.isupper():
+                    fixed.append(names[-1])
+            yield " ".join(names)
 
-    operands = [letters for letters in dims.operands if letters]
-    left = side(operands)
-    right = side([*[""] * len(operands), *dims.results]).removeprefix(", " * len(operands))
-    return f"{left} -> {right}", {"need_replication_factors": tuple(sorted(fixed))}
+    sides = list(factors())
+    count = len(dims.present)
+    rule = f"{', '.join(sides[:count])} -> {', '.join(sides[count:])}"
+    return rule, {"need_replication_factors": tuple(fixed)}
 
 
 def _local_axes(
@@ -135,8 +132,10 @@ def _local_axes(
         for place, letter in enumerate(letters):
             if not letter.isupper() or axes.get(letter):
                 continue
-            taken = {name for names in axes.values() for name in names}
             found = sharding.mesh_axes(mesh, array, place)
+            # A mesh axis cannot go over two dimensions of one array.
+            beside = set().union(*(other for other in dims.operands if letter in other))
+            taken = {name for other in beside for name in axes.get(other, ())}
             axes[letter] = () if taken & set(found) else found
     return axes
 

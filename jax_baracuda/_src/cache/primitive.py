@@ -119,9 +119,14 @@ def _rope_transpose(
     return [*primitive.bind(cotangent, positions, -inv_freq, **params), None, None]
 
 
-for _primitive in PRIMITIVES["apply_rope"]:
-    ad.primitive_jvps[_primitive] = functools.partial(_rope_jvp, _primitive)
-    ad.primitive_transposes[_primitive] = functools.partial(_rope_transpose, _primitive)
+def make_linear(rope: Sequence[Primitive]) -> None:
+    """Gives the primitives of apply_rope their derivatives."""
+    for primitive in rope:
+        ad.primitive_jvps[primitive] = functools.partial(_rope_jvp, primitive)
+        ad.primitive_transposes[primitive] = functools.partial(_rope_transpose, primitive)
+
+
+make_linear(PRIMITIVES["apply_rope"])
 
 
 def bind(kind: Kind, *operands: jax.Array, **params: Any) -> Results:

@@ -43,7 +43,7 @@ def unpack(words: jax.Array, order: tuple[int, ...] = tuple(range(NIBBLES))) -> 
     words = words.astype(jnp.int32).view(jnp.uint32)
     shifts = jnp.array(order, jnp.uint32) * 4
     nibbles = (words[..., None] >> shifts) & 15
-    return nibbles.astype(jnp.uint8).reshape(*words.shape[:-1], -1)
+    return nibbles.astype(jnp.uint8).reshape(*words.shape[:-1], NIBBLES * words.shape[-1])
 
 
 def unpack_rows(words: jax.Array) -> jax.Array:
@@ -77,18 +77,15 @@ def from_gptq(
 
 
 def from_compressed_tensors(
-    weight_packed: jax.Array, weight_scale: jax.Array, weight_zero_point: jax.Array | None
+    weight_packed: jax.Array, weight_scale: jax.Array, zeros: jax.Array | None
 ) -> Plain:
-    """weight_packed [OC, IC/8], weight_scale [OC, R], weight_zero_point [OC/8, R] or None.
+    """weight_packed [OC, IC/8], weight_scale [OC, R], zeros as bytes [OC, R] or None.
 
     Numbers are signed and stored with 8 added, the zero points too: the 8s cancel.
     """
     scales = weight_scale.T
-    if weight_zero_point is None:
-        zeros = jnp.full(scales.shape, 8, jnp.uint8)
-    else:
-        zeros = unpack_rows(weight_zero_point).T
-    return Plain(unpack(weight_packed).T, zeros, scales)
+    stored = jnp.full(scales.shape, 8, jnp.uint8) if zeros is None else zeros.T
+    return Plain(unpack(weight_packed).T, stored, scales)
 
 
 def group_order(g_idx: np.ndarray, group_size: int) -> np.ndarray | None:
@@ -117,19 +114,15 @@ def quantise(weight: jax.Array, group_size: int, *, symmetric: bool) -> Plain:
     zero point 8, the largest magnitude at level 1 or 15.
     """
     wide = weight.astype(jnp.float32)
-    grouped = wide.reshape(-1, group_size, weight.shape[1])
-    if symmetric:
-        top = jnp.max(jnp.abs(grouped), axis=1)
-        scales = top / 7
-        zeros = jnp.full(scales.shape, 8, jnp.uint8)
-    else:
-        low = jnp.minimum(jnp.min(grouped, axis=1), 0)
-        high = jnp.maximum(jnp.max(grouped, axis=1), 0)
-        scales = (high - low) / 15
-        safe = jnp.where(scales == 0, 1, scales)
-        zeros = jnp.clip(jnp.round(-low / safe), 0, 15).astype(jnp.uint8)
-    scales = jnp.where(scales == 0, 1, scales).astype(weight.dtype)
-    exact = scales.astype(jnp.float32)[:, None]
-    levels = jnp.round(grouped / exact) + zeros.astype(jnp.float32)[:, None]
+    grouped = wide.reshape(weight.shape[0] // group_size, group_size, weight.shape[1])
+    low = jnp.minimum(jnp.min(grouped, axis=1), 0)
+    high = jnp.maximum(jnp.max(grouped, axis=1), 0)
+    span = jnp.maximum(-low, high) / 7 if symmetric else (high - low) / 15
+    # Rounded to its dtype first, so that the levels are those of the scale that is kept.
+    kept = span.astype(weight.dtype)
+    scales = jnp.where(kept == 0, 1, kept)
+    exact = scales.astype(jnp.float32)
+    zeros = jnp.full_like(exact, 8) if symmetric else jnp.clip(jnp.round(-low / exact), 0, 15)
+    levels = jnp.round(grouped / exact[:, None]) + zeros[:, None]
     q = jnp.clip(levels, 0, 15).astype(jnp.uint8)
-    return Plain(q.reshape(weight.shape), zeros, scales)
+    return Plain(q.reshape(weight.shape), zeros.astype(jnp.uint8), scales)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_baracuda._src.int4 import formats, image
+from jax_baracuda._src import sharding, validation
+from jax_baracuda._src.int4 import formats, image, reference
 
 GROUP_UNIT = 32
 _DTYPES = ("float16", "bfloat16", "float32")
@@ -65,8 +68,12 @@ class Int4Weight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(IC, OC)."""
-        return self.in_features, self.out_features
+        """(IC, OC). In shard_map, those of this device's part."""
+        strips, tiles = self.packed.shape[-3:-1]
+        return (
+            min(self.in_features, tiles * image.TILE),
+            min(self.out_features, strips * image.STRIP),
+        )
 
     @property
     def dtype(self) -> Any:
@@ -78,14 +85,18 @@ class Int4Weight:
         return dataclasses.replace(self, scales=self.scales.astype(dtype))
 
     def dequantize(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """The matrix [IC, OC]. In float32 it is exact."""
-        q = image.unpack(self.packed).astype(jnp.float32)
-        rows = jnp.arange(q.shape[0]) // self.group_size
-        zeros, scales = (part[rows].astype(jnp.float32) for part in (self.zeros, self.scales))
-        matrix = ((q - zeros) * scales)[: self.in_features, : self.out_features]
-        if self.order is not None:
-            matrix = jnp.zeros_like(matrix).at[self.order].set(matrix)
-        return matrix.astype(dtype)
+        """The matrix [IC, OC]. In float32 it is exact. For stacked weights use ``jax.vmap``."""
+        if self.packed.ndim != 3:
+            raise ValueError(
+                f"packed has shape {self.packed.shape}; dequantize takes one weight, whose packed "
+                "is [OCp/64, ICp/64, 2048]. Use jax.vmap for stacked ones."
+            )
+        operands = [self.packed, self.scales, self.zeros]
+        operands += [] if self.order is None else [self.order]
+        make = functools.partial(_matrix, self.shape, self.group_size, jnp.dtype(dtype))
+        (matrix,) = sharding.in_auto_mode(make, operands, _matrix_specs)
+        result: jax.Array = matrix
+        return result
 
     @classmethod
     def from_awq_gemm(
@@ -163,14 +174,10 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("qzeros", qzeros, (groups, columns // 8))
         _expect("scales", scales, (groups, columns))
-        order = None
-        if g_idx is not None:
-            _expect("g_idx", g_idx, (rows,))
-            order = formats.group_order(np.asarray(g_idx), group)
         plain = formats.from_gptq(
             words, _words("qzeros", qzeros), jnp.asarray(scales), zero_offset=zero_offset
         )
-        return cls._pack(plain, group, order)
+        return cls._pack(plain, group, _order(g_idx, rows, group))
 
     @classmethod
     def from_compressed_tensors(
@@ -179,26 +186,39 @@ class Int4Weight:
         weight_scale: ArrayLike,
         weight_zero_point: ArrayLike | None = None,
         *,
+        g_idx: ArrayLike | None = None,
         group_size: int = 128,
+        in_features: int | None = None,
     ) -> Int4Weight:
         """From compressed-tensors' "pack-quantized" format, symmetric or not.
 
         Args:
-          weight_packed: int32 [OC, IC/8].
+          weight_packed: int32 [OC, ceil(IC/8)].
           weight_scale: float [OC, IC/g].
-          weight_zero_point: int32 [OC/8, IC/g]; None if the weight is symmetric.
+          weight_zero_point: int32 [ceil(OC/8), IC/g], or int8 [OC, IC/g], which older versions of
+            the format have; None if the weight is symmetric.
+          g_idx: int [IC], the group of each input channel ("actorder": "group"), not traced; or
+            None.
           group_size: g; -1 for one group a channel.
+          in_features: IC, where it is not a multiple of 8; None if it is.
         """
         words = _words("weight_packed", weight_packed)
         columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
+        if in_features is not None:
+            if not 0 <= rows - in_features < formats.NIBBLES:
+                raise ValueError(
+                    f"in_features is {in_features} and weight_packed has shape {words.shape}; it "
+                    f"must be [OC, ceil(in_features / 8)]."
+                )
+            rows = in_features
         group, groups = _groups(rows, group_size)
         _expect("weight_scale", weight_scale, (columns, groups))
         zeros = None
         if weight_zero_point is not None:
-            _expect("weight_zero_point", weight_zero_point, (columns // 8, groups))
-            zeros = _words("weight_zero_point", weight_zero_point)
+            zeros = _compressed_zeros(weight_zero_point, columns, groups)
         plain = formats.from_compressed_tensors(words, jnp.asarray(weight_scale), zeros)
-        return cls._pack(plain, group)
+        plain = plain._replace(q=plain.q[:rows])
+        return cls._pack(plain, group, _order(g_idx, rows, group))
 
     @classmethod
     def from_packed(
@@ -283,6 +303,29 @@ class Int4Weight:
         )
 
 
+def _matrix(
+    shape: tuple[int, int],
+    group_size: int,
+    dtype: DTypeLike,
+    packed: jax.Array,
+    scales: jax.Array,
+    zeros: jax.Array,
+    order: jax.Array | None = None,
+) -> tuple[jax.Array]:
+    """The numbers of a weight, in the order of x's columns."""
+    matrix = reference.dequantise(packed, scales, zeros, group_size=group_size, dtype=dtype)
+    matrix = matrix[: shape[0], : shape[1]]
+    if order is not None:
+        matrix = jnp.zeros_like(matrix).at[order].set(matrix, unique_indices=True)
+    return (matrix,)
+
+
+def _matrix_specs(avals: Sequence[Any]) -> list[P]:
+    """[IC, OC] as the image, [OCp/64, ICp/64, ...], is sharded on an Explicit mesh."""
+    strips, tiles, *_ = avals[0].sharding.spec
+    return [P(tiles, strips)]
+
+
 def _words(name: str, array: ArrayLike) -> jax.Array:
     """A matrix of 32-bit words."""
     words = jnp.asarray(array)
@@ -299,13 +342,32 @@ def _expect(name: str, array: ArrayLike, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {given}; it must be {shape}.")
 
 
+def _compressed_zeros(given: ArrayLike, columns: int, groups: int) -> jax.Array:
+    """The zero points of compressed-tensors, 8 added: uint8 [OC, R]."""
+    zeros = jnp.asarray(given)
+    if zeros.dtype == jnp.int8:
+        _expect("weight_zero_point", zeros, (columns, groups))
+        return (zeros + 8).astype(jnp.uint8)
+    words = _words("weight_zero_point", zeros)
+    _expect("weight_zero_point", words, (-(-columns // formats.NIBBLES), groups))
+    return formats.unpack_rows(words)[:columns]
+
+
+def _order(g_idx: ArrayLike | None, rows: int, group_size: int) -> np.ndarray | None:
+    """The order of the input channels that puts groups together; None if they are."""
+    if g_idx is None:
+        return None
+    _expect("g_idx", g_idx, (rows,))
+    return formats.group_order(np.asarray(g_idx), group_size)
+
+
 def _groups(rows: int, group_size: int) -> tuple[int, int]:
     """The size and the number of groups."""
     if group_size == -1:
         group_size = max(rows, 1)
-    elif group_size < GROUP_UNIT or group_size % GROUP_UNIT:
+    elif validation.index(group_size) is None or group_size <= 0 or group_size % GROUP_UNIT:
         raise ValueError(
-            f"group_size is {group_size}; supported are multiples of {GROUP_UNIT}, and -1 for one "
-            "group over all input channels."
+            f"group_size is {group_size!r}; supported are multiples of {GROUP_UNIT}, and -1 for "
+            "one group over all input channels."
         )
     return group_size, max(1, -(-rows // group_size))

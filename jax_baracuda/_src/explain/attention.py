@@ -1,0 +1,162 @@
+"""explain for flash_attention and what is built on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jax_baracuda._src import compat, registry, validation
+from jax_baracuda._src.attention import dot_product, masked, shapes
+from jax_baracuda._src.attention.call import check_seed_shape
+from jax_baracuda._src.explain import info
+
+
+def flash_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> info.KernelInfo:
+    del return_lse
+    query, key, value = map(info.aval, (query, key, value))
+    arrays = _take_arrays(options)
+    shape = shapes.check_operands(query, key, value, **arrays)
+    static = shapes.check_options(shape.head_dim, **options)
+    return _attention("flash_attention", shape, static, implementation, arrays)
+
+
+def flash_attention_varlen(
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    *,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> info.KernelInfo:
+    del return_lse
+    query, key, value = map(info.aval, (query, key, value))
+    bounds = dict(cu_seqlens_q=info.aval(cu_seqlens_q), cu_seqlens_k=info.aval(cu_seqlens_k))
+    arrays = _take_arrays(options)
+    longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+    shape = shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
+    static = shapes.check_options(shape.head_dim, **longest, **options)
+    return _attention("flash_attention_varlen", shape, static, implementation, arrays)
+
+
+def dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    query_seq_lengths: Any = None,
+    key_value_seq_lengths: Any = None,
+    local_window_size: Any = None,
+    implementation: str | None = None,
+    return_residual: bool = False,
+) -> info.KernelInfo:
+    del is_causal, return_residual
+    arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
+    avals = (None if array is None else info.aval(array) for array in arrays)
+    operands = dot_product.check_operands(
+        *(aval and jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
+    )
+    query, key, value, bias, mask, *_ = operands
+    obstacle = dot_product.why_not(
+        operands, scale=scale, local_window_size=local_window_size, implementation=implementation
+    )
+    op = "dot_product_attention"
+    if obstacle:
+        return dataclasses.replace(
+            info.reference(op, str(query.dtype), implementation),
+            name="jax.nn.dot_product_attention",
+            implementation="cudnn" if implementation == "cudnn" else "xla",
+            note=f"left to jax.nn: {obstacle}",
+        )
+    shape = shapes.check_operands(query, key, value)
+    shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
+    static = shapes.check_options(shape.head_dim)
+    added = None if shape.segments else mask if bias is None else bias
+    return _attention(op, shape, static, implementation, {"bias": added})
+
+
+def products(dtype: str) -> str:
+    """What multiplies the matrices."""
+    if dtype == "float32":
+        return "float32 products, each as three of TF32 on tensor cores"
+    return f"{dtype} products, on tensor cores"
+
+
+def _take_arrays(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes the optional arrays of flash_attention out of its options."""
+    seed = info.aval(options.pop("dropout_seed", None))
+    check_seed_shape(seed, options.get("dropout_rate", 0.0))
+    names = set(options) & set(shapes.ARGUMENTS)
+    return {name: info.aval(options.pop(name)) for name in names}
+
+
+def _attention(
+    op: str,
+    shape: shapes.AttentionShape,
+    options: shapes.AttentionOptions,
+    implementation: str | None,
+    arrays: dict[str, Any],
+) -> info.KernelInfo:
+    validation.check_implementation(implementation)
+    if implementation != "reference":
+        shapes.check_head_dims(shape)
+    if not info.runs_on_cuda(implementation):
+        return info.reference(op, shape.dtype, implementation)
+    deterministic = options["deterministic"] or compat.deterministic_ops()
+    repeats = "too" if deterministic else "with deterministic=True"
+    name, why = _forward_kernel(shape, options, arrays)
+    backward = shapes.workspace_bytes("backward", shape)
+    targets = (registry.FLASH_ATTENTION, registry.FLASH_ATTENTION_BACKWARD)
+    obstacle = next(filter(None, map(info.obstacle, targets)), "")
+    return info.KernelInfo(
+        op=op,
+        name=name,
+        implementation="cuda",
+        arch=registry.serving_architecture(),
+        dtype=shape.dtype,
+        accumulator="float32",
+        deterministic=deterministic,
+        batch_invariant=True,
+        workspace_bytes=shapes.workspace_bytes("forward", shape),
+        note=f"{products(shape.dtype)}{why}; the output repeats bit for bit, gradients {repeats}; the "
+        f"backward pass takes {backward} bytes of workspace{obstacle}",
+    )
+
+
+def _forward_kernel(
+    shape: shapes.AttentionShape, options: shapes.AttentionOptions, arrays: dict[str, Any]
+) -> tuple[str, str]:
+    """The kernel of the forward pass; on a Hopper GPU, what keeps a call from its own kernel."""
+    if registry.serving_architecture() != "90a":
+        return "flash_attention_mma", ""
+    obstacles = {
+        "float32": shape.dtype == "float32",
+        "head dimensions that are not multiples of 8": (shape.head_dim | shape.value_dim) % 8 > 0,
+        "bias": arrays.get("bias") is not None,
+        "alibi_slopes": arrays.get("alibi_slopes") is not None,
+        "logits_soft_cap": options["logits_soft_cap"] > 0,
+        "dropout": options["dropout_rate"] > 0,
+        "a scale that is not positive": options["scale"] <= 0,
+    }
+    found = [name for name, there in obstacles.items() if there]
+    if not found:
+        return "flash_attention_wgmma", ""
+    return "flash_attention_mma", f" (flash_attention_wgmma does not take {', '.join(found)})"
