@@ -287,20 +287,18 @@ def test_explain(monkeypatch, op, operands, options):
 
 
 @pytest.mark.parametrize(
-    ("options", "obstacle"),
-    [
-        ({}, None),
-        (dict(sinks=aval(8), local_window_size=3, sink_tokens=1), None),
-        (dict(logits_soft_cap=2.0, alibi_slopes=aval(8)), "alibi_slopes, logits_soft_cap"),
-        (dict(scale=-1.0), "a scale that is not positive"),
-        (dict(dropout_rate=0.1, dropout_seed=jax.random.key(0)), "dropout"),
-    ],
+    ("dtype", "head_dim", "obstacle"),
+    [("bfloat16", 72, ""), ("float16", 70, "multiples of 8"), ("float32", 72, "float32")],
 )
-def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, options, obstacle):
+def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, dtype, head_dim, obstacle):
     monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
-    info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda", **options)
+    operands = [aval(2, 100, heads, head_dim, dtype=dtype) for heads in (8, 4, 4)]
+    info = jax_baracuda.explain(
+        "flash_attention", *operands, implementation="cuda", logits_soft_cap=5.0, sinks=aval(8)
+    )
     assert info.name == ("flash_attention_mma" if obstacle else "flash_attention_wgmma")
-    assert obstacle is None or f"does not take {obstacle})" in info.note
+    assert ("wgmma does not take" in info.note) == bool(obstacle)
+    assert obstacle in info.note
 
 
 def test_explain_says_why_a_call_would_fail(monkeypatch):

@@ -8,6 +8,7 @@ namespace jax_baracuda {
 
 // A CTA has `groups` warpgroups of 64 query rows each and goes over the keys n at a time.
 struct HopperTile {
+  bool features;   // see has_features()
   int dim, dim_v;  // head dims rounded up to these
   int n, groups;
   int query_stages;       // 2: the next tile's queries are loaded while this one is at work
@@ -17,7 +18,8 @@ struct HopperTile {
 
   constexpr int m() const { return 64 * groups; }
   constexpr bool operator==(const HopperTile& o) const {
-    return dim == o.dim && dim_v == o.dim_v && n == o.n && groups == o.groups;
+    return features == o.features && dim == o.dim && dim_v == o.dim_v && n == o.n &&
+           groups == o.groups;
   }
 };
 
@@ -25,27 +27,35 @@ struct HopperTile {
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {64, 64, 128, 3, 1, true, false, 0, 2048},
-    {64, 64, 128, 2, 2, true, false, 0, 0},
-    {96, 96, 176, 2, 1, true, false, 1024, 4096},
-    {96, 96, 128, 2, 2, true, false, 0, 0},
-    {128, 128, 128, 2, 1, true, true, 0, 0},
-    {192, 128, 128, 2, 1, false, false, 0, 0},
-    {192, 192, 112, 2, 1, false, false, 0, 0},
-    {256, 256, 80, 2, 1, false, false, 0, 0},
+    {false, 64, 64, 128, 3, 1, true, false, 0, 2048},
+    {false, 64, 64, 128, 2, 2, true, false, 0, 0},
+    {false, 96, 96, 176, 2, 1, true, false, 1024, 4096},
+    {false, 96, 96, 128, 2, 2, true, false, 0, 0},
+    {false, 128, 128, 128, 2, 1, true, true, 0, 0},
+    {false, 192, 128, 128, 2, 1, false, false, 0, 0},
+    {false, 192, 192, 112, 2, 1, false, false, 0, 0},
+    {false, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {true, 64, 64, 128, 2, 1, true, false, 0, 0},
+    {true, 128, 128, 112, 2, 1, true, false, 0, 0},
+    {true, 192, 192, 112, 2, 1, false, false, 0, 0},
+    {true, 256, 256, 80, 2, 1, false, false, 0, 0},
 };
 // clang-format on
 
-inline const HopperTile* choose_hopper_tile(int dim, int dim_v, bool causal, int keys) {
+inline const HopperTile* choose_hopper_tile(bool features, int dim, int dim_v, bool causal,
+                                            int keys) {
   for (const HopperTile& tile : kHopperTiles)
-    if (dim <= tile.dim && dim_v <= tile.dim_v && keys >= (causal ? tile.causal_keys : tile.keys))
+    if (tile.features == features && dim <= tile.dim && dim_v <= tile.dim_v &&
+        keys >= (causal ? tile.causal_keys : tile.keys))
       return &tile;
   return nullptr;
 }
 
-constexpr HopperTile hopper_tile(int dim, int dim_v, int n, int groups) {
+constexpr HopperTile hopper_tile(bool features, int dim, int dim_v, int n, int groups) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.dim == dim && tile.dim_v == dim_v && tile.n == n && tile.groups == groups) return tile;
+    if (tile.features == features && tile.dim == dim && tile.dim_v == dim_v && tile.n == n &&
+        tile.groups == groups)
+      return tile;
   return {};
 }
 

@@ -42,7 +42,7 @@ struct Consumer {
 
   const ForwardParams& p;
   typename Traits::Control& control;
-  const float scale;  // of scores, to base 2
+  const float scale;  // of scores, to base 2; modified ones are logits in base 2 already
 
   const uint64_t queries, keys, values;  // descriptors
   RingPlace<Traits::kStages> key_place, value_place;
@@ -53,7 +53,7 @@ struct Consumer {
                                       typename Traits::Control& control, uint32_t shared, int group)
       : p(params.problem),
         control(control),
-        scale(params.problem.scale * kLog2E),
+        scale(Traits::kFeatures ? 1.0f : params.problem.scale * kLog2E),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
         values(Value::descriptor(shared + Traits::kValueOffset)) {}
@@ -107,7 +107,7 @@ struct Consumer {
 
   __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
     if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
-      const QueryTile& tile = control.tile[tile_slot];
+      const auto& tile = control.tile[tile_slot];
       const auto [lane, warp_row] = place();
       const int i = tile.first_row + warp_row;
       if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, i, block.first_key, lane);
@@ -117,6 +117,19 @@ struct Consumer {
         hide_by_segment<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
                                tile.visible.kv_len, i, block.first_key, lane);
     }
+  }
+
+  // Soft cap, ALiBi and bias; hidden scores are -inf already.
+  __device__ __forceinline__ void modify(Scores<1, kN>& s, const KeyBlock& block) const {
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    modify_scores<1, kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+  }
+  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
+    if (!p.dropout_seed) return;
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
 
   // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
@@ -184,14 +197,18 @@ struct Consumer {
 
   __device__ __forceinline__ void finish(int slot, OnlineSoftmax<1>& softmax,
                                          float (&factor)[2]) const {
-    const QueryTile& tile = control.tile[slot];
+    const auto& tile = control.tile[slot];
     const auto [lane, warp_row] = place();
     finish_rows(p, tile.sequence, tile.head, tile.first_row + warp_row, softmax, scale, lane,
                 factor);
+    if constexpr (Traits::kFeatures) {
+      factor[0] *= p.dropout_scale;
+      factor[1] *= p.dropout_scale;
+    }
   }
   __device__ __forceinline__ void store(int slot, const float (&out)[kDimV / 8][4],
                                         const float (&factor)[2]) const {
-    const QueryTile& tile = control.tile[slot];
+    const auto& tile = control.tile[slot];
     const auto [lane, warp_row] = place();
     store_rows<T, kDimV>(p, tile.sequence, tile.head, tile.first_row + warp_row, out, factor, lane);
   }
@@ -248,6 +265,15 @@ struct Consumer {
     key_place.next();
   }
 
+  // From products to weights, as weigh().
+  __device__ __forceinline__ bool score(State& r, float (&rescale)[2]) const {
+    mask(r.s, r.block);
+    if constexpr (Traits::kFeatures) modify(r.s, r.block);
+    const bool moved = weigh(r.s, r.softmax, rescale);
+    if constexpr (Traits::kFeatures) drop(r.s, r.block);
+    return moved;
+  }
+
   // The first block of a tile, with nothing to overlap with.
   __device__ __forceinline__ void begin(State& r) {
     float rescale[2];
@@ -257,8 +283,7 @@ struct Consumer {
     warpgroup_wait<0>();
     hold(r.scores());
     release_keys(r.block);
-    mask(r.s, r.block);
-    weigh(r.s, r.softmax, rescale);
+    score(r, rescale);
     pack(r.s, r.weights);
   }
 
@@ -287,8 +312,7 @@ struct Consumer {
     hold(r.scores());
     release_keys(r.block);
     if constexpr (!Traits::kOverlap) end_output(r);
-    mask(r.s, r.block);
-    const bool moved = weigh(r.s, r.softmax, rescale);
+    const bool moved = score(r, rescale);
     if constexpr (Traits::kOverlap) {
       weights_before_wait(r.softmax);
       end_output(r);

@@ -52,12 +52,12 @@ TileOrder tile_order(const AttentionProblem& p, const HopperTile& tile, int* cou
 cudaError_t plan_hopper_forward(int device, DType dtype, const AttentionProblem& p,
                                 const HopperKernel** kernel) {
   *kernel = nullptr;
-  if (hopper_kernels().empty() || dtype == DType::kF32 || has_features(p) || p.pages.indptr ||
-      p.k_rows == 0)
+  if (hopper_kernels().empty() || dtype == DType::kF32 || !p.vector_q || !p.vector_v ||
+      p.pages.indptr || p.k_rows == 0)
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperTile* tile = choose_hopper_tile(p.dim, p.dim_v, p.causal, p.max_k);
+  const HopperTile* tile = choose_hopper_tile(has_features(p), p.dim, p.dim_v, p.causal, p.max_k);
   if (major != 9 || !tile || tiles_of(p, *tile) * rows_of(p) >= kMaxTiles) return cudaSuccess;
   for (const HopperKernel& candidate : hopper_kernels()) {
     if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;

@@ -19,7 +19,7 @@ struct HopperKernel {
 };
 
 // Defined by ffi/attention/hopper/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v, int n, int groups>
+template <DType dtype, int dim, int dim_v, int n, int groups, bool features>
 HopperKernel hopper_kernel_entry();
 
 // All of them, none in a build without sm_90a: generated from the list in instantiations.cmake.

@@ -71,7 +71,8 @@ struct Producer {
     const ForwardParams& problem = p.problem;
     const Visibility visible(problem, sequence);
     const int i1 = min(i0 + Traits::kM, sequence.q_len);
-    const KeyBlocks<kN> blocks(visible, i0, i1);
+    // Rows past the last one may see anything, unless what they see looks something up.
+    const KeyBlocks<kN> blocks(visible, i0, Traits::kFeatures ? i0 + Traits::kM : i1);
     const Segments segments(problem, sequence);
     const SegmentBlocks segment_blocks(segments, visible, i0, i1);
     int block = i0 < i1 ? segment_blocks.before(blocks, blocks.last) : -1;
@@ -88,7 +89,9 @@ struct Producer {
     if (Traits::kQueryStages == 1) load_due_value();
     mbarrier_wait(shared_address(&control.query_empty[query_place.stage]), query_place.parity ^ 1);
     if (lane == 0) {
-      control.tile[tile_slot] = {sequence, visible, head, i0};
+      auto& tile = control.tile[tile_slot];
+      static_cast<QueryTile&>(tile) = {sequence, visible, head, i0};
+      if constexpr (Traits::kFeatures) tile.modify = ScoreModifier(problem, sequence, head);
       load_query(pack_row + i0, head, sequence.pack);
     } else {
       query_place.next();
@@ -102,7 +105,8 @@ struct Producer {
     while (block >= 0) {
       const int next = segment_blocks.before(blocks, block);
       if (next < 0) flags |= kLastBlock;
-      if (!blocks.whole(block)) flags |= visible.has_window() ? kPositionMasked : kEndMasked;
+      if (!blocks.whole(block))
+        flags |= Traits::kFeatures || visible.has_window() ? kPositionMasked : kEndMasked;
       if (problem.query_segments && segment_blocks.template overlap<kN>(block) == Overlap::kSome)
         flags |= kSegmentMasked;
       if ((block + 1) * kN > sequence.kv_len && key_first + sequence.kv_len < problem.k_rows)

@@ -1,7 +1,10 @@
 // The shapes of one instantiation of the Hopper forward kernel and its shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/key_blocks.cuh"
+#include "attention/score.cuh"
 #include "attention/sequence.cuh"
 #include "device/cluster.cuh"
 #include "device/mbarrier.cuh"
@@ -30,11 +33,14 @@ struct QueryTile {
   Visibility visible;
   int head, first_row;
 };
+struct ModifiedQueryTile : QueryTile {
+  ScoreModifier modify;
+};
 
-template <int kQueryStages, int kStages>
+template <int kQueryStages, int kStages, class QueryTile>
 struct HopperControl {
-  static constexpr int kTiles =
-      4;  // at most three are in use: the one that ends, the current, the one being loaded
+  // At most three are in use: the one that ends, the current, the one being loaded.
+  static constexpr int kTiles = 4;
 
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
   uint64_t key_full[kStages], key_empty[kStages];
@@ -45,12 +51,13 @@ struct HopperControl {
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
 template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_,
-          bool kPingpong_, bool kOverlap_>
+          bool kPingpong_, bool kOverlap_, bool kFeatures_>
 struct HopperTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
   static constexpr int kStages = 2, kQueryStages = kQueryStages_;
+  static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
@@ -60,7 +67,8 @@ struct HopperTraits {
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;
   using Value = PanelTile<kN, kDimV>;
-  using Control = HopperControl<kQueryStages, kStages>;
+  using Control = HopperControl<kQueryStages, kStages,
+                                std::conditional_t<kFeatures, ModifiedQueryTile, QueryTile>>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   static constexpr int kControlOffset = kValueOffset + kStages * Value::kBytes;

@@ -27,7 +27,7 @@ def flash_attention(
     arrays = _take_arrays(options)
     shape = shapes.check_operands(query, key, value, **arrays)
     static = shapes.check_options(shape.head_dim, **options)
-    return _attention("flash_attention", shape, static, implementation, arrays)
+    return _attention("flash_attention", shape, static, implementation)
 
 
 def flash_attention_varlen(
@@ -50,7 +50,7 @@ def flash_attention_varlen(
     longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
     shape = shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
     static = shapes.check_options(shape.head_dim, **longest, **options)
-    return _attention("flash_attention_varlen", shape, static, implementation, arrays)
+    return _attention("flash_attention_varlen", shape, static, implementation)
 
 
 def dot_product_attention(
@@ -89,8 +89,7 @@ def dot_product_attention(
     shape = shapes.check_operands(query, key, value)
     shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
     static = shapes.check_options(shape.head_dim)
-    added = None if shape.segments else mask if bias is None else bias
-    return _attention(op, shape, static, implementation, {"bias": added})
+    return _attention(op, shape, static, implementation)
 
 
 def products(dtype: str) -> str:
@@ -113,7 +112,6 @@ def _attention(
     shape: shapes.AttentionShape,
     options: shapes.AttentionOptions,
     implementation: str | None,
-    arrays: dict[str, Any],
 ) -> info.KernelInfo:
     validation.check_implementation(implementation)
     if implementation != "reference":
@@ -122,7 +120,7 @@ def _attention(
         return info.reference(op, shape.dtype, implementation)
     deterministic = options["deterministic"] or compat.deterministic_ops()
     repeats = "too" if deterministic else "with deterministic=True"
-    name, why = _forward_kernel(shape, options, arrays)
+    name, why = _forward_kernel(shape)
     backward = shapes.workspace_bytes("backward", shape)
     targets = (registry.FLASH_ATTENTION, registry.FLASH_ATTENTION_BACKWARD)
     obstacle = next(filter(None, map(info.obstacle, targets)), "")
@@ -141,22 +139,15 @@ def _attention(
     )
 
 
-def _forward_kernel(
-    shape: shapes.AttentionShape, options: shapes.AttentionOptions, arrays: dict[str, Any]
-) -> tuple[str, str]:
+def _forward_kernel(shape: shapes.AttentionShape) -> tuple[str, str]:
     """The kernel of the forward pass; on a Hopper GPU, what keeps a call from its own kernel."""
     if registry.serving_architecture() != "90a":
         return "flash_attention_mma", ""
     obstacles = {
         "float32": shape.dtype == "float32",
         "head dimensions that are not multiples of 8": (shape.head_dim | shape.value_dim) % 8 > 0,
-        "bias": arrays.get("bias") is not None,
-        "alibi_slopes": arrays.get("alibi_slopes") is not None,
-        "logits_soft_cap": options["logits_soft_cap"] > 0,
-        "dropout": options["dropout_rate"] > 0,
-        "a scale that is not positive": options["scale"] <= 0,
     }
     found = [name for name, there in obstacles.items() if there]
     if not found:
         return "flash_attention_wgmma", ""
-    return "flash_attention_mma", f" (flash_attention_wgmma does not take {', '.join(found)})"
+    return "flash_attention_mma", f" (flash_attention_wgmma does not take {' or '.join(found)})"

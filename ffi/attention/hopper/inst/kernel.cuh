@@ -7,12 +7,12 @@
 
 namespace jax_baracuda {
 
-template <DType dtype, int dim, int dim_v, int n, int groups>
+template <DType dtype, int dim, int dim_v, int n, int groups, bool features>
 HopperKernel hopper_kernel_entry() {
-  static constexpr HopperTile tile = hopper_tile(dim, dim_v, n, groups);
+  static constexpr HopperTile tile = hopper_tile(features, dim, dim_v, n, groups);
   static_assert(tile.n > 0, "no such tile in config.h");
   using Traits = HopperTraits<Element<dtype>, dim, dim_v, n, groups, tile.query_stages,
-                              tile.pingpong, tile.overlap>;
+                              tile.pingpong, tile.overlap, features>;
   static constexpr auto kernel = hopper_forward_kernel<Traits>;
   return {dtype, tile,
           [] {
