@@ -134,8 +134,8 @@ def _attention(
         deterministic=deterministic,
         batch_invariant=True,
         workspace_bytes=shapes.workspace_bytes("forward", shape),
-        note=f"{products(shape.dtype)}{why}; the output repeats bit for bit, gradients {repeats}; the "
-        f"backward pass takes {backward} bytes of workspace{obstacle}",
+        note=f"{products(shape.dtype)}{why}; the output repeats bit for bit, gradients {repeats}; "
+        f"the backward pass takes {backward} bytes of workspace{obstacle}",
     )
 
 
