@@ -25,6 +25,10 @@ class JaxEngine(peers.JaxEngine):
     """Ours, Pallas, and XLA: compiles the jobs of a cell side by side, then measures each."""
 
     def __init__(self) -> None:
+        from jax_baracuda.testing import timing
+
+        # Nothing here is a matrix product of XLA's; tuning the checks takes minutes.
+        timing.add_xla_flags("--xla_gpu_autotune_level=0")
         super().__init__()
         import paged_inputs
         import paged_reads

@@ -12,6 +12,7 @@
 #include "cache/handler.h"
 #include "decode/config.h"
 #include "decode/handler.h"
+#include "int4/handler.h"
 #include "xla/ffi/api/c_api.h"
 
 namespace nb = nanobind;
@@ -43,6 +44,7 @@ nb::dict registrations() {
       target(flash_attention_bias_grad_initialize, flash_attention_bias_grad_execute);
   targets["jax_baracuda_append"] = target(append_initialize, append_execute);
   targets["jax_baracuda_rope"] = target(rope_initialize, rope_execute);
+  targets["jax_baracuda_int4_matmul"] = target(int4_matmul_initialize, int4_matmul_execute);
   return targets;
 }
 

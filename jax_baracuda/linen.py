@@ -1,25 +1,39 @@
-"""flash_attention in Flax Linen: an ``attention_fn`` for ``MultiHeadDotProductAttention``.
+"""Flax Linen: an ``attention_fn`` for ``MultiHeadDotProductAttention``, and four-bit dense layers.
 
 Example::
 
   >>> from flax import linen
   >>> from jax_baracuda.linen import dot_product_attention
   >>> layer = linen.MultiHeadDotProductAttention(num_heads=8, attention_fn=dot_product_attention)
+
+``Int4Dense`` is ``flax.linen.Dense`` on an ``Int4Weight``; ``quantize_params`` makes its variables
+of those of ``Dense`` layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import flax.serialization
 import jax
+import jax.numpy as jnp
 from flax import linen
 from flax.linen.dtypes import promote_dtype
-from flax.typing import Dtype, PrecisionLike
+from flax.linen.linear import default_kernel_init
+from flax.typing import Dtype, Initializer, PrecisionLike
 
 from jax_baracuda._src.attention import flax_layers
 from jax_baracuda._src.attention.flax_layers import Implementation
+from jax_baracuda._src.int4 import flax_layers as int4_layers
+from jax_baracuda._src.int4.weight import Int4Weight
 
-__all__ = ["dot_product_attention"]
+__all__ = ["Int4Dense", "dot_product_attention", "quantize_params"]
+
+INT4 = "int4"  # the collection of the weights
+Path = tuple[str, ...]
 
 
 # The layer looks at the names of the parameters to know what to pass: each is spelled out.
@@ -137,3 +151,128 @@ def dot_product_attention(
         broadcast_dropout=broadcast_dropout,
         implementation=implementation,
     )
+
+
+class Int4Dense(linen.Module):
+    """``flax.linen.Dense`` on a weight of four-bit numbers, for inference and for LoRA.
+
+    The weight, an ``Int4Weight``, is the variable "kernel" of the collection "int4", so that
+    optimizers of "params" leave it alone; the bias is a parameter. The input has a gradient, the
+    weight has none. ``init`` rounds a random kernel; ``quantize_params`` and ``load_checkpoint``
+    give others.
+
+    Attributes:
+      features: OC.
+      use_bias: whether there is a bias.
+      dtype: of the product: float16, bfloat16 or float32. None for that of the inputs.
+      param_dtype: of the scales and the bias that ``init`` makes.
+      kernel_init: makes the matrix that ``init`` rounds to four bits.
+      bias_init: makes the bias.
+      group_size: for ``init``: input channels that share a scale and a zero point; -1 for all.
+      symmetric: for ``init``: whether all zero points are 8.
+      implementation: as for ``int4_matmul``.
+
+    Example::
+
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen
+      >>> from jax_baracuda.linen import Int4Dense, quantize_params
+      >>> x = jnp.ones((2, 256), jnp.bfloat16)
+      >>> params = linen.Dense(512, param_dtype=jnp.bfloat16).init(jax.random.key(0), x)["params"]
+      >>> variables = quantize_params(params)
+      >>> Int4Dense(512).apply(variables, x).shape, variables["int4"]["kernel"].shape
+      ((2, 512), (256, 512))
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = default_kernel_init
+    bias_init: Initializer = linen.initializers.zeros_init()
+    group_size: int = 128
+    symmetric: bool = False
+    implementation: Implementation = None
+
+    @linen.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[..., IC] to [..., OC]."""
+
+        def make() -> Int4Weight:
+            shape = (inputs.shape[-1], self.features)
+            kernel = self.kernel_init(self.make_rng("params"), shape, self.param_dtype)
+            return int4_layers.quantize_kernel(
+                kernel, dtype=None, group_size=self.group_size, symmetric=self.symmetric
+            )
+
+        weight = self.variable(INT4, "kernel", make).value
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        return int4_layers.multiply(
+            inputs, weight, bias, dtype=self.dtype, implementation=self.implementation
+        )
+
+
+def quantize_params(
+    params: Mapping[str, Any],
+    *,
+    where: Callable[[Path, jax.Array], bool] | None = None,
+    group_size: int = 128,
+    symmetric: bool = False,
+    dtype: Dtype | None = None,
+) -> dict[str, Any]:
+    """The variables of a model with ``Int4Dense`` layers, of the parameters of one with ``Dense``.
+
+    Every "kernel" [IC, OC] of ``params`` becomes an ``Int4Weight`` in the collection "int4". Layers
+    that Flax named, "Dense_0", are renamed to "Int4Dense_0".
+
+    Args:
+      params: nested dictionaries of arrays.
+      where: ``where(path, kernel)`` says which kernels to round, such as
+        ``lambda path, kernel: "head" not in path``. None for all that are matrices; for the kernels
+        [layers, IC, OC] of ``linen.scan``, give one that takes them.
+      group_size: input channels that share a scale and a zero point; -1 for all.
+      symmetric: whether all zero points are 8, instead of fitting their groups.
+      dtype: of the scales, best that of the activations; None for that of the kernel.
+
+    Returns:
+      {"params": what is left, "int4": weights}, to be given to ``apply``.
+    """
+
+    def split(path: Path, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What stays of ``tree``, and what is rounded of it."""
+        kept: dict[str, Any] = {}
+        rounded: dict[str, Any] = {}
+        for name, value in tree.items():
+            if isinstance(value, Mapping):
+                inside = split((*path, name), value)
+                renamed = "kernel" in inside[1] and re.fullmatch(r"Dense_\d+", name)
+                for into, found in zip((kept, rounded), inside, strict=True):
+                    if found:
+                        into[f"Int4{name}" if renamed else name] = found
+            elif name == "kernel" and (value.ndim == 2 if where is None else where(path, value)):
+                rounded[name] = int4_layers.quantize_kernel(
+                    value, dtype=dtype, group_size=group_size, symmetric=symmetric
+                )
+            else:
+                kept[name] = value
+        return kept, rounded
+
+    kept, rounded = split((), params)
+    return {"params": kept, INT4: rounded}
+
+
+_ARRAYS = ("packed", "scales", "zeros", "order")
+
+
+def _to_state(weight: Int4Weight) -> dict[str, Any]:
+    return {name: getattr(weight, name) for name in _ARRAYS if getattr(weight, name) is not None}
+
+
+def _from_state(weight: Int4Weight, state: dict[str, Any]) -> Int4Weight:
+    return dataclasses.replace(weight, **state)
+
+
+# For flax.serialization.to_bytes and from_bytes.
+flax.serialization.register_serialization_state(Int4Weight, _to_state, _from_state)

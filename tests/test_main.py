@@ -18,6 +18,7 @@ from jax_baracuda._src.registry import has_cuda_device
 from jax_baracuda.testing import ATTENTION_CASES
 from jax_baracuda.testing import doctor as checks
 from jax_baracuda.testing.cases import DECODE_CASES
+from jax_baracuda.testing.int4 import INT4_CASES
 from jax_baracuda.testing.paged_cases import PAGED_DECODE_CASES, PAGED_PREFILL_CASES
 
 FEW = {
@@ -26,6 +27,7 @@ FEW = {
     "flash_decode": ("plain-bfloat16-HND", "length-zero-sinks"),
     "paged_decode": ("everything-page-16",),
     "paged_prefill": ("everything-page-16",),
+    "int4_matmul": ("gptq-act-order-float16-17-rows",),
 }
 
 
@@ -63,7 +65,7 @@ def test_json(few_checks, capsys):
     assert report["ok"] is True
     assert report["environment"]["versions"]["jax"] == jax.__version__
     assert report["environment"]["runs"] == ("cuda" if has_cuda_device() else "reference")
-    ops = {"flash_attention", "flash_decode", "paged_decode", "paged_prefill"}
+    ops = {"flash_attention", "flash_decode", "int4_matmul", "paged_decode", "paged_prefill"}
     assert {kernel["op"] for kernel in report["kernels"]} == ops
     cases = [(check["op"], check["case"]) for check in report["checks"]]
     assert cases == [(op, case) for op, names in FEW.items() for case in names]
@@ -81,6 +83,7 @@ def test_json(few_checks, capsys):
         ("flash_decode", ["--json"]),
         ("paged_decode", ["--json"]),
         ("paged_prefill", []),
+        ("int4_matmul", ["--json"]),
     ],
 )
 def test_wrong_op_is_reported(checked, arguments, monkeypatch, capsys):
@@ -121,6 +124,7 @@ def test_checked_cases_exist():
         "flash_decode": DECODE_CASES,
         "paged_decode": PAGED_DECODE_CASES,
         "paged_prefill": PAGED_PREFILL_CASES,
+        "int4_matmul": INT4_CASES,
     }
     for op, names in checks.CHECKED.items():
         assert set(names) <= {case.name for case in tables[op.removesuffix(" backward")]}

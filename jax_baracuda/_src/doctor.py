@@ -14,6 +14,7 @@ from jaxlib.version import __version__ as jaxlib_version
 
 from jax_baracuda._src import registry
 from jax_baracuda._src.explain import explain
+from jax_baracuda._src.int4.weight import Int4Weight
 
 FIX_NO_BACKEND = "install jax's CUDA backend: pip install 'jax[cuda13]'"
 FIX_NO_KERNELS = (
@@ -110,4 +111,9 @@ def kernels() -> list[dict[str, Any]]:
                 avals.insert(1, jax.ShapeDtypeStruct((9,), jnp.int32))
             info = explain(op, *avals, **_OPTIONS.get(op, {}))
             found.append(dataclasses.asdict(info))
+    for dtype in _DTYPES:
+        matrix = jax.ShapeDtypeStruct((4096, 14336), dtype)
+        weight = jax.eval_shape(Int4Weight.quantize, matrix)
+        info = explain("int4_matmul", jax.ShapeDtypeStruct((8, 4096), dtype), weight)
+        found.append(dataclasses.asdict(info))
     return found

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -58,6 +59,31 @@ def define_pair(op: Op) -> tuple[Primitive, Primitive]:
 def choose(pair: tuple[Primitive, Primitive]) -> Primitive:
     """The primitive of a pair that the surrounding context needs."""
     return pair[sharding.in_shard_map()]
+
+
+def state_avals(operands: Sequence[Any], specs: Sequence[Any]) -> list[Any]:
+    """Those of an output like the query, the first operand, and of its log-sum-exp [., Hq]."""
+    query = operands[0]
+    varying = frozenset[str]().union(*(compat.varying_axes(aval) for aval in operands))
+    like = ((query.shape, query.dtype), (query.shape[:2], np.dtype(np.float32)))
+    return [
+        compat.output_aval(query, shape, dtype, spec, varying)
+        for (shape, dtype), spec in zip(like, specs, strict=True)
+    ]
+
+
+def state_types(query: jax.Array) -> list[jax.ShapeDtypeStruct]:
+    """The same results as an FFI call declares them."""
+    return [
+        jax.ShapeDtypeStruct(query.shape, query.dtype),
+        jax.ShapeDtypeStruct(query.shape[:2], np.float32),
+    ]
+
+
+def attributes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, plain Python numbers, as an FFI target takes them."""
+    types: dict[type, Any] = {bool: bool, float: np.float32, int: np.int64}
+    return {name: types[type(value)](value) for name, value in options.items()}
 
 
 def _define(op: Op, name: str, on_cuda: Call) -> Primitive:

@@ -32,6 +32,7 @@ TARGETS = (
     PAGED_PREFILL,
     APPEND,
     ROPE,
+    INT4_MATMUL,
 )
 
 _ARCHITECTURE = re.compile(r"(\d+)([af]?)(-real|-virtual)?")

@@ -21,6 +21,7 @@ from jax_baracuda.testing.attention_table import ATTENTION_CASES
 from jax_baracuda.testing.cases import DECODE_CASES, DecodeCase, make_inputs
 from jax_baracuda.testing.compare import Report
 from jax_baracuda.testing.decode import check_decode, run_decode
+from jax_baracuda.testing.int4 import INT4_CASES, Int4Case, check_int4
 from jax_baracuda.testing.paged import (
     PagedCase,
     check_paged,
@@ -73,6 +74,7 @@ CHECKED: dict[str, tuple[str, ...]] = {
         "short-max",
         "uneven",
     ),
+    "int4_matmul": tuple(case.name for case in INT4_CASES),
 }
 _PAGED: dict[str, Sequence[PagedCase]] = {
     "paged_decode": PAGED_DECODE_CASES,
@@ -85,9 +87,9 @@ def run_checks() -> list[dict[str, Any]]:
     """Runs every op on the default device.
 
     Returns:
-      One dict a case: "op", "case", "ok", "error" and "bound" (absolute; of the result that comes
-      closest to its bound, the log-sum-exp apart), "lse_error", "ms" (a call, the data in cache if
-      it fits) and "message" (what is wrong, or "").
+      One dict a case: "op", "case", "ok", "error" and "bound" (absolute; relative for int4_matmul;
+      of the result that comes closest to its bound, the log-sum-exp apart), "lse_error", "ms" (a
+      call, the data in cache if it fits) and "message" (what is wrong, or "").
     """
     return [_row(op, name, _check_of(op, name)) for op, names in CHECKED.items() for name in names]
 
@@ -99,6 +101,9 @@ def _check_of(op: str, name: str) -> Callable[[], Outcome]:
     if op in _PAGED:
         paged = {case.name: case for case in _PAGED[op]}
         return functools.partial(_check_paged, paged[name])
+    if op == "int4_matmul":
+        products = {case.name: case for case in INT4_CASES}
+        return functools.partial(_check_int4, products[name])
     attention = {case.name: case for case in ATTENTION_CASES}
     gradients = op.endswith("backward")
     return functools.partial(_check_attention, attention[name], gradients=gradients)
@@ -119,13 +124,13 @@ def _row(op: str, case: str, check: Callable[[], Outcome]) -> dict[str, Any]:
         reports, ms = check()
     except Exception as error:  # a broken op is a finding, not the end of the report
         return row | {"message": f"{type(error).__name__}: {error}"}
-    lse = next(report for report in reports if report.name.endswith(" lse"))
+    lse = next((report for report in reports if report.name.endswith(" lse")), None)
     closest = max((r for r in reports if r is not lse), key=_share_of_bound)
     return row | {
         "ok": all(report.ok for report in reports),
         "error": closest.error,
         "bound": closest.bound,
-        "lse_error": lse.error,
+        "lse_error": None if lse is None else lse.error,
         "ms": ms,
         "message": " ".join(report.message for report in reports if not report.ok),
     }
@@ -154,6 +159,18 @@ def _check_paged(case: PagedCase) -> Outcome:
     call = paged_function(case)
     arrays = paged_arrays(case, inputs)
     return reports, _time(lambda query, operands: call(query=query, **operands)[0], arrays)
+
+
+def _check_int4(case: Int4Case) -> Outcome:
+    x, raw = case.inputs()
+    weight = raw.convert()
+    out = jax.jit(jax_baracuda.int4_matmul)(x, weight)
+    report = check_int4(case, x, raw, out)
+
+    def op(query: jax.Array, operands: dict[str, Any]) -> jax.Array:
+        return jax_baracuda.int4_matmul(query, operands["weight"])
+
+    return [report], _time(op, {"query": x, "weight": weight})
 
 
 def _check_attention(case: AttentionCase, *, gradients: bool) -> Outcome:

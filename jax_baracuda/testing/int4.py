@@ -14,8 +14,12 @@ import ml_dtypes
 import numpy as np
 
 from jax_baracuda.quant import Int4Weight
+from jax_baracuda.testing.compare import Report
 
 AWQ_NIBBLE = np.array([0, 4, 1, 5, 2, 6, 3, 7])
+
+# The relative Frobenius error that a kernel may have, which may round each weight to 16 bits.
+BOUNDS = {"float16": 5e-4, "bfloat16": 3e-3, "float32": 1e-6}
 
 FORMATS = (
     "packed",
@@ -193,3 +197,52 @@ def relative_error(actual: Any, exact: np.ndarray) -> float:
 def ml_dtypes_of(name: str) -> np.dtype:
     """A numpy dtype by name, bfloat16 included."""
     return np.dtype(getattr(ml_dtypes, name, None) or name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int4Case:
+    """One product with a square weight.
+
+    Attributes:
+      name: says what it is of.
+      format: one of FORMATS.
+      rows: M.
+      features: IC and OC.
+      group_size: of the weight.
+      dtype: of x, the scales and the result.
+    """
+
+    name: str
+    format: str
+    rows: int
+    features: int
+    group_size: int
+    dtype: str
+
+    def inputs(self) -> tuple[np.ndarray, RawWeight]:
+        """x and the weight."""
+        size = (self.rows, self.features)
+        x = np.random.default_rng(size).normal(size=size)
+        raw = make_raw_weight(
+            self.format, self.features, self.features, self.group_size, dtype=self.dtype
+        )
+        return np.asarray(x, ml_dtypes_of(self.dtype)), raw
+
+
+INT4_CASES = (
+    Int4Case("awq-float16-1-row", "awq_gemm", 1, 1024, 128, "float16"),
+    Int4Case("compressed-bfloat16-8-rows", "compressed_asymmetric", 8, 1024, 128, "bfloat16"),
+    Int4Case("gptq-act-order-float16-17-rows", "gptq_act_order", 17, 712, 64, "float16"),
+    Int4Case("gemv-bfloat16-65-rows", "awq_gemv", 65, 512, 32, "bfloat16"),
+    Int4Case("packed-float16-300-rows", "packed", 300, 1000, -1, "float16"),
+    Int4Case("gptq-float32", "gptq_v2", 5, 256, 64, "float32"),
+)
+
+
+def check_int4(case: Int4Case, x: np.ndarray, raw: RawWeight, out: Any) -> Report:
+    """Judges the result of a case against float64 on the exact weight."""
+    exact = x.astype(np.float64) @ read(raw)
+    error, bound = relative_error(out, exact), BOUNDS[case.dtype]
+    name = f"{case.name} out"
+    message = f"{name}: error {error:.3e} (Frobenius, relative), bound {bound:.3e}."
+    return Report(name, error <= bound, error, 0.0, bound, (), message)

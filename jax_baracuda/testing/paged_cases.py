@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jax_baracuda.testing.attention_cases import AttentionCase, AttentionInputs
 from jax_baracuda.testing.cases import DecodeCase, DecodeInputs
-
-if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +161,8 @@ def cut(
     }
 
 
-_DTYPES = ("bfloat16", "float16", "float32")
-_LAYOUTS = ("HND", "NHD")
+DTYPES = ("bfloat16", "float16", "float32")
+LAYOUTS = ("HND", "NHD")
 _PAGE_SIZES = (1, 3, 16, 64, 128)
 _HEAD_DIMS = (1, 40, 64, 80, 128, 256)
 _GROUPS = (1, 4, 7, 8, 16, 20, 64)
@@ -202,14 +199,14 @@ def _paged_decode_cases() -> tuple[PagedDecodeCase, ...]:
         cases.append(PagedDecodeCase(call, pages))
 
     # Every dtype with every head dimension and page size; layouts and groups go round.
-    for i, dtype in enumerate(_DTYPES):
+    for i, dtype in enumerate(DTYPES):
         for j, head_dim in enumerate(_HEAD_DIMS):
             for k, page_size in enumerate(_PAGE_SIZES):
                 turn = i + j + k
                 group = _GROUPS[(i + 2 * j + 3 * k) % len(_GROUPS)]
                 add(
                     f"{dtype}-{head_dim}-page-{page_size}",
-                    Pages(page_size, _LAYOUTS[turn % 2], first_entry=turn % 3, opened=turn % 4 > 2),
+                    Pages(page_size, LAYOUTS[turn % 2], first_entry=turn % 3, opened=turn % 4 > 2),
                     (0, 1, 130, 48),
                     dtype=dtype,
                     head_dim=head_dim,
@@ -218,7 +215,7 @@ def _paged_decode_cases() -> tuple[PagedDecodeCase, ...]:
                 )
     for i, group in enumerate(_GROUPS):
         for dtype in ("bfloat16", "float32"):
-            pages = Pages(_PAGE_SIZES[i % 5], _LAYOUTS[i % 2])
+            pages = Pages(_PAGE_SIZES[i % 5], LAYOUTS[i % 2])
             add(f"group-{group}-{dtype}", pages, (200, 65), dtype=dtype, group=group, head_dim=128)
 
     # Every mix of options, page size by page size.
@@ -226,9 +223,9 @@ def _paged_decode_cases() -> tuple[PagedDecodeCase, ...]:
         for j, page_size in enumerate(_PAGE_SIZES):
             add(
                 f"{name}-page-{page_size}",
-                Pages(page_size, _LAYOUTS[(i + j) % 2], opened=j % 2 > 0),
+                Pages(page_size, LAYOUTS[(i + j) % 2], opened=j % 2 > 0),
                 (300, 0, 7, 171),
-                dtype=_DTYPES[(i + j) % 3],
+                dtype=DTYPES[(i + j) % 3],
                 head_dim=(64, 128, 80)[(i + j) % 3],
                 num_splits=(None, 3)[(i + j) % 2],
                 **options,
@@ -311,7 +308,7 @@ def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
         )
         cases.append(PagedPrefillCase(call, pages))
 
-    for i, dtype in enumerate(_DTYPES):
+    for i, dtype in enumerate(DTYPES):
         for j, head_dim in enumerate(_HEAD_DIMS):
             for k in range(2):
                 page_size = _PAGE_SIZES[(i + j + 2 * k) % 5]
@@ -319,7 +316,7 @@ def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
                 group = _GROUPS[(2 * i + j + 3 * k) % len(_GROUPS)]
                 add(
                     f"{dtype}-{head_dim}-page-{page_size}",
-                    Pages(page_size, _LAYOUTS[turn % 2], first_entry=turn % 3, opened=turn % 4 > 2),
+                    Pages(page_size, LAYOUTS[turn % 2], first_entry=turn % 3, opened=turn % 4 > 2),
                     before=3 * (turn % 2),
                     after=5 * (turn % 3),
                     dtype=dtype,
@@ -331,9 +328,9 @@ def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
         for j, page_size in enumerate(_PAGE_SIZES):
             add(
                 f"{name}-page-{page_size}",
-                Pages(page_size, _LAYOUTS[(i + j) % 2], opened=j % 2 > 0),
+                Pages(page_size, LAYOUTS[(i + j) % 2], opened=j % 2 > 0),
                 after=j,
-                dtype=_DTYPES[(i + j) % 3],
+                dtype=DTYPES[(i + j) % 3],
                 head_dim=(64, 128, 80)[(i + j) % 3],
                 **options,
             )
@@ -355,61 +352,3 @@ def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
 
 
 PAGED_PREFILL_CASES: tuple[PagedPrefillCase, ...] = _paged_prefill_cases()
-
-
-def random_pages() -> SearchStrategy[Pages]:
-    """A hypothesis strategy of stores and tables (needs hypothesis)."""
-    from hypothesis import strategies as st
-
-    return st.builds(
-        Pages,
-        page_size=st.integers(1, 70),
-        kv_layout=st.sampled_from(_LAYOUTS),
-        spare_pages=st.integers(0, 3),
-        first_entry=st.integers(0, 3),
-        unused_entries=st.integers(0, 3),
-        opened=st.booleans(),
-    )
-
-
-def paged_decode_cases() -> SearchStrategy[PagedDecodeCase]:
-    """A hypothesis strategy of small random cases over every option (needs hypothesis)."""
-    from hypothesis import strategies as st
-
-    from jax_baracuda.testing.cases import decode_cases
-
-    return st.builds(PagedDecodeCase, decode_cases(), random_pages())
-
-
-def paged_prefill_cases() -> SearchStrategy[PagedPrefillCase]:
-    """A hypothesis strategy of small random cases over every option (needs hypothesis)."""
-    from hypothesis import strategies as st
-
-    @st.composite
-    def build(draw: st.DrawFn) -> PagedPrefillCase:
-        requests = draw(st.integers(1, 5))
-        rows, keys = ([draw(st.integers(0, most)) for _ in range(requests)] for most in (60, 150))
-        bounds = [int(n) for n in draw(st.integers(0, 4)) + np.cumsum([0, *rows])]
-        side = st.none() | st.integers(0, 160)
-        call = AttentionCase(
-            name="hypothesis",
-            cu_seqlens_q=tuple(bounds),
-            cu_seqlens_k=tuple(int(n) for n in np.cumsum([0, *keys])),
-            query_length=bounds[-1] + draw(st.integers(0, 4)),
-            key_length=sum(keys),
-            max_seqlens=(draw(st.integers(0, 70)), 150),
-            kv_heads=draw(st.integers(1, 2)),
-            group=draw(st.integers(1, 9)),
-            head_dim=draw(st.integers(1, 256)),
-            dtype=draw(st.sampled_from(_DTYPES)),
-            is_causal=draw(st.booleans()),
-            scale=draw(st.none() | st.floats(-0.5, 0.5, width=32)),
-            local_window_size=draw(st.none() | st.tuples(side, side)),
-            sink_tokens=draw(st.integers(0, 70)),
-            sinks=draw(st.booleans()),
-            alibi_slopes=draw(st.sampled_from((None, "head", "batch"))),
-            logits_soft_cap=draw(st.none() | st.floats(1, 50, width=32)),
-        )
-        return PagedPrefillCase(call, draw(random_pages()))
-
-    return build()

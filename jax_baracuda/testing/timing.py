@@ -3,8 +3,8 @@
 Two methods. ``time_chained`` times programs of many calls by the wall clock: each call's query is
 the output of the call before it, as in a model, so the calls run one after another and none can be
 merged or dropped; the caches rotate, so that none is still in the L2 cache when its turn comes
-again. ``time_carried`` and ``time_program`` do so for programs of other forms. ``kernel_times`` reads
-the durations of the kernels from a profiler trace.
+again. ``time_carried`` and ``time_program`` do so for programs of other forms. ``kernel_times``
+reads the durations of the kernels from a profiler trace.
 """
 
 from __future__ import annotations

@@ -127,20 +127,30 @@ def test_causal_alone_is_no_window():
     assert (options["window_left"], options["window_right"]) == (-1, -1)
 
 
+# 16 pairs of batch and head with 2 blocks of 64 rows, or 8 with 4: sums of 96 columns, two
+# statistics and turns.
+HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
+
+
 # 100 and 130 rows are 2 and 3 tiles of 64; a head dimension of 72 is padded to 96.
 @pytest.mark.parametrize(
     ("changes", "forward", "backward"),
     [
-        ({}, 256, 2048 + 4 * 2 * 100 * 8 * 96 + 4 * 2 * 100 * 8 + 4 * 8 * 2 * (2 + 1)),
+        (
+            {"dtype": "float32"},
+            256,
+            2048 + 4 * 2 * 100 * 8 * 96 + 4 * 2 * 100 * 8 + 4 * 8 * 2 * (2 + 1),
+        ),
+        ({}, 256, 2048 + HOPPER),
         (
             {"segments": True},
             256 + 8 * 2 * (2 + 3),
-            2048 + 4 * 2 * 100 * 8 * 97 + 8 * 2 * (2 + 3) + 4 * 8 * 2 * (2 + 1),
+            2048 + 8 * 2 * (2 + 3) + HOPPER,
         ),
         (
             {"batch": 1, "sequences": 3},
             256,
-            2048 + 4 * 100 * 8 * 97 + 4 * 8 * (2 + 3),
+            2048 + HOPPER,
         ),
         ({"batch": 0}, 256, 2048),
         ({"query_rows": 0, "keys": 0}, 256, 2048 + 4 * 8 * 2),

@@ -77,12 +77,23 @@ def scan_over_layers(k_pages, v_pages, key, positions, implementation=None, *, f
             implementation=implementation,
             **own,
         )
-        # The cache of a layer as flash_decode takes it: a slice of what is carried.
         if flat:
+            # The cache of a layer as flash_decode takes it: a slice of what is carried.
             rows = jax.lax.dynamic_slice_in_dim(k_pages, index * PAGES, BATCH)
+            out = jax_baracuda.flash_decode(query, rows, rows, implementation=implementation)
         else:
-            rows = jax.lax.dynamic_index_in_dim(k_pages, index, keepdims=False)[:BATCH]
-        out = jax_baracuda.flash_decode(query, rows, rows, implementation=implementation)
+            # A store that is only read may be seen as one of more pages.
+            seen = k_pages.reshape(LAYERS * PAGES, *k_pages.shape[2:])
+            own["page_indices"] = table["page_indices"] + index * PAGES
+            out, _ = jax_baracuda.paged_decode(
+                query,
+                seen,
+                seen,
+                own["page_indices"],
+                own["page_indptr"],
+                np.array([6, 1, 8], np.int32),
+                implementation=implementation,
+            )
         return (k_pages, v_pages, (query + out).astype(query.dtype)), None
 
     carry = k_pages, v_pages, normal(9, BATCH, 4 * HEADS, DIM)

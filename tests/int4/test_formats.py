@@ -209,7 +209,7 @@ def test_errors_name_the_argument():
         qzeros=np.ones((3, 8), np.int32)
     )
     assert "scales has shape (2, 63)" in error_of(scales=np.ones((2, 63), f16))
-    assert "scales have dtype int32" in error_of(scales=np.ones((2, 64), np.int32))
+    assert "scales has dtype int32" in error_of(scales=np.ones((2, 64), np.int32))
     for group in (16, 48, 0, -2, 64.5, True):
         assert f"group_size is {group!r}" in error_of(group=group)
     gptq = ("gptq_act_order", "from_gptq")

@@ -124,6 +124,14 @@ def test_export_with_symbolic_rows():
 
 
 @pytest.mark.parametrize(
+    ("rows", "arch", "name"),
+    [(1, "90a", "small"), (32, None, "small"), (33, "90a", "large"), (999, "80", "small")],
+)
+def test_the_kernel_by_its_rows(rows, arch, name):
+    assert shapes.kernel_name(rows, arch) == f"int4_{name}"
+
+
+@pytest.mark.parametrize(
     ("rows", "strips", "tiles", "bytes_"),
     [
         (1, 64, 64, 8 * 4 * 4096),
@@ -151,7 +159,7 @@ def test_explain():
     weight = weight_of()
     info = jax_baracuda.explain("int4_matmul", aval(1, 1, 512), weight, implementation="cuda")
     assert (info.op, info.implementation, info.dtype) == ("int4_matmul", "cuda", "float16")
-    assert info.name == "int4_mma_m8"
+    assert info.name == "int4_small"
     assert info.workspace_bytes == shapes.workspace_bytes(1, 3, 8)
     assert info.deterministic
     info = jax_baracuda.explain("int4_matmul", aval(4, 512, dtype="float32"), weight)

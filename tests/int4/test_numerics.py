@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from jax_baracuda import int4_awq_matmul, int4_matmul
 from jax_baracuda.quant import Int4Weight
 from jax_baracuda.testing import int4
-from jax_baracuda.testing.int4 import relative_error
+from jax_baracuda.testing.int4 import BOUNDS, relative_error
 
-# Of a kernel, which may round each number of the weight to 16 bits.
-BOUNDS = {"float16": 5e-4, "bfloat16": 3e-3, "float32": 1e-6}
 ROWS = (1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 257)
 
 

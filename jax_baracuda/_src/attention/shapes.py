@@ -234,14 +234,27 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
     """Scratch memory of a kernel: it depends on shapes and static options alone.
 
     Blocks of rows and keys remember the span of their segment ids, to skip pairs that share none.
-    The backward pass keeps dQ in float32, delta, and counters that order the sums of dQ.
+    The backward pass keeps dQ in float32, delta, and counters that order the sums of dQ; the kernel
+    for Hopper GPUs counts its rows in blocks, of which every sequence begins one.
     """
     if kind != "backward":
         return 256 + _segment_bytes(shape)
     rows = shape.batch * shape.query_rows * shape.q_heads
     padded = -(-shape.head_dim // 32) * 32
     counters = shape.q_heads * shape.batch * (_tiles(shape.query_rows) + shape.sequences)
-    return 2048 + 4 * rows * padded + 4 * rows + _segment_bytes(shape) + 4 * counters
+    portable = 4 * rows * padded + 4 * rows + 4 * counters
+    return 2048 + _segment_bytes(shape) + max(portable, _hopper_backward_bytes(shape))
+
+
+def _hopper_backward_bytes(shape: AttentionShape) -> int:
+    """As ffi/attention/hopper/backward lays its workspace out; 0 for what that does not take."""
+    dim = max(shape.head_dim, shape.value_dim)
+    if shape.dtype == "float32" or dim > 128 or not shape.query_rows:
+        return 0
+    tile = next(tile for tile in (64, 96, 128) if dim <= tile)
+    block = 128 if tile == 64 else 64
+    blocks = shape.query_rows // block + max(shape.sequences, 1)
+    return shape.batch * shape.q_heads * blocks * (4 * block * (tile + 2) + 4 * 8)
 
 
 def _segment_bytes(shape: AttentionShape) -> int:

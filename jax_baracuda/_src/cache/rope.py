@@ -94,6 +94,10 @@ def apply_rope(
         scaling=scaling,
         rotary_dim=rotary_dim,
     )
+    # A token by itself becomes a sequence of one: the sharding rule takes scalars for missing.
+    alone = x.ndim == 2
+    if alone:
+        x = x[None]
     positions = jnp.broadcast_to(convert.int32(positions), x.shape[:-2])
     operands = compat.match_varying(x, positions, jnp.asarray(rotation.inv_freq))
     options = shapes.rotation_options(rotation)
@@ -102,5 +106,5 @@ def apply_rope(
         insist = implementation == "cuda"
         call = functools.partial(primitive.bind, "apply_rope", **options, insist=insist)
     (out,) = partition.in_auto_mode("apply_rope", call, operands)
-    result: jax.Array = out
+    result: jax.Array = out[0] if alone else out
     return result

@@ -32,16 +32,6 @@ def rotation_options(rotation: frequencies.Rotation | None) -> RotationOptions:
     )
 
 
-def check_layout(kv_layout: str) -> bool:
-    """True for NHD, False for HND."""
-    if kv_layout not in ("HND", "NHD"):
-        raise ValueError(
-            f"kv_layout is {kv_layout!r}; supported are 'HND' (heads before rows) and 'NHD' (rows "
-            "before heads)."
-        )
-    return kv_layout == "NHD"
-
-
 def check_rope(
     rope: Mapping[str, Any] | None, query: HasShape | None, head_dim: int
 ) -> frequencies.Rotation | None:
@@ -95,7 +85,7 @@ def check_paged_append(
     kv_layout: str,
 ) -> bool:
     """Checks the arrays against each other; whether the layout is NHD."""
-    nhd = check_layout(kv_layout)
+    nhd = validation.check_layout(kv_layout)
     stores = {"k_pages": k_pages, "v_pages": v_pages}
     pages, page_size, heads = _check_stores(stores, layer, "[P, Hkv, page_size, D]", kv_layout)
     if isinstance(page_size, int) and page_size < 1:
@@ -132,7 +122,7 @@ def check_cache_append(
     kv_layout: str,
 ) -> bool:
     """Checks the arrays against each other; whether the layout is NHD."""
-    nhd = check_layout(kv_layout)
+    nhd = validation.check_layout(kv_layout)
     stores = {"k_cache": k_cache, "v_cache": v_cache}
     batch, capacity, heads = _check_stores(stores, layer, "[B, Hkv, Kmax, D]", kv_layout)
     _check_below_int32("k_cache", "rows a request", capacity)
@@ -164,7 +154,7 @@ def _check_stores(
     stores: dict[str, HasShape], layer: HasShape | None, hnd: str, kv_layout: str
 ) -> tuple[int, int, int]:
     """Slots, rows and heads of stores of which ``hnd`` is the layout without layers."""
-    nhd = check_layout(kv_layout)
+    nhd = validation.check_layout(kv_layout)
     if layer is not None:
         validation.check_integers("layer", layer, (), "a scalar")
     slots, heads, rows, dim = hnd.strip("[]").split(", ")

@@ -11,48 +11,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_baracuda._src import compat, primitives, registry
+from jax_baracuda._src import primitives, registry
 from jax_baracuda._src.decode import batching, partition, shapes
 from jax_baracuda._src.decode.reference import flash_decode_reference
 
 Results = tuple[jax.Array, jax.Array]
 
 
-def _abstract_eval(*operands: Any, nhd: bool, **_: Any) -> tuple[Any, Any]:
-    query = operands[0]
-    varying = frozenset[str]().union(*(compat.varying_axes(aval) for aval in operands))
-    out, lse = partition.result_specs(operands, nhd=nhd)
-    return (
-        compat.output_aval(query, query.shape, query.dtype, out, varying),
-        compat.output_aval(query, query.shape[:2], np.float32, lse, varying),
-    )
+def _abstract_eval(*operands: Any, nhd: bool, **_: Any) -> list[Any]:
+    return primitives.state_avals(operands, partition.result_specs(operands, nhd=nhd))
 
 
 def kernel_call(*operands: jax.Array, **options: Any) -> Results:
     """The CUDA kernel on the arrays of one device."""
     query, key = operands[:2]
-    scratch = shapes.workspace_bytes(
-        shapes.decode_shape(query, key, nhd=options["nhd"]), options["num_splits"]
-    )
-    call = jax.ffi.ffi_call(
-        registry.FLASH_DECODE,
-        (
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
-            jax.ShapeDtypeStruct(query.shape[:2], jnp.float32),
-            jax.ShapeDtypeStruct((scratch,), jnp.uint8),
-        ),
-    )
-    out, lse, _ = call(
-        *operands,
-        nhd=options["nhd"],
-        scale=np.float32(options["scale"]),
-        window_left=np.int64(options["window_left"]),
-        sink_tokens=np.int64(options["sink_tokens"]),
-        logits_soft_cap=np.float32(options["logits_soft_cap"]),
-        num_splits=np.int64(options["num_splits"]),
-    )
+    shape = shapes.decode_shape(query, key, nhd=options["nhd"])
+    scratch = shapes.workspace_bytes(shape, options["num_splits"])
+    workspace = jax.ShapeDtypeStruct((scratch,), jnp.uint8)
+    call = jax.ffi.ffi_call(registry.FLASH_DECODE, (*primitives.state_types(query), workspace))
+    out, lse, _ = call(*operands, **primitives.attributes(options))
     return out, lse
 
 

@@ -28,11 +28,12 @@ def int4_matmul(
         why = f"no kernel takes {shape.dtype}: the weight is dequantised, in plain jax.numpy"
         return plain if by_kernel else dataclasses.replace(plain, note=why)
     strips, tiles, _ = weight.packed.shape
+    arch = registry.serving_architecture()
     return info.KernelInfo(
         op="int4_matmul",
-        name=shapes.kernel_name(shape.rows),
+        name=shapes.kernel_name(shape.rows, arch),
         implementation="cuda",
-        arch=registry.serving_architecture(),
+        arch=arch,
         dtype=shape.dtype,
         accumulator="float32",
         deterministic=True,

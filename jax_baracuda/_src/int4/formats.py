@@ -77,15 +77,15 @@ def from_gptq(
 
 
 def from_compressed_tensors(
-    weight_packed: jax.Array, weight_scale: jax.Array, zeros: jax.Array | None
+    weight_packed: jax.Array, weight_scale: jax.Array, zeros: jax.Array | None, *, rows: int
 ) -> Plain:
-    """weight_packed [OC, IC/8], weight_scale [OC, R], zeros as bytes [OC, R] or None.
+    """weight_packed [OC, ceil(IC/8)], weight_scale [OC, R], zeros as bytes [OC, R] or None.
 
     Numbers are signed and stored with 8 added, the zero points too: the 8s cancel.
     """
     scales = weight_scale.T
     stored = jnp.full(scales.shape, 8, jnp.uint8) if zeros is None else zeros.T
-    return Plain(unpack(weight_packed).T, stored, scales)
+    return Plain(unpack(weight_packed).T[:rows], stored, scales)
 
 
 def group_order(g_idx: np.ndarray, group_size: int) -> np.ndarray | None:
@@ -107,14 +107,16 @@ def group_order(g_idx: np.ndarray, group_size: int) -> np.ndarray | None:
     return order.astype(np.int32)
 
 
-def quantise(weight: jax.Array, group_size: int, *, symmetric: bool) -> Plain:
-    """Rounds floats [IC, OC], IC a multiple of the group size, to the nearest of 16 levels a group.
+def quantise(weight: jax.Array, *, group_size: int, symmetric: bool) -> Plain:
+    """Rounds floats [IC, OC] to the nearest of 16 levels a group.
 
     Asymmetric: the levels span the least and the greatest number of the group, and 0. Symmetric:
     zero point 8, the largest magnitude at level 1 or 15.
     """
-    wide = weight.astype(jnp.float32)
-    grouped = wide.reshape(weight.shape[0] // group_size, group_size, weight.shape[1])
+    rows, columns = weight.shape
+    groups = max(1, -(-rows // group_size))
+    wide = jnp.pad(weight.astype(jnp.float32), ((0, groups * group_size - rows), (0, 0)))
+    grouped = wide.reshape(groups, group_size, columns)
     low = jnp.minimum(jnp.min(grouped, axis=1), 0)
     high = jnp.maximum(jnp.max(grouped, axis=1), 0)
     span = jnp.maximum(-low, high) / 7 if symmetric else (high - low) / 15
@@ -125,4 +127,4 @@ def quantise(weight: jax.Array, group_size: int, *, symmetric: bool) -> Plain:
     zeros = jnp.full_like(exact, 8) if symmetric else jnp.clip(jnp.round(-low / exact), 0, 15)
     levels = jnp.round(grouped / exact[:, None]) + zeros[:, None]
     q = jnp.clip(levels, 0, 15).astype(jnp.uint8)
-    return Plain(q.reshape(weight.shape), zeros.astype(jnp.uint8), scales)
+    return Plain(q.reshape(wide.shape)[:rows], zeros.astype(jnp.uint8), scales)

@@ -8,8 +8,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from jax_baracuda._src.int4.formats import Plain
 
 STRIP = 64  # output channels
 TILE = 64  # input channels
@@ -45,3 +51,36 @@ def unpack(image: jax.Array) -> jax.Array:
     axes = nibbles.reshape(strips, tiles, b, g, t, j, e, kh, 2)
     axes = axes.transpose(1, 5, 7, 4, 6, 0, 2, 3, 8)
     return axes.reshape(tiles * TILE, strips * STRIP)
+
+
+# Compiled as a whole, so that only bytes are written: the steps between are several times larger.
+@functools.partial(jax.jit, static_argnames=("read", "group", "repeats", "options"))
+def build(
+    arrays: tuple[Any, ...],
+    order: jax.Array | None,
+    *,
+    read: Callable[..., Plain],
+    group: int,
+    repeats: int,
+    options: tuple[tuple[str, int], ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The image of a weight, its scales and its zero points, all padded.
+
+    Args:
+      arrays: of a checkpoint format.
+      order: of the input channels, or None.
+      read: ``read(*arrays, **options)`` gives the weight in plain integers.
+      group: the kernels' group size.
+      repeats: groups of the kernels in one of the checkpoint.
+      options: items of the options of ``read``.
+    """
+    plain = read(*arrays, **dict(options))
+    rows, columns = map(padded, plain.q.shape)
+    groups = -(-rows // group)
+
+    def widen(part: jax.Array) -> jax.Array:
+        part = jnp.repeat(part, repeats, axis=0)[:groups]
+        return jnp.pad(part, ((0, groups - part.shape[0]), (0, columns - part.shape[1])))
+
+    q = plain.q if order is None else plain.q[order]
+    return pack(q), widen(plain.scales), widen(plain.zeros)

@@ -18,8 +18,7 @@ MAX_WORKSPACE = 4 << 20
 MAX_SPLITS = 8
 _NIBBLES = 8
 
-# The kernel of a call by its rows, as ffi/int4/config.h chooses.
-_KERNELS = ((8, "int4_mma_m8"), (16, "int4_mma_m16"), (32, "int4_mma_m32"))
+SMALL_ROWS = 32  # more rows go to the kernel for Hopper where there is one
 
 
 class MatmulOptions(TypedDict):
@@ -61,6 +60,15 @@ def check_operands(x: HasShape, weight: Any, bias: HasShape | None) -> MatmulSha
             f"x has shape {tuple(x.shape)}; it must be [..., IC] with IC = {in_features}, the "
             "input channels of weight."
         )
+    for what, part, whole in (
+        ("input", in_features, weight.in_features),
+        ("output", out_features, weight.out_features),
+    ):
+        if part != whole and whole % image.TILE:
+            raise NotImplementedError(
+                f"weight has {whole} {what} channels and is sharded along them; supported are "
+                f"multiples of {image.TILE}. Under jit others are gathered."
+            )
     if weight.order is not None and in_features != weight.in_features:
         raise NotImplementedError(
             "weight has an order (act-order) and its input channels are sharded, so that a "
@@ -146,6 +154,6 @@ def workspace_bytes(rows: Any, strips: int, tiles: int) -> int:
     return 4 * splits * elements if splits >= 2 else 0
 
 
-def kernel_name(rows: int) -> str:
-    """The kernel that serves so many rows."""
-    return next((name for most, name in _KERNELS if rows <= most), "int4_gemm")
+def kernel_name(rows: int, arch: str | None) -> str:
+    """The kernel that serves so many rows on a built architecture; None is the newest."""
+    return "int4_large" if rows > SMALL_ROWS and arch in (None, "90a") else "int4_small"

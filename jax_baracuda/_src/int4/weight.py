@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -115,8 +115,8 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("qzeros", qzeros, (groups, columns // 8))
         _expect("scales", scales, (groups, columns))
-        plain = formats.from_awq_gemm(words, _words("qzeros", qzeros), jnp.asarray(scales))
-        return cls._pack(plain, group)
+        arrays = words, _words("qzeros", qzeros), _floats("scales", scales)
+        return cls._pack(formats.from_awq_gemm, arrays, (rows, columns), group)
 
     @classmethod
     def from_awq_gemv(
@@ -133,7 +133,7 @@ class Int4Weight:
         words, zeros = _words("qweight", qweight), _words("qzeros", qzeros)
         columns, rows = words.shape[0], words.shape[1] * formats.NIBBLES
         group, groups = _groups(rows, group_size)
-        factors = jnp.asarray(scales)
+        factors = _floats("scales", scales)
         for name, given, least in (
             ("qzeros", zeros, -(-groups // formats.NIBBLES)),
             ("scales", factors, groups),
@@ -143,7 +143,8 @@ class Int4Weight:
                     f"{name} has shape {given.shape}; it must be [OC, at least {least}] with OC = "
                     f"{columns}, for {groups} groups."
                 )
-        return cls._pack(formats.from_awq_gemv(words, zeros, factors, groups=groups), group)
+        arrays = words, zeros, factors
+        return cls._pack(formats.from_awq_gemv, arrays, (rows, columns), group, groups=groups)
 
     @classmethod
     def from_gptq(
@@ -174,10 +175,14 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("qzeros", qzeros, (groups, columns // 8))
         _expect("scales", scales, (groups, columns))
-        plain = formats.from_gptq(
-            words, _words("qzeros", qzeros), jnp.asarray(scales), zero_offset=zero_offset
+        return cls._pack(
+            formats.from_gptq,
+            (words, _words("qzeros", qzeros), _floats("scales", scales)),
+            (rows, columns),
+            group,
+            _order(g_idx, rows, group),
+            zero_offset=zero_offset,
         )
-        return cls._pack(plain, group, _order(g_idx, rows, group))
 
     @classmethod
     def from_compressed_tensors(
@@ -216,9 +221,14 @@ class Int4Weight:
         zeros = None
         if weight_zero_point is not None:
             zeros = _compressed_zeros(weight_zero_point, columns, groups)
-        plain = formats.from_compressed_tensors(words, jnp.asarray(weight_scale), zeros)
-        plain = plain._replace(q=plain.q[:rows])
-        return cls._pack(plain, group, _order(g_idx, rows, group))
+        return cls._pack(
+            formats.from_compressed_tensors,
+            (words, _floats("weight_scale", weight_scale), zeros),
+            (rows, columns),
+            group,
+            _order(g_idx, rows, group),
+            rows=rows,
+        )
 
     @classmethod
     def from_packed(
@@ -237,8 +247,8 @@ class Int4Weight:
         group, groups = _groups(rows, group_size)
         _expect("scales", scales, (groups, columns))
         _expect("zeros", zeros, (groups, columns // 8))
-        plain = formats.from_packed(words, jnp.asarray(scales), _words("zeros", zeros))
-        return cls._pack(plain, group)
+        arrays = words, _floats("scales", scales), _words("zeros", zeros)
+        return cls._pack(formats.from_packed, arrays, (rows, columns), group)
 
     @classmethod
     def quantize(
@@ -257,49 +267,45 @@ class Int4Weight:
                 f"w has shape {weight.shape} and dtype {weight.dtype}; it must be [IC, OC] of "
                 f"{', '.join(_DTYPES)}."
             )
-        rows = weight.shape[0]
-        group, groups = _groups(rows, group_size)
-        fill = jnp.pad(weight, ((0, groups * group - rows), (0, 0)))
-        plain = formats.quantise(fill, group, symmetric=symmetric)
-        return cls._pack(plain._replace(q=plain.q[:rows]), group)
+        rows, columns = weight.shape
+        group, _ = _groups(rows, group_size)
+        return cls._pack(
+            formats.quantise,
+            (weight,),
+            (rows, columns),
+            group,
+            group_size=group,
+            symmetric=bool(symmetric),
+        )
 
     @classmethod
     def _pack(
-        cls, plain: formats.Plain, group_size: int, order: np.ndarray | None = None
+        cls,
+        read: Callable[..., formats.Plain],
+        arrays: tuple[Any, ...],
+        shape: tuple[int, int],
+        group: int,
+        order: np.ndarray | None = None,
+        **options: int,
     ) -> Int4Weight:
-        """Into the image, padded, with groups that the kernels take."""
-        if str(plain.scales.dtype) not in _DTYPES:
-            raise ValueError(
-                f"scales have dtype {plain.scales.dtype}; supported are {', '.join(_DTYPES)}."
-            )
-        rows, columns = plain.q.shape
-        wide_rows, wide_columns = image.padded(rows), image.padded(columns)
-        q = plain.q if order is None else plain.q[order]
-        groups = plain.scales.shape[0]
-        if groups == 1:
-            group_size = max(wide_rows, image.TILE)
-        elif group_size != GROUP_UNIT and group_size % image.TILE:
-            repeats = group_size // GROUP_UNIT  # 96 becomes three groups of 32
-            plain = plain._replace(
-                zeros=jnp.repeat(plain.zeros, repeats, axis=0),
-                scales=jnp.repeat(plain.scales, repeats, axis=0),
-            )
-            group_size = GROUP_UNIT
-        wide_groups = -(-wide_rows // group_size)
-
-        def widen(part: jax.Array) -> jax.Array:
-            part = part[:wide_groups]
-            more = ((0, wide_groups - part.shape[0]), (0, wide_columns - columns))
-            return jnp.pad(part, more)
-
+        """The weight that ``read(*arrays, **options)`` has in plain integers."""
+        rows, columns = shape
+        repeats = 1
+        if group >= rows:  # one group
+            group = max(image.padded(rows), image.TILE)
+        elif group != GROUP_UNIT and group % image.TILE:
+            repeats, group = group // GROUP_UNIT, GROUP_UNIT  # 96 becomes three groups of 32
+        packed, scales, zeros = image.build(
+            arrays, order, read=read, group=group, repeats=repeats, options=tuple(options.items())
+        )
         return cls(
-            packed=image.pack(q),
-            scales=widen(plain.scales),
-            zeros=widen(plain.zeros),
+            packed=packed,
+            scales=scales,
+            zeros=zeros,
             order=None if order is None else jnp.asarray(order),
             in_features=rows,
             out_features=columns,
-            group_size=group_size,
+            group_size=group,
         )
 
 
@@ -334,6 +340,14 @@ def _words(name: str, array: ArrayLike) -> jax.Array:
             f"{name} has shape {words.shape} and dtype {words.dtype}; it must be a matrix of int32."
         )
     return words
+
+
+def _floats(name: str, array: ArrayLike) -> jax.Array:
+    """Scales."""
+    floats = jnp.asarray(array)
+    if str(floats.dtype) not in _DTYPES:
+        raise ValueError(f"{name} has dtype {floats.dtype}; supported are {', '.join(_DTYPES)}.")
+    return floats
 
 
 def _expect(name: str, array: ArrayLike, shape: tuple[int, ...]) -> None:

@@ -7,41 +7,20 @@ Parameters, all static: shapes.OPTIONS and `insist` (on CUDA).
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Primitive
 
-from jax_baracuda._src import compat, primitives, registry
+from jax_baracuda._src import primitives, registry
 from jax_baracuda._src.paged import batching, partition, reference, shapes
 
 Results = tuple[jax.Array, ...]
 
 
-def _abstract_eval(kind: shapes.Kind, *operands: Any, nhd: bool, **_: Any) -> tuple[Any, Any]:
-    query = operands[0]
-    varying = frozenset[str]().union(*(compat.varying_axes(aval) for aval in operands))
-    out, lse = partition.result_specs(kind, operands, nhd=nhd)
-    return (
-        compat.output_aval(query, query.shape, query.dtype, out, varying),
-        compat.output_aval(query, query.shape[:2], np.float32, lse, varying),
-    )
-
-
-def _attributes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as an FFI target takes them."""
-    types: dict[type, Any] = {bool: bool, float: np.float32, int: np.int64}
-    return {name: types[type(value)](value) for name, value in options.items()}
-
-
-def _result_types(query: jax.Array) -> list[jax.ShapeDtypeStruct]:
-    return [
-        jax.ShapeDtypeStruct(query.shape, query.dtype),
-        jax.ShapeDtypeStruct(query.shape[:2], jnp.float32),
-    ]
+def _abstract_eval(kind: shapes.Kind, *operands: Any, nhd: bool, **_: Any) -> list[Any]:
+    return primitives.state_avals(operands, partition.result_specs(kind, operands, nhd=nhd))
 
 
 def decode_kernel(*operands: jax.Array, **options: Any) -> Results:
@@ -50,15 +29,15 @@ def decode_kernel(*operands: jax.Array, **options: Any) -> Results:
     shape = shapes.paged_shape(query, k_pages, page_indices, last_page_len, nhd=options["nhd"])
     scratch = shapes.decode_workspace_bytes(shape, options["num_splits"])
     workspace = jax.ShapeDtypeStruct((scratch,), jnp.uint8)
-    call = jax.ffi.ffi_call(registry.PAGED_DECODE, (*_result_types(query), workspace))
-    return tuple(call(*operands, **_attributes(options)))[:2]
+    call = jax.ffi.ffi_call(registry.PAGED_DECODE, (*primitives.state_types(query), workspace))
+    return tuple(call(*operands, **primitives.attributes(options)))[:2]
 
 
 def prefill_kernel(*operands: jax.Array, **options: Any) -> Results:
     """paged_prefill's CUDA kernel on the arrays of one device."""
     query, k_pages, v_pages, qo_indptr, *rest = operands
-    call = jax.ffi.ffi_call(registry.PAGED_PREFILL, _result_types(query))
-    return tuple(call(query, qo_indptr, k_pages, v_pages, *rest, **_attributes(options)))
+    call = jax.ffi.ffi_call(registry.PAGED_PREFILL, primitives.state_types(query))
+    return tuple(call(query, qo_indptr, k_pages, v_pages, *rest, **primitives.attributes(options)))
 
 
 def decode_reference(*operands: jax.Array, num_splits: int, **options: Any) -> Results:

@@ -153,8 +153,11 @@ def paged_prefill_reference(
 
     def packed(store: jax.Array) -> jax.Array:
         """[1, N * page, Hkv, D]."""
-        rows = store if nhd else store.swapaxes(1, 2)
-        return rows[page, row][None]
+        if nhd:
+            return store[page, row][None]
+        # Every axis before D is indexed: the store is not transposed for its rows.
+        head = jnp.arange(store.shape[1])[None, :]
+        return store[page[:, None], head, row[:, None]][None]
 
     ends = jnp.cumsum(requests.lengths, dtype=jnp.int32)
     missing, no_integers = jnp.zeros((0,), jnp.float32), jnp.zeros((0,), jnp.int32)

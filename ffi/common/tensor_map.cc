@@ -1,4 +1,4 @@
-#include "attention/hopper/tensor_map.h"
+#include "common/tensor_map.h"
 
 #include <algorithm>
 

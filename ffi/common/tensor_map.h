@@ -1,4 +1,4 @@
-// Tensor maps of attention operands, encoded on the host. A map is plain data, passed to a kernel by value.
+// Tensor maps of matrices, encoded on the host. A map is plain data, passed to a kernel by value.
 #pragma once
 
 #include <cuda.h>

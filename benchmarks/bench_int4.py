@@ -1,0 +1,127 @@
+"""int4_matmul beside cuBLAS on the dense weight and XLA's own int4, all in one run.
+
+    python benchmarks/bench_int4.py                                  # the whole grid
+    python benchmarks/bench_int4.py --cells 1x4096x4096,64x8192x28672 --impls cublas,jax_baracuda
+    python benchmarks/bench_int4.py --layers 8192x28672 --dtypes bfloat16 --quick
+
+M rows of x on a weight [IC, OC], groups of 128. Every time is that of one call in a CUDA graph of
+calls that run one after another, each on a weight of its own. GB/s counts the weight as it is
+stored, x and the result. Dense and four-bit products have a worker process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import runs
+from int4_engines import ENGINES, IMPLS, Int4Cell
+from workers import attempt
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+LAYERS = ("4096x4096", "4096x14336", "14336x4096", "8192x28672")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cells", default=None, help="MxICxOC,... instead of the grid")
+    parser.add_argument("--layers", default=",".join(LAYERS), help="ICxOC,...")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="M,...")
+    parser.add_argument("--dtypes", default="float16", help="float16,bfloat16")
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--impls", default=",".join(IMPLS), help="a comma list of these")
+    parser.add_argument("--quick", action="store_true", help="0.1 s a measurement, not 0.3 s")
+    runs.add_file_options(parser, "int4")
+    return parser.parse_args(arguments)
+
+
+def cells_of(options: argparse.Namespace) -> list[Int4Cell]:
+    """The cells that the options name: layer by layer, whose weights stay."""
+    names = options.cells.split(",") if options.cells else []
+    if not names:
+        names = [
+            f"{m}x{layer}" for layer in options.layers.split(",") for m in options.rows.split(",")
+        ]
+    return [
+        Int4Cell(*(int(n) for n in name.split("x")), dtype=dtype, group_size=options.group_size)
+        for dtype in options.dtypes.split(",")
+        for name in names
+    ]
+
+
+def impls_of(text: str) -> list[str]:
+    """The implementations that --impls names, in the order in which they run."""
+    unknown = set(text.split(",")) - set(IMPLS)
+    if unknown:
+        raise SystemExit(f"unknown implementation {sorted(unknown)}; known are {list(IMPLS)}")
+    return [impl for impl in IMPLS if impl in text.split(",")]
+
+
+class Run(runs.Run):
+    """Measures cells."""
+
+    def __init__(self, impls: list[str], options: argparse.Namespace) -> None:
+        engines = {name: ENGINES[name] for name in {IMPLS[impl] for impl in impls}}
+        super().__init__("int4", engines, options)
+        self.impls = impls
+
+    def cell(self, cell: Int4Cell) -> None:
+        """Measures one cell: every implementation, cuBLAS first."""
+        cublas: float | None = None
+        first = len(self.rows)
+        for impl in self.impls:
+            worker = self.workers[IMPLS[impl]]
+            answer = attempt(worker, "measure", impl, cell, 0.1 if self.options.quick else 0.3)
+            numbers: dict[str, Any] = {"ms": None, "tflops": None, "gbps": None}
+            if isinstance(answer, str):
+                numbers["error"] = answer[:2000]
+            else:
+                numbers |= answer | rates(cell, impl, answer["ms"])
+                cublas = answer["ms"] if impl == "cublas" else cublas
+                if cublas:
+                    numbers["x_cublas"] = cublas / answer["ms"]
+            self.add_row("int4_matmul", "fwd", impl, config_of(cell), numbers)
+        print(line(cell, self.rows[first:], self.seconds), flush=True)
+
+
+def rates(cell: Int4Cell, impl: str, ms: float) -> dict[str, float]:
+    """TFLOP/s and GB/s."""
+    return {"tflops": cell.flops / ms / 1e9, "gbps": cell.bytes(impl) / ms / 1e6}
+
+
+def config_of(cell: Int4Cell) -> dict[str, Any]:
+    """The cell in a row."""
+    return {
+        "M": cell.rows,
+        "IC": cell.in_features,
+        "OC": cell.out_features,
+        "group_size": cell.group_size,
+        "dtype": cell.dtype,
+    }
+
+
+def line(cell: Int4Cell, rows: list[dict[str, Any]], seconds: float) -> str:
+    """One printed line: the time and the speed-up of every implementation."""
+    parts = []
+    for row in rows:
+        if row["ms"]:
+            factor = f" ({row['x_cublas']:.2f}x)" if "x_cublas" in row else ""
+            rate = f"{row['tflops']:.0f} TFLOP/s" if cell.rows >= 128 else f"{row['gbps']:.0f} GB/s"
+            parts.append(f"{row['impl']} {row['ms'] * 1e3:.1f}us{factor} {rate}")
+        else:
+            parts.append(f"{row['impl']} FAILED: {row['error'].splitlines()[0][:90]}")
+    return f"[{seconds:5.0f} s] {cell.name:>16} {cell.dtype}  " + "; ".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; 1 if ours failed anywhere."""
+    options = parse(arguments)
+    run = Run(impls_of(options.impls), options)
+    for cell in cells_of(options):
+        run.cell(cell)
+    return run.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,197 @@
+"""The engines of the int4 benchmark: cuBLAS on the dense weight, and four-bit weights on jax.
+
+Every engine times one compiled program of calls that run one after another, each on a weight of its
+own; the weights together are far larger than the L2 cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from typing import Any
+
+import oracle
+from workers import Engine
+
+from jax_baracuda.testing import timing
+
+# Calls of a program do not depend on each other: a graph must not run them side by side.
+_IN_ORDER = "--xla_gpu_command_buffer_scheduling_mode=SERIALIZE"
+_CUBLAS = "--xla_gpu_enable_triton_gemm=false"
+MOST_WEIGHTS, TOTAL_BYTES = 48, 1 << 30
+MOST_OUTPUT_BYTES = 16 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Int4Cell:
+    """One product: x [M, IC] with a weight [IC, OC]."""
+
+    rows: int
+    in_features: int
+    out_features: int
+    dtype: str = "float16"
+    group_size: int = 128
+
+    @property
+    def name(self) -> str:
+        """As in --cells: M x IC x OC."""
+        return f"{self.rows}x{self.in_features}x{self.out_features}"
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.rows * self.in_features * self.out_features
+
+    def weight_bytes(self, impl: str) -> int:
+        """What a call reads of its weight."""
+        numbers = self.in_features * self.out_features
+        if impl == "cublas":
+            return 2 * numbers
+        table = numbers // self.group_size
+        return numbers // 2 + 2 * table + (table if impl == "jax_baracuda" else 0)
+
+    def bytes(self, impl: str) -> int:
+        """What a call moves: the weight, x and the result."""
+        return self.weight_bytes(impl) + 2 * self.rows * (self.in_features + self.out_features)
+
+    def weights(self, impl: str) -> int:
+        """How many weights to rotate: a gigabyte, or 48, if the outputs fit."""
+        wanted = min(MOST_WEIGHTS, math.ceil(TOTAL_BYTES / self.weight_bytes(impl)))
+        fitting = MOST_OUTPUT_BYTES // max(1, 2 * self.rows * self.out_features)
+        return max(1, min(wanted, fitting))
+
+
+class ProductEngine:
+    """What the engines share: weights, programs and times."""
+
+    def __init__(self, *flags: str) -> None:
+        timing.add_xla_flags(timing.COMMAND_BUFFER_FLAG, _IN_ORDER, *flags)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
+        import jax
+
+        self.jax = jax
+        self.held: tuple[Any, Any] = (None, None)
+
+    def about(self) -> dict[str, Any]:
+        """Versions and the GPU's name."""
+        import jaxlib
+
+        import jax_baracuda
+
+        versions = {
+            "jax_baracuda": jax_baracuda.__version__,
+            "jax": self.jax.__version__,
+            "jaxlib": jaxlib.__version__,
+        }
+        return {"gpu": self.jax.devices()[0].device_kind, "versions": versions}
+
+    def prepare(self, impls: list[str], cell: Int4Cell) -> None:
+        """Nothing: programs are small."""
+        del impls, cell
+
+    def measure(self, impl: str, cell: Int4Cell, seconds: float) -> dict[str, Any]:
+        """Times the calls; ours are checked first."""
+        jax = self.jax
+        weights = self.weights(impl, cell)
+        make = functools.partial(jax.random.normal, shape=(cell.rows, cell.in_features))
+        x = jax.jit(lambda key: make(key).astype(cell.dtype))(jax.random.key(1))
+        result: dict[str, Any] = {"weights": len(weights)}
+        if impl == "jax_baracuda":
+            result["error_vs_float32"] = _error(jax, x, weights[0])
+        op = OPS[impl]
+        program = jax.jit(lambda x, weights: [op(x, weight) for weight in weights])
+        compiled = program.lower(x, weights).compile()
+        timed = timing.time_program(compiled, (x, weights), calls=len(weights), seconds=seconds)
+        return result | {"ms": timed.ms, "fastest": timed.fastest, "slowest": timed.slowest}
+
+    def weights(self, impl: str, cell: Int4Cell) -> list[Any]:
+        """The weights of a layer; those of the last one are kept for other numbers of rows."""
+        key = (impl, cell.in_features, cell.out_features, cell.dtype, cell.group_size)
+        count = cell.weights(impl)
+        if self.held[0] != key or len(self.held[1]) < count:
+            self.release()
+            make = self.jax.jit(functools.partial(MAKERS[impl], cell))
+            keys = self.jax.random.split(self.jax.random.key(0), count)
+            self.held = (key, self.jax.block_until_ready([make(key) for key in keys]))
+        return list(self.held[1][:count])
+
+    def release(self) -> None:
+        """Frees the weights."""
+        self.held = (None, None)
+
+
+def _dense(cell: Int4Cell, key: Any) -> Any:
+    import jax
+
+    shape = (cell.in_features, cell.out_features)
+    return (jax.random.normal(key, shape) * cell.in_features**-0.5).astype(cell.dtype)
+
+
+def _ours(cell: Int4Cell, key: Any) -> Any:
+    from jax_baracuda.quant import Int4Weight
+
+    return Int4Weight.quantize(_dense(cell, key), group_size=cell.group_size)
+
+
+def _xla(cell: Int4Cell, key: Any) -> Any:
+    """jnp.int4 [groups, group size, OC] and scales: symmetric, which is the least work for XLA."""
+    import jax
+    import jax.numpy as jnp
+
+    groups = cell.in_features // cell.group_size
+    bits = jax.random.randint(key, (groups, cell.group_size, cell.out_features), -8, 8, jnp.int8)
+    scales = jnp.full((groups, 1, cell.out_features), cell.in_features**-0.5 / 5, cell.dtype)
+    return bits.astype(jnp.int4), scales
+
+
+def _multiply_dense(x: Any, weight: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.dot(x, weight)
+
+
+def _multiply_ours(x: Any, weight: Any) -> Any:
+    import jax_baracuda
+
+    return jax_baracuda.int4_matmul(x, weight)
+
+
+def _multiply_xla(x: Any, weight: Any) -> Any:
+    import jax.numpy as jnp
+
+    bits, scales = weight
+    matrix = (bits.astype(x.dtype) * scales).reshape(-1, bits.shape[2])
+    return jnp.dot(x, matrix)
+
+
+OPS = {"cublas": _multiply_dense, "xla_int4": _multiply_xla, "jax_baracuda": _multiply_ours}
+MAKERS = {"cublas": _dense, "xla_int4": _xla, "jax_baracuda": _ours}
+
+
+def _error(jax: Any, x: Any, weight: Any) -> float:
+    """Of the last rows, against float32 on the exact weight."""
+
+    def error(x: Any, weight: Any) -> Any:
+        rows = x[-4:].astype(jax.numpy.float32)
+        exact = jax.numpy.dot(rows, weight.dequantize(), precision=jax.lax.Precision.HIGHEST)
+        return oracle.relative_error(_multiply_ours(x, weight)[-4:], exact)
+
+    return oracle.require(jax.jit(error)(x, weight), bound=5e-3)
+
+
+def cublas_engine() -> Engine:
+    """Dense products are left to cuBLAS, and not to XLA's own kernels."""
+    return ProductEngine(_CUBLAS)
+
+
+def int4_engine() -> Engine:
+    """XLA fuses the conversion of int4 as it likes."""
+    return ProductEngine()
+
+
+ENGINES = {"cublas": cublas_engine, "int4": int4_engine}
+# Which engine an implementation runs in, in the order in which a cell is measured.
+IMPLS = {"cublas": "cublas", "jax_baracuda": "int4", "xla_int4": "int4"}

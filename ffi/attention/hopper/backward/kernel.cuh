@@ -1,0 +1,81 @@
+// The Hopper backward kernel: one CTA an SM, a warp that loads and two warpgroups that compute (FlashAttention-3, Shah et
+// al., 2024, arXiv:2407.08608).
+#pragma once
+
+#include "attention/hopper/backward/consumer.cuh"
+#include "attention/hopper/backward/producer.cuh"
+
+namespace jax_baracuda {
+
+template <class Traits>
+__device__ __forceinline__ void init_backward_barriers(typename Traits::Control& control) {
+  constexpr int kWarps = Traits::kConsumers / 32;
+  const auto init = [](uint64_t& barrier, int arrivals) {
+    mbarrier_init(shared_address(&barrier), arrivals);
+  };
+  init(control.key_full, 1);
+  init(control.key_empty, kWarps);
+  init(control.value_full, 1);
+  init(control.value_empty, kWarps);
+  for (int i = 0; i < Traits::kQueryStages; ++i) {
+    init(control.query_full[i], 1);
+    init(control.query_empty[i], kWarps);
+  }
+  for (int i = 0; i < Traits::kDOutStages; ++i) {
+    init(control.dout_full[i], 1);
+    init(control.dout_empty[i], kWarps);
+  }
+  for (int i = 0; i < Traits::kGradientStages; ++i) {
+    init(control.gradient_full[i], kWarps);
+    init(control.gradient_empty[i], Traits::kQueryParts);
+  }
+  mbarrier_init_fence();
+}
+
+#ifdef JAX_BARACUDA_WATCHDOG_WARP
+// Debug builds: a warp that has nothing else to do traps if the others are not done in about two seconds. (A trap
+// where barriers are waited for would cost the consumers registers.)
+__device__ __forceinline__ void watch(volatile int* done, int warps) {
+  for (const long long start = clock64(); *done < warps; __nanosleep(10000))
+    if (clock64() - start > (1ll << 32)) __trap();
+}
+#endif
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    hopper_backward_kernel(const __grid_constant__ HopperBackwardParams p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  const uint32_t shared = shared_address(shared_memory);
+  auto& control =
+      *reinterpret_cast<typename Traits::Control*>(shared_memory + Traits::kControlOffset);
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+#ifdef JAX_BARACUDA_WATCHDOG_WARP
+  __shared__ int done;
+  if (threadIdx.x == 0) done = 0;
+#endif
+  if (threadIdx.x == 0) {
+    tma_prefetch_map(&p.query);
+    tma_prefetch_map(&p.dout);
+    tma_prefetch_map(&p.key);
+    tma_prefetch_map(&p.value);
+    init_backward_barriers<Traits>(control);
+  }
+  __syncthreads();
+  if (warpgroup == 0) {
+    registers_lower<Traits::kProducerRegisters>();
+    if (threadIdx.x < 32) BackwardProducer<Traits>(p, control, shared, threadIdx.x).run();
+#ifdef JAX_BARACUDA_WATCHDOG_WARP
+    if (threadIdx.x == 96) watch(&done, 9);
+#endif
+  } else {
+    registers_raise<Traits::kConsumerRegisters>();
+    BackwardConsumer<Traits>(p, control, shared, warpgroup - 1).run();
+  }
+#ifdef JAX_BARACUDA_WATCHDOG_WARP
+  if (threadIdx.x % 32 == 0 && (warpgroup > 0 || threadIdx.x < 32)) atomicAdd(&done, 1);
+#endif
+#endif
+}
+
+}  // namespace jax_baracuda

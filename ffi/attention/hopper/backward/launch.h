@@ -1,0 +1,42 @@
+// From a problem to the Hopper backward kernels. Host interface, free of CUDA device code and of XLA.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "attention/hopper/backward/config.h"
+#include "attention/hopper/backward/params.h"
+
+namespace jax_baracuda {
+
+// The compiled kernels of a tile: before, main and after. prepare() raises their limits on the current device.
+struct HopperBackwardKernel {
+  DType dtype;
+  HopperBackwardTile tile;
+  cudaError_t (*prepare)();
+  // `row_blocks` of the longest sequence, `ctas` of the main kernel.
+  cudaError_t (*launch)(const HopperBackwardParams& params, int row_blocks, int ctas,
+                        cudaStream_t stream);
+};
+
+// Defined by ffi/attention/hopper/backward/inst/, one file an instantiation.
+template <DType dtype, int dim, int dim_v>
+HopperBackwardKernel hopper_backward_kernel_entry();
+
+// All of them, none in a build without sm_90a: generated from the list in instantiations.cmake.
+const std::vector<HopperBackwardKernel>& hopper_backward_kernels();
+
+// The kernels for a problem on a device, ready to run; null where the portable kernels serve it.
+cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem& problem,
+                                 const HopperBackwardKernel** kernel);
+
+// What they take of the workspace, for whatever tile: 0 where no tile fits.
+int64_t hopper_backward_workspace_bytes(const AttentionProblem& problem);
+
+// Enqueues them: the same launches for every call with the same shapes. Fills in the workspace's part of the parameters;
+// segment ranges are there already.
+cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardParams params,
+                                   void* workspace, cudaStream_t stream);
+
+}  // namespace jax_baracuda

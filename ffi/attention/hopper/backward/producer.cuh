@@ -1,0 +1,215 @@
+// The loading warp: finds the blocks of keys and the blocks of query rows that see some of each, loads them, and tells
+// the consumers through shared memory what it loaded.
+#pragma once
+
+#include "attention/hopper/backward/schedule.cuh"
+#include "attention/hopper/backward/traits.cuh"
+#include "device/bulk.cuh"
+#include "device/tma.cuh"
+
+namespace jax_baracuda {
+
+template <class Traits>
+struct BackwardProducer {
+  using Key = typename Traits::Key;
+  using Value = typename Traits::Value;
+  using Query = typename Traits::Query;
+  using DOut = typename Traits::DOut;
+  using Rows = Walk<Traits::kKeys, Traits::kRows>;
+  static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
+  static constexpr int kStatBytes = kRows * 4;
+
+  const HopperBackwardParams& p;
+  typename Traits::Control& control;
+  const uint32_t shared;
+  const int lane;
+
+  RingPlace<Traits::kQueryStages> query_place;
+  RingPlace<Traits::kDOutStages> dout_place;
+  int tile_slot = 0, tile_parity = 0;
+
+  __device__ __forceinline__ BackwardProducer(const HopperBackwardParams& p,
+                                              typename Traits::Control& control, uint32_t shared,
+                                              int lane)
+      : p(p), control(control), shared(shared), lane(lane) {}
+
+  template <class TileT>
+  static __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                              int row, int head, int pack, uint64_t policy) {
+#pragma unroll
+    for (int panel = 0; panel < TileT::kPanels; ++panel)
+      tma_load(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns, row, head,
+               pack, policy);
+  }
+
+  __device__ __forceinline__ void load_query(const RowBlock& block, int row, int head, int pack) {
+    const int stage = query_place.stage;
+    mbarrier_wait(shared_address(&control.query_empty[stage]), query_place.parity ^ 1);
+    if (lane == 0) {
+      const uint32_t barrier = shared_address(&control.query_full[stage]);
+      control.block[stage] = block;
+      mbarrier_arrive_expect(barrier, Query::kBytes + kStatBytes);
+      load<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
+                  head, pack, kEvictLast);
+      bulk_load(shared + Traits::kLseOffset + stage * kStatBytes,
+                p.problem.lse2 + static_cast<int64_t>(block.block) * (2 * kRows), kStatBytes,
+                barrier);
+    }
+    query_place.next();
+  }
+
+  __device__ __forceinline__ void load_dout(int block, int row, int head, int pack) {
+    const int stage = dout_place.stage;
+    mbarrier_wait(shared_address(&control.dout_empty[stage]), dout_place.parity ^ 1);
+    if (lane == 0) {
+      const uint32_t barrier = shared_address(&control.dout_full[stage]);
+      mbarrier_arrive_expect(barrier, DOut::kBytes + kStatBytes);
+      load<DOut>(shared + Traits::kDOutOffset + stage * DOut::kBytes, p.dout, barrier, row, head,
+                 pack, kEvictLast);
+      bulk_load(shared + Traits::kDeltaOffset + stage * kStatBytes,
+                p.problem.lse2 + static_cast<int64_t>(block) * (2 * kRows) + kRows, kStatBytes,
+                barrier);
+    }
+    dout_place.next();
+  }
+
+  // Keys and values, when the consumers have done with those before.
+  __device__ __forceinline__ void load_keys(const KeyTile& tile, int row) {
+    mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
+    if (lane == 0) {
+      const uint32_t barrier = shared_address(&control.key_full);
+      mbarrier_arrive_expect(barrier, Key::kBytes);
+      load<Key>(shared, p.key, barrier, row, tile.kv_head, tile.sequence.pack, kEvictFirst);
+    }
+    mbarrier_wait(shared_address(&control.value_empty), tile_parity ^ 1);
+    if (lane == 0) {
+      const uint32_t barrier = shared_address(&control.value_full);
+      mbarrier_arrive_expect(barrier, Value::kBytes);
+      load<Value>(shared + Traits::kValueOffset, p.value, barrier, row, tile.kv_head,
+                  tile.sequence.pack, kEvictFirst);
+    }
+    tile_parity ^= 1;
+  }
+
+  // Zeros to rows [begin, end) of `data`. One warp.
+  static __device__ __forceinline__ void store_zeros(void* data, int64_t first, int heads, int head,
+                                                     int dim, int begin, int end, int lane) {
+    auto* to = static_cast<typename Traits::T*>(data);
+#pragma unroll 1
+    for (int row = begin; row < end; ++row)
+#pragma unroll 1
+      for (int column = lane; column < dim; column += 32)
+        to[((first + row) * heads + head) * dim + column] = typename Traits::T(0.0f);
+  }
+
+  // What the warp knows of a block of keys is in shared memory: it has few registers.
+  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block) const {
+    __syncwarp();
+    if (lane == 0) {
+      const BackwardParams& problem = p.problem;
+      const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
+      const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
+      control.walk = Rows(problem, sequence, block);
+      tile.sequence = sequence;
+      tile.visible = control.walk.visible;
+      tile.kv_head = kv_head;
+      tile.first_key = j0;
+      tile.q_begin =
+          static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
+      tile.k_begin =
+          static_cast<int>(sequence.k_first - static_cast<int64_t>(sequence.pack) * problem.k_rows);
+      tile.first_block =
+          (sequence.pack * problem.heads + kv_head * problem.group) * problem.turn_count +
+          (problem.cu_seqlens_q ? tile.q_begin / kRows + sequence.index % problem.sequences : 0);
+      tile.padded = j0 + kKeys > sequence.kv_len && tile.k_begin + sequence.kv_len < problem.k_rows;
+      tile.valid = 1;
+#pragma unroll
+      for (int group = 0; group < Traits::kGroups; ++group)
+        tile.whole[group] = control.walk.whole(j0 + 64 * group, j0 + 64 * group + 64);
+    }
+    __syncwarp();
+  }
+
+  // How many blocks of keys add to dQ of the unit of rows before this one.
+  __device__ __forceinline__ int turn(int unit) const {
+    const Rows& rows = control.walk;
+    const int first = p.reverse ? rows.block + 1 : 0;
+    const int end = p.reverse ? (rows.k_rows + kKeys - 1) / kKeys : rows.block;
+    int count = 0;
+    for (int base = first; base < end; base += 32) {
+      const int other = base + lane;
+      bool meets = false;
+      if (other < end) {
+        const Visibility::Rows range = rows.units(other);
+        meets =
+            range.begin <= unit && unit < range.end && rows.overlap(other, unit) != Overlap::kNone;
+      }
+      count += __popc(__ballot_sync(0xffffffffu, meets));
+    }
+    return count;
+  }
+
+  __device__ __forceinline__ RowBlock row_block(const KeyTile& tile, typename Rows::Place at,
+                                                bool last) const {
+    RowBlock block;
+    block.first_row = at.row;
+    block.flags = last ? kLastRows : 0;
+#pragma unroll
+    for (int group = 0; group < Traits::kGroups; ++group)
+      if (at.row < tile.whole[group].begin || at.row + kRows > tile.whole[group].end)
+        block.flags |= kMaskedForFirstGroup << group;
+    if (control.walk.by_segment(at)) block.flags |= kSegmentMaskedRows;
+    const int q_len = tile.visible.q_len;
+    if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
+      block.flags |= kPaddedRows;
+    block.block = tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
+    block.turn = p.problem.deterministic ? turn(at.row) : 0;
+    return block;
+  }
+
+  __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
+    KeyTile& tile = control.tile[tile_slot];
+    begin_tile(tile, row_of_tiles, index);
+    const Rows& rows = control.walk;
+    typename Rows::Place at = rows.first();
+    if (rows.at_end(at)) {
+      const BackwardParams& problem = p.problem;
+      const int kv_head = tile.kv_head;
+      const int begin = tile.first_key, end = min(begin + kKeys, rows.k_rows);
+      const int64_t first = tile.sequence.k_first;
+      store_zeros(problem.dk, first, problem.kv_heads, kv_head, problem.dim, begin, end, lane);
+      store_zeros(problem.dv, first, problem.kv_heads, kv_head, problem.dim_v, begin, end, lane);
+      return;
+    }
+    tile_slot = tile_slot == 2 ? 0 : tile_slot + 1;
+    bool begins = true;
+    while (!rows.at_end(at)) {
+      const typename Rows::Place next = rows.after(at);
+      const RowBlock block = row_block(tile, at, rows.at_end(next));
+      const int row = tile.q_begin + at.row, head = tile.kv_head * p.problem.group + at.head;
+      load_query(block, row, head, tile.sequence.pack);
+      if (begins) load_keys(tile, tile.k_begin + tile.first_key);
+      begins = false;
+      load_dout(block.block, row, head, tile.sequence.pack);
+      at = next;
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    KeyTileWalk walk(p);
+    for (int row, slot; walk.next(&row, &slot);) {
+      // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
+      const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
+      const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
+      const int begin = slot * share, end = min(begin + share, blocks);
+      for (int i = begin; i < end; ++i) load_tile(row, p.reverse ? begin + end - 1 - i : i);
+    }
+    mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
+    if (lane == 0) {
+      control.tile[tile_slot].valid = 0;
+      mbarrier_arrive(shared_address(&control.key_full));
+    }
+  }
+};
+
+}  // namespace jax_baracuda

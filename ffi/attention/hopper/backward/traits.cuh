@@ -1,0 +1,100 @@
+// The shapes of one instantiation of the Hopper backward kernel and its shared memory.
+#pragma once
+
+#include "attention/backward/walk.cuh"
+#include "attention/hopper/backward/config.h"
+#include "attention/hopper/backward/params.h"
+#include "attention/hopper/traits.cuh"
+
+namespace jax_baracuda {
+
+// What the producer says of a block of query rows.
+enum RowBlockFlags {
+  kMaskedForFirstGroup = 1,  // << group: positions hide some of the block from the group's keys
+  kSegmentMaskedRows = 1 << 8,
+  kPaddedRows = 1 << 9,  // rows past the sequence's last row may hold anything
+  kLastRows = 1 << 10,
+};
+
+struct RowBlock {
+  int first_row, flags;
+  int block;  // in the workspace
+  int turn;   // how many blocks of keys add to its dQ before; deterministic calls only
+};
+
+// What a consumer warp knows of the row block whose dQ it will add next, and of the last one.
+struct QueryGradientDue {
+  int block, turn;
+  int* added;  // null, or where to count that the last addition has ended
+};
+
+// A block of keys.
+struct KeyTile {
+  Sequence sequence;
+  Visibility visible;
+  int kv_head, first_key;
+  int padded;                 // keys past the sequence's last key may hold anything
+  int valid;                  // 0: all tiles are done
+  int q_begin, k_begin;       // the sequence's first row and key within its pack
+  int first_block;            // of the group's first head, in the workspace
+  Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
+};
+
+template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages>
+struct HopperBackwardControl {
+  uint64_t key_full, key_empty, value_full, value_empty;
+  uint64_t query_full[kQueryStages], query_empty[kQueryStages];
+  uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
+  uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
+  RowBlock block[kQueryStages];
+  QueryGradientDue due[8];
+  // The one that ends, the current one, and the one being loaded.
+  KeyTile tile[3];
+  Walk<kKeys, kRows> walk;  // the producer's
+};
+
+// A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
+template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
+          bool kRoundedWeights_ = false, bool kScoresFirst_ = false, int kQueryStages_ = 3,
+          int kGradientStages_ = 2, int kSumStages_ = 1, int kAblate_ = 0>
+struct HopperBackwardTraits {
+  using T = T_;
+  static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
+  static constexpr int kKeys = 64 * kGroups;
+  static constexpr QuerySplit kSplit = kSplit_;
+  static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
+  static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
+                       kGradientStages = kGradientStages_, kSumStages = kSumStages_,
+                       kAblate = kAblate_;
+  static constexpr bool kScoresFirst = kScoresFirst_;
+  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+
+  using Key = PanelTile<kKeys, kDim>;
+  using Value = PanelTile<kKeys, kDimV>;
+  using Query = PanelTile<kRows, kDim>;
+  using DOut = PanelTile<kRows, kDimV>;
+  using Gradient = PanelTile<kRows, kKeys>;  // of the scores; a panel is what a warpgroup writes
+
+  // dQ: what a warpgroup computes, 64 rows of it, and the bytes that a warp adds.
+  static_assert(kRows == (kSplit == QuerySplit::kRows ? 128 : 64));
+  static constexpr int kQueryColumns = kSplit == QuerySplit::kColumns ? kDim / kGroups : kDim;
+  static constexpr int kQueryParts = kSplit == QuerySplit::kTurns ? 4 : 8;  // of a row block
+  static constexpr int kWarpQueryBytes = 16 * kQueryColumns * 4;
+  static_assert(kSplit != QuerySplit::kColumns || kQueryColumns % Key::kColumns == 0 ||
+                Key::kPanels == 1);
+
+  using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages>;
+  static constexpr int kValueOffset = Key::kBytes;
+  static constexpr int kQueryOffset = kValueOffset + Value::kBytes;
+  static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
+  static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
+  static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
+  static constexpr int kLseOffset = kSumOffset + kSumStages * 8 * kWarpQueryBytes;
+  static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
+  static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
+  static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
+  static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
+};
+
+}  // namespace jax_baracuda

@@ -1,0 +1,130 @@
+// Nibbles to A operands of matrix products, words as int4/params.h describes them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace jax_baracuda {
+
+// (a & mask) | bits
+template <uint32_t kMask, uint32_t kBits>
+__device__ __forceinline__ uint32_t mask_or(uint32_t a) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(d) : "r"(a), "n"(kMask), "n"(kBits));
+  return d;
+}
+
+__device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+// The cheapest numbers that the bits of a nibble are: f16 takes them as they are, subnormals q 2^-24 in even registers and
+// q 2^-20 in odd ones; bf16, whose products of subnormals vanish in float32, under the exponent of 128 as 128 + q. The zero
+// points then go against the sum of x over a group, in float32:
+//   sum x w = factor * scale * (sum x number - shift * sum x)    with a lane's two channels' own shift and factor.
+template <class T>
+struct RawNibbles;
+
+template <>
+struct RawNibbles<__half> {
+  static constexpr uint32_t kOnes = 0x3c003c00;
+  static constexpr float kFirstFactor = 16777216.0f, kSecondFactor = 1048576.0f;
+
+  static __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) {
+    a[0] = word & 0x000f000f;
+    a[1] = word & 0x00f000f0;
+    a[2] = word >> 8 & 0x000f000f;
+    a[3] = word >> 8 & 0x00f000f0;
+  }
+  // From the zero points in the low bytes: a byte is a subnormal, too.
+  static __device__ __forceinline__ float2 shifts(uint32_t zeros) {
+    const uint32_t halves = __byte_perm(zeros, 0, 0x4140);
+    const float2 shift = __half22float2(*reinterpret_cast<const __half2*>(&halves));
+    return make_float2(shift.x, 16.0f * shift.y);
+  }
+  static __device__ __forceinline__ float2 to_floats(uint32_t pair) {
+    return __half22float2(*reinterpret_cast<__half2*>(&pair));
+  }
+};
+
+template <>
+struct RawNibbles<__nv_bfloat16> {
+  static constexpr uint32_t kOnes = 0x3f803f80;
+  static constexpr float kFirstFactor = 1.0f, kSecondFactor = 1.0f;
+
+  static __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = mask_or<0x000f000f, 0x43004300>(word >> (4 * i));
+  }
+  static __device__ __forceinline__ float2 shifts(uint32_t zeros) {
+    return make_float2(__uint_as_float(__byte_perm(zeros, 0x4300, 0x5066)),
+                       __uint_as_float(__byte_perm(zeros, 0x4300, 0x5166)));
+  }
+  static __device__ __forceinline__ float2 to_floats(uint32_t pair) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
+  }
+};
+
+// (q - zero) * scale, rounded once. A nibble under the exponent of 2^10 (f16) or 2^7 (bf16) is 1024 + q or 128 + q;
+// subtracting 1024 + zero or 128 + zero gives q - zero without rounding.
+template <class T>
+struct ScaledNibbles;
+
+template <>
+struct ScaledNibbles<__half> {
+  uint32_t offset[2], scale[2];  // of the lane's two channels, twice
+
+  // Zero points in the low bytes; a pair of scales.
+  __device__ __forceinline__ ScaledNibbles(uint32_t zeros, uint32_t scales) {
+    scale[0] = __byte_perm(scales, 0, 0x1010);
+    scale[1] = __byte_perm(scales, 0, 0x3232);
+    offset[0] = __byte_perm(zeros, 0xe4, 0x4040);  // -(1024 + zero)
+    const uint32_t second = __byte_perm(zeros, 0x64, 0x4141);
+    offset[1] = fma_f16x2(second, 0xbc00bc00, 0x63806380);  // 960 - (1024 + zero)
+  }
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t even = mask_or<0x000f000f, 0x64006400>(word);
+      const uint32_t odd = mask_or<0x00f000f0, 0x64006400>(word);  // 1024 + 16 q
+      a[2 * half] = multiply(fma_f16x2(even, 0x3c003c00, offset[0]), scale[0]);
+      a[2 * half + 1] = multiply(fma_f16x2(odd, 0x2c002c00, offset[1]), scale[1]);  // 1 / 16
+      word >>= 8;
+    }
+  }
+  static __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.f16x2 %0, %1, %2;\n" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+  }
+};
+
+template <>
+struct ScaledNibbles<__nv_bfloat16> {
+  uint32_t offset[2], scale[2];
+
+  __device__ __forceinline__ ScaledNibbles(uint32_t zeros, uint32_t scales) {
+    offset[0] = __byte_perm(zeros, 0xc3, 0x4040);  // -(128 + zero)
+    offset[1] = __byte_perm(zeros, 0xc3, 0x4141);
+    scale[0] = __byte_perm(scales, 0, 0x1010);
+    scale[1] = __byte_perm(scales, 0, 0x3232);
+  }
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t number = mask_or<0x000f000f, 0x43004300>(word >> (4 * i));
+      a[i] = fma_bf16x2(fma_bf16x2(number, 0x3f803f80, offset[i % 2]), scale[i % 2], 0x80008000);
+    }
+  }
+};
+
+}  // namespace jax_baracuda

@@ -1,0 +1,178 @@
+// Chooses a compiled kernel for a problem and launches it.
+#include <algorithm>
+#include <atomic>
+
+#include "common/device_info.h"
+#include "common/tensor_map.h"
+#include "int4/large_params.h"
+#include "int4/launch.h"
+
+namespace jax_baracuda {
+namespace {
+
+constexpr int kMaxKernels = 128;
+constexpr int64_t kMaxGrid = 65535;  // of the third dimension
+
+std::atomic<bool> g_small_ready[kMaxDevices][kMaxKernels];
+std::atomic<bool> g_large_ready[kMaxDevices][kMaxKernels];
+
+template <class Kernel>
+cudaError_t prepare(const Kernel& kernel, std::atomic<bool>& ready) {
+  if (ready.load(std::memory_order_acquire)) return cudaSuccess;
+  const cudaError_t error = kernel.prepare();
+  if (error == cudaSuccess) ready.store(true, std::memory_order_release);
+  return error;
+}
+
+// The cheapest of the kernels as high as the rows need, or as there are.
+void choose_small(const Int4Shape& s, const Int4Device& device, int max_shared, Int4Plan* plan) {
+  int blocks = 1;
+  while (blocks < 4 && s.rows > 8 * blocks) blocks *= 2;
+  int64_t best = 0;
+  for (const SmallInt4Kernel& kernel : small_int4_kernels()) {
+    if (kernel.dtype != s.dtype || kernel.scale_steps != scale_steps(s) ||
+        kernel.tile.blocks != blocks || kernel.shared_bytes > max_shared)
+      continue;
+    const Int4Split split = split_small(s, device, kernel.tile);
+    if (split.splits == 0 || (plan->small && split.cost >= best)) continue;
+    plan->small = &kernel;
+    plan->splits = split.splits;
+    best = split.cost;
+  }
+  plan->cluster = plan->splits > 1 && device.clusters;
+}
+
+void choose_large(const Int4Shape& s, const Int4Device& device, Int4Plan* plan) {
+  int64_t best = 0;
+  for (const LargeInt4Kernel& kernel : large_int4_kernels()) {
+    if (kernel.dtype != s.dtype || kernel.scale_rows != (s.group_size == 32 ? 2 : 1)) continue;
+    const Int4Split split = split_large(s, device, kernel.tile);
+    if (split.splits == 0 || (plan->large && split.cost >= best)) continue;
+    plan->large = &kernel;
+    plan->splits = split.splits;
+    best = split.cost;
+  }
+  plan->cluster = plan->splits > 1;
+}
+
+// A launch, in clusters along the first dimension if there are splits to add up there. The attribute must outlive it.
+cudaLaunchConfig_t launch_config(const Int4Plan& plan, dim3 grid, int threads, int shared_bytes,
+                                 cudaLaunchAttribute* attribute, cudaStream_t stream) {
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = static_cast<unsigned>(plan.splits);
+  attribute->val.clusterDim.y = 1;
+  attribute->val.clusterDim.z = 1;
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = grid;
+  launch.blockDim = dim3(static_cast<unsigned>(threads));
+  launch.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  launch.stream = stream;
+  launch.attrs = attribute;
+  launch.numAttrs = plan.cluster ? 1 : 0;
+  return launch;
+}
+
+// Rows of so many row blocks at most.
+cudaError_t launch_small_rows(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
+                              cudaStream_t stream) {
+  const SmallInt4Kernel& kernel = *plan.small;
+  const int width = kernel.tile.channel_warps, rows = kernel.tile.rows();
+  const dim3 grid(static_cast<unsigned>(plan.splits),
+                  static_cast<unsigned>((s.strips + width - 1) / width),
+                  static_cast<unsigned>((p.rows + rows - 1) / rows));
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t launch =
+      launch_config(plan, grid, kernel.tile.threads(), kernel.shared_bytes, &attribute, stream);
+  const cudaError_t error = kernel.launch(launch, p);
+  if (error != cudaSuccess || !p.partials) return error;
+  return launch_int4_combine(s.dtype, p, stream);
+}
+
+cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
+                         cudaStream_t stream) {
+  p.set_splits(plan.splits, (s.depth_tiles + 1) / 2);
+  if (plan.splits == 1 || plan.cluster) p.partials = nullptr;
+  const int64_t most = kMaxGrid * plan.small->tile.rows();
+  for (int64_t first = 0; first < s.rows; first += most) {
+    Int4Params part = p;
+    part.rows = static_cast<int>(std::min(most, s.rows - first));
+    part.x = static_cast<const char*>(p.x) + first * s.columns * 2;
+    part.out = static_cast<char*>(p.out) + first * s.channels * 2;
+    if (cudaError_t error = launch_small_rows(s, plan, part, stream); error != cudaSuccess)
+      return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch_large(const Int4Shape& s, const Int4Plan& plan, const Int4Params& p,
+                         cudaStream_t stream) {
+  constexpr int64_t kSectionRows = 1024;  // of x, which L2 holds while weights pass by
+  const LargeInt4Kernel& kernel = *plan.large;
+  const LargeTile& tile = kernel.tile;
+  int device = 0, multiprocessors = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (cudaError_t error = multiprocessor_count(device, &multiprocessors); error != cudaSuccess)
+    return error;
+  LargeParams params;
+  params.problem = p;
+  params.problem.partials = nullptr;
+  params.problem.set_splits(plan.splits, s.depth_tiles);
+  if (cudaError_t error =
+          encode_tensor_map(s.dtype, p.x, 1, s.rows, 1, s.columns, tile.n, kDepth, &params.x);
+      error != cudaSuccess)
+    return error;
+  params.row_blocks = static_cast<int>((s.rows + tile.n - 1) / tile.n);
+  params.channel_blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels();
+  params.section = static_cast<int>(std::min<int64_t>(params.row_blocks, kSectionRows / tile.n));
+  const int64_t tiles = int64_t{params.row_blocks} * params.channel_blocks;
+  if (tiles * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
+  // Sums that go through shared memory need it as their own at the end: such CTAs take one tile.
+  const bool one_tile = plan.splits > 1 || tile.depth_groups > 1;
+  const int64_t ctas = one_tile ? tiles * plan.splits : std::min<int64_t>(tiles, multiprocessors);
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t launch =
+      launch_config(plan, dim3(static_cast<unsigned>(ctas)), kernel.threads, kernel.shared_bytes,
+                    &attribute, stream);
+  return kernel.launch(launch, params);
+}
+
+}  // namespace
+
+cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* plan) {
+  int device = 0, major = 0, max_shared = 0;
+  Int4Device facts;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = multiprocessor_count(device, &facts.sms);
+  if (error == cudaSuccess) error = compute_major(device, &major);
+  if (error == cudaSuccess) error = max_shared_per_block(device, &max_shared);
+  if (error != cudaSuccess) return error;
+  if (device >= kMaxDevices) return cudaErrorInvalidDevice;
+  facts.clusters = major >= 9;
+  facts.workspace_bytes = workspace_bytes;
+
+  *plan = Int4Plan();
+  if (major == 9 && s.rows > kSmallRows && s.depth_tiles > 0) {
+    choose_large(s, facts, plan);
+    if (plan->large)
+      return prepare(*plan->large,
+                     g_large_ready[device][plan->large - large_int4_kernels().data()]);
+  }
+  choose_small(s, facts, max_shared, plan);
+  if (!plan->small) return cudaErrorInvalidValue;
+  if (plan->splits > 1 && !plan->cluster) error = prepare_int4_combine(s.dtype);
+  if (error != cudaSuccess) return error;
+  return prepare(*plan->small, g_small_ready[device][plan->small - small_int4_kernels().data()]);
+}
+
+cudaError_t launch_int4(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
+                        cudaStream_t stream) {
+  p.rows = static_cast<int>(s.rows);
+  p.columns = s.columns;
+  p.channels = s.channels;
+  p.strips = s.strips;
+  p.depth_tiles = s.depth_tiles;
+  p.group_tiles = Divisor(static_cast<uint32_t>(std::max(s.group_size / kDepth, 1)));
+  return plan.large ? launch_large(s, plan, p, stream) : launch_small(s, plan, p, stream);
+}
+
+}  // namespace jax_baracuda

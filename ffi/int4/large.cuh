@@ -1,0 +1,319 @@
+// Many rows, on Hopper: out^T = w^T x^T with the weights dequantised to the A registers of wgmma.
+//
+// One warp loads x by TMA and the weights by bulk copies. Warpgroups have kStrips x 64 channels each of the same kN rows of
+// x: kChannelGroups next to each other, and kDepthGroups that take turns with the tiles of the depth. While the tensor
+// cores work on one strip's tile of weights, warpgroups dequantise others. A CTA either takes tile after tile of the output,
+// or one whose sums it adds up with those of its cluster.
+#pragma once
+
+#include "device/bulk.cuh"
+#include "device/cluster.cuh"
+#include "device/divide.cuh"
+#include "device/mbarrier.cuh"
+#include "device/tma.cuh"
+#include "int4/dequantise.cuh"
+#include "int4/large_params.h"
+#include "int4/parts.cuh"
+#include "int4/warpgroup_product.cuh"
+
+namespace jax_baracuda {
+
+// kScaleRows: scales of a tile of 64 input channels, 2 for groups of 32.
+template <class T_, int kStrips_, int kChannelGroups_, int kDepthGroups_, int kN_, int kStages_,
+          int kScaleRows_>
+struct LargeTraits {
+  using T = T_;
+  static constexpr int kStrips = kStrips_, kN = kN_, kStages = kStages_, kScaleRows = kScaleRows_;
+  static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
+  static constexpr int kGroups = kChannelGroups * kDepthGroups;
+  static constexpr int kTileStrips = kChannelGroups * kStrips, kChannels = kTileStrips * kStrip;
+  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
+  // They add up to what the CTA has at its start: 168 registers a thread of 384, 96 of 640.
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 112;
+  static_assert(kGroups == 2 || (kGroups == 4 && kStrips * kN <= 64));
+  static_assert(kDepthGroups <= kStages);
+
+  using Rows = PanelTile<kN, kDepth>;
+  static constexpr int kWeightBytes = kTileStrips * kTileBytes;
+  static constexpr int kScaleBytes = kScaleRows * kChannels * 2,
+                       kZeroBytes = kScaleRows * kChannels;
+  static constexpr int kWeightsOffset = kStages * Rows::kBytes;
+  static constexpr int kScalesOffset = kWeightsOffset + kStages * kWeightBytes;
+  static constexpr int kZerosOffset = kScalesOffset + kStages * kScaleBytes;
+  static constexpr int kRingBytes = kZerosOffset + kStages * kZeroBytes;
+
+  using Parts = PartialSums<kN, kChannels, kDepthGroups>;  // in the place of the ring
+  static constexpr int kBarriersOffset = kRingBytes > Parts::kBytes ? kRingBytes : Parts::kBytes;
+  static constexpr int kSharedBytes = kBarriersOffset + 2 * kStages * 8;
+  static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
+};
+
+// A place in the ring; the parity that a consumer waits for is that of the round.
+template <int kStages>
+struct StagePlace {
+  int stage = 0, parity = 0;
+  __device__ __forceinline__ void next(int count = 1) {
+    stage += count;
+    if (stage >= kStages) {
+      stage -= kStages;
+      parity ^= 1;
+    }
+  }
+};
+
+// Tiles of a CTA. The row blocks of a section share the weights of a channel block while those are in L2.
+struct TileWalk {
+  const LargeParams& p;
+  int at;
+  int row_block = 0, channel_block = 0;
+
+  __device__ __forceinline__ explicit TileWalk(const LargeParams& p)
+      : p(p), at(blockIdx.x / p.problem.splits) {}
+
+  __device__ __forceinline__ bool next() {
+    if (at >= p.row_blocks * p.channel_blocks) return false;
+    const int section = at / (p.section * p.channel_blocks), first = section * p.section;
+    const int rows = min(p.section, p.row_blocks - first);
+    const int within = at - first * p.channel_blocks;
+    channel_block = within / rows;
+    row_block = first + within - channel_block * rows;
+    at += gridDim.x / p.problem.splits;
+    return true;
+  }
+};
+
+template <class Traits>
+struct LargeKernel {
+  using T = typename Traits::T;
+  using Rows = typename Traits::Rows;
+  static constexpr int kStrips = Traits::kStrips, kN = Traits::kN, kScaleRows = Traits::kScaleRows;
+
+  const LargeParams& params;
+  const Int4Params& p = params.problem;
+  unsigned char* const shared;
+  const uint32_t base = shared_address(shared);
+  const int split = blockIdx.x % p.splits;
+  const int first_tile = split * p.split_units + min(split, p.longer_splits);
+  const int end_tile = first_tile + p.split_units + (split < p.longer_splits);
+  StagePlace<Traits::kStages> place;
+
+  __device__ __forceinline__ LargeKernel(const LargeParams& params, unsigned char* shared)
+      : params(params), shared(shared) {}
+
+  __device__ __forceinline__ uint32_t full(int stage) const {
+    return base + Traits::kBarriersOffset + stage * 8;
+  }
+  __device__ __forceinline__ uint32_t empty(int stage) const {
+    return full(Traits::kStages + stage);
+  }
+
+  __device__ __forceinline__ void init_barriers() const {
+    for (int stage = 0; stage < Traits::kStages; ++stage) {
+      mbarrier_init(full(stage), 1);
+      mbarrier_init(empty(stage), 4 * Traits::kChannelGroups);
+    }
+    mbarrier_init_fence();
+  }
+
+  // --- The loading thread ---
+
+  __device__ __forceinline__ void load_tile(int row_block, int channel_block, int tile) {
+    const int stage = place.stage;
+    const uint32_t barrier = full(stage);
+    const int width = p.strips * kStrip, first = channel_block * Traits::kChannels;
+    const int channels = min(Traits::kChannels, width - first);
+    mbarrier_wait(empty(stage), place.parity ^ 1);
+    mbarrier_arrive_expect(barrier,
+                           Rows::kBytes + Traits::kWeightBytes + channels * 3 * kScaleRows);
+#pragma unroll
+    for (int strip = 0; strip < Traits::kTileStrips; ++strip) {
+      // Strips that are not there: the last one again, for nobody.
+      const int of = min(channel_block * Traits::kTileStrips + strip, p.strips - 1);
+      bulk_load(base + Traits::kWeightsOffset + stage * Traits::kWeightBytes + strip * kTileBytes,
+                p.packed + (static_cast<int64_t>(of) * p.depth_tiles + tile) * kTileBytes,
+                kTileBytes, barrier, params.policy);
+    }
+    tma_load(base + stage * Rows::kBytes, &params.x, barrier, tile * kDepth, row_block * kN, 0, 0,
+             kEvictLast);
+#pragma unroll
+    for (int row = 0; row < kScaleRows; ++row) {
+      const int group = kScaleRows == 2 ? 2 * tile + row : divide(tile, p.group_tiles);
+      const int64_t at = static_cast<int64_t>(group) * width + first;
+      bulk_load(
+          base + Traits::kScalesOffset + stage * Traits::kScaleBytes + row * Traits::kChannels * 2,
+          static_cast<const T*>(p.scales) + at, channels * 2, barrier, kEvictLast);
+      bulk_load(base + Traits::kZerosOffset + stage * Traits::kZeroBytes + row * Traits::kChannels,
+                p.zeros + at, channels, barrier, kEvictLast);
+    }
+    place.next();
+  }
+
+  __device__ __forceinline__ void produce() {
+    for (TileWalk walk(params); walk.next();)
+      for (int tile = first_tile; tile < end_tile; ++tile)
+        load_tile(walk.row_block, walk.channel_block, tile);
+  }
+
+  // --- A warpgroup that multiplies ---
+
+  const int lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) % 4;  // of the warpgroup
+  const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  const int first_strip = group % Traits::kChannelGroups * kStrips,
+            depth_group = group / Traits::kChannelGroups;
+
+  // The A operands of a strip's tile.
+  __device__ __forceinline__ void dequantise(uint32_t (&a)[4][4], int stage, int strip) const {
+    const uint4 words = *reinterpret_cast<const uint4*>(
+        shared + Traits::kWeightsOffset + stage * Traits::kWeightBytes + strip * kTileBytes +
+        threadIdx.x % 128 * 16);
+    const int channel = strip * kStrip + warp * 16 + lane / 4 * 2;
+#pragma unroll
+    for (int row = 0; row < kScaleRows; ++row) {
+      const int at = row * Traits::kChannels + channel;
+      const ScaledNibbles<T> nibbles(
+          *reinterpret_cast<const uint16_t*>(shared + Traits::kZerosOffset +
+                                             stage * Traits::kZeroBytes + at),
+          *reinterpret_cast<const uint32_t*>(shared + Traits::kScalesOffset +
+                                             stage * Traits::kScaleBytes + at * 2));
+#pragma unroll
+      for (int step = row * 4 / kScaleRows; step < (row + 1) * 4 / kScaleRows; ++step)
+        nibbles.run(a[step], step == 0   ? words.x
+                             : step == 1 ? words.y
+                             : step == 2 ? words.z
+                                         : words.w);
+    }
+  }
+
+  __device__ __forceinline__ void issue(float (&sums)[kN / 2], const uint32_t (&a)[4][4],
+                                        uint64_t rows) const {
+    warpgroup_arrive();
+#pragma unroll
+    for (int step = 0; step < 4; ++step)
+      WeightsMma<T, kN>::run(sums, a[step], advance(rows, Rows::column_offset(16 * step)), 1);
+    warpgroup_commit();
+  }
+
+  __device__ __forceinline__ void release(int stage) const {
+    if (lane == 0) mbarrier_arrive(empty(stage));
+  }
+
+  // All products of a tile of the output.
+  __device__ __forceinline__ void multiply(float (&sums)[kStrips][kN / 2]) {
+    uint32_t a[2][4][4];
+    int previous = -1;
+    // kParity: which A registers are free.
+    auto one_tile = [&](auto parity_constant) {
+      constexpr int kParity = decltype(parity_constant)::value;
+      const int stage = place.stage;
+      mbarrier_wait(full(stage), place.parity);
+      const uint64_t rows = Rows::descriptor(base + stage * Rows::kBytes);
+#pragma unroll
+      for (int strip = 0; strip < kStrips; ++strip) {
+        auto& registers = a[(kParity + strip) % 2];
+        dequantise(registers, stage, first_strip + strip);
+        issue(sums[strip], registers, rows);
+        warpgroup_wait<1>();
+        if (strip == 0 && previous >= 0) release(previous);
+      }
+      previous = stage;
+      place.next(Traits::kDepthGroups);
+    };
+    int tile = first_tile + depth_group;
+    for (; tile + Traits::kDepthGroups < end_tile; tile += 2 * Traits::kDepthGroups) {
+      one_tile(std::integral_constant<int, 0>());
+      one_tile(std::integral_constant<int, kStrips % 2>());
+    }
+    if (tile < end_tile) one_tile(std::integral_constant<int, 0>());
+    warpgroup_wait<0>();
+#pragma unroll
+    for (int strip = 0; strip < kStrips; ++strip) hold(sums[strip]);
+    if (previous >= 0) release(previous);
+  }
+
+  // The lane's sums of a strip: of rows 8 j + 2 (lane % 4) + e its two channels. What follows from the row is not worked out
+  // ahead, where it would take the registers of the products.
+  template <class Body>
+  __device__ __forceinline__ void for_pairs(const float (&sums)[kN / 2], Body body) const {
+    int first = lane % 4 * 2;
+    asm volatile("" : "+r"(first));
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        body(first + j * 8 + e, make_float2(sums[j * 4 + e], sums[j * 4 + 2 + e]));
+  }
+
+  __device__ __forceinline__ void consume(const typename Traits::Parts& parts) {
+    place.stage = depth_group;
+    for (TileWalk walk(params); walk.next();) {
+      float sums[kStrips][kN / 2];
+#pragma unroll
+      for (int strip = 0; strip < kStrips; ++strip)
+#pragma unroll
+        for (int i = 0; i < kN / 2; ++i) sums[strip][i] = 0.0f;
+      multiply(sums);
+      const int first_row = walk.row_block * kN,
+                first_channel = walk.channel_block * Traits::kChannels;
+      if (Traits::kDepthGroups > 1 || parts.cluster) {
+        synchronise(parts);  // the ring is free
+#pragma unroll
+        for (int strip = 0; strip < kStrips; ++strip) {
+          const auto to = parts.place(depth_group, (first_strip + strip) * 4 + warp);
+          for_pairs(sums[strip], [&](int row, float2 sum) {
+            if (first_row + row < p.rows) parts.give(to, row, lane / 4 * 2, sum);
+          });
+        }
+        synchronise(parts);
+        parts.template add_up<T, Traits::kConsumers>(first_row, first_channel);
+      } else {
+#pragma unroll
+        for (int strip = 0; strip < kStrips; ++strip) {
+          const int channel =
+              first_channel + (first_strip + strip) * kStrip + warp * 16 + lane / 4 * 2;
+          for_pairs(sums[strip], [&](int row, float2 sum) {
+            if (first_row + row < p.rows) store_output<T>(p, first_row + row, channel, sum);
+          });
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void synchronise(const typename Traits::Parts& parts) {
+    if (parts.cluster)
+      cluster_sync();
+    else
+      named_barrier_sync(1, Traits::kConsumers);
+  }
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    int4_large_kernel(const __grid_constant__ LargeParams params) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  LargeKernel<Traits> kernel(params, shared_memory);
+  const typename Traits::Parts parts(params.problem, kernel.base, kernel.split);
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  if (threadIdx.x == 0) {
+    tma_prefetch_map(&params.x);
+    kernel.init_barriers();
+  }
+  __syncthreads();
+  if (warpgroup == Traits::kGroups) {
+    registers_lower<Traits::kProducerRegisters>();
+    if (threadIdx.x == Traits::kConsumers) kernel.produce();
+    __syncwarp();
+    if (parts.cluster) {  // as often as those that give and add up
+      cluster_sync();
+      cluster_sync();
+    }
+  } else {
+    registers_raise<Traits::kConsumerRegisters>();
+    kernel.consume(parts);
+  }
+#endif
+}
+
+}  // namespace jax_baracuda

@@ -1,0 +1,320 @@
+// Few rows: the weights stream through once, at the speed of memory.
+//
+// A CTA has 64 channels a warp next to each other and several warps one behind the other in depth; the CTAs of a cluster
+// share the depth again. Every thread copies exactly the weights that it will itself multiply to shared memory, stages
+// ahead; the CTA's warps share x. A stage of a warp is 64 channels x 128 input channels.
+#pragma once
+
+#include "device/cluster.cuh"
+#include "device/divide.cuh"
+#include "device/fragment.cuh"
+#include "device/mbarrier.cuh"
+#include "device/memory.cuh"
+#include "device/tile.cuh"
+#include "int4/dequantise.cuh"
+#include "int4/product.cuh"
+#include "int4/small_sums.cuh"
+
+namespace jax_baracuda {
+
+// kBlocks: of 8 rows of x. kScaleSteps: k-steps of 16 that share a scale, 2, 4 or 8 (groups of 32, 64, more).
+template <class T_, int kBlocks_, int kChannelWarps_, int kDepthWarps_, int kStages_, int kCtas_,
+          int kScaleSteps_>
+struct SmallTraits {
+  using T = T_;
+  static constexpr int kBlocks = kBlocks_, kChannelWarps = kChannelWarps_,
+                       kDepthWarps = kDepthWarps_;
+  static constexpr int kStages = kStages_, kCtas = kCtas_, kScaleSteps = kScaleSteps_;
+  static constexpr int kRows = 8 * kBlocks, kChannels = kStrip * kChannelWarps;
+  static constexpr int kWarps = kChannelWarps * kDepthWarps, kThreads = 32 * kWarps;
+  static constexpr int kUnit = 2;  // tiles of weights that a warp has in a stage
+  static constexpr int kScaleRows = 8 / kScaleSteps;
+
+  // A stage of a warp: weights, scales, zero points; of the CTA: those and x.
+  static constexpr int kScalesOffset = kUnit * kTileBytes;
+  static constexpr int kScalePieces =
+      12 * kScaleRows;  // of 16 bytes: 8 of scales a row, then 4 of zero points
+  static constexpr int kZerosOffset = kScalesOffset + kScaleRows * kStrip * 2;
+  static constexpr int kWarpBytes = kScalesOffset + kScalePieces * 16;
+  using Rows = Tile<T, kRows, kUnit * kDepth>;
+  static constexpr int kRowsOffset = kWarps * kWarpBytes;
+  static constexpr int kStageBytes = kRowsOffset + kDepthWarps * Rows::kBytes;
+  static_assert(kRowsOffset % 128 == 0);
+
+  using Sums = SmallSums<kRows, kChannelWarps, kDepthWarps, kWarpBytes, kStageBytes>;
+  static constexpr int kSumsOffset = kStages * kStageBytes;
+  static constexpr int kSharedBytes = kSumsOffset + Sums::kBytes;
+};
+
+template <class Traits>
+struct SmallKernel {
+  using T = typename Traits::T;
+  using Rows = typename Traits::Rows;
+  using Raw = RawNibbles<T>;
+  static constexpr int kBlocks = Traits::kBlocks, kStages = Traits::kStages,
+                       kDepthWarps = Traits::kDepthWarps;
+
+  const Int4Params& p;
+  unsigned char* const shared;
+  const uint32_t base = shared_address(shared);
+  const int lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  const int channel_warp = warp % Traits::kChannelWarps, depth_warp = warp / Traits::kChannelWarps;
+  const int first_row, end_unit;
+
+  // Of the stage that is loaded next: this warp's unit, its weights, the columns of x that this thread copies.
+  int load_unit, load_column;
+  const uint8_t* load_weights;
+  const int strip;
+
+  float sums[4][kBlocks][4] = {};  // of 16 channels, 8 rows of x
+
+  __device__ __forceinline__ SmallKernel(const Int4Params& p, unsigned char* shared, int split,
+                                         int channel_block, int row_block)
+      : p(p),
+        shared(shared),
+        first_row(row_block * Traits::kRows),
+        end_unit(first_unit(split + 1)),
+        load_unit(first_unit(split) + depth_warp),
+        load_column((load_unit - depth_warp + copied_row() / Traits::kRows) * Rows::kCols +
+                    copied_piece() * 8),
+        strip(min(channel_block * Traits::kChannelWarps + channel_warp, p.strips - 1)) {
+    load_weights =
+        p.packed +
+        (static_cast<int64_t>(strip) * p.depth_tiles + load_unit * Traits::kUnit) * kTileBytes +
+        lane * 16;
+  }
+
+  __device__ __forceinline__ int first_unit(int split) const {
+    return split * p.split_units + min(split, p.longer_splits);
+  }
+
+  // Copies of x: a thread has the same piece of every kRowStep-th row of all units one below the other.
+  static constexpr int kRowStep = Traits::kThreads / Rows::kPieces;
+  static_assert(kRowStep % Traits::kRows == 0 || Traits::kRows % kRowStep == 0);
+  static __device__ __forceinline__ int copied_row() { return threadIdx.x / Rows::kPieces; }
+  static __device__ __forceinline__ int copied_piece() { return threadIdx.x % Rows::kPieces; }
+
+  __device__ __forceinline__ void load_rows(uint32_t stage) const {
+    const int row = copied_row() % Traits::kRows;
+    const uint32_t to =
+        Rows(stage + Traits::kRowsOffset + copied_row() / Traits::kRows * Rows::kBytes)
+            .piece(row, copied_piece());
+    const T* from = static_cast<const T*>(p.x) + static_cast<int64_t>(first_row + row) * p.columns +
+                    load_column;
+    const int end = min(p.columns, end_unit * Rows::kCols) - load_column;
+#pragma unroll
+    for (int at = 0; at < kDepthWarps * Traits::kRows; at += kRowStep) {
+      const int more_rows = at % Traits::kRows, columns = at / Traits::kRows * Rows::kCols;
+      const bool valid = columns < end && first_row + row + more_rows < p.rows;
+      copy_async_16(to + at / Traits::kRows * Rows::kBytes + more_rows * Rows::kPieces * 16,
+                    from + columns + static_cast<int64_t>(more_rows) * p.columns, valid);
+    }
+  }
+
+  __device__ __forceinline__ void load_scales(uint32_t to) const {
+    constexpr int kScaleRows = Traits::kScaleRows;
+    const int width = p.strips * kStrip, tile = load_unit * Traits::kUnit;
+#pragma unroll
+    for (int at = 0; at < Traits::kScalePieces; at += 32) {
+      const int piece = at + lane;
+      if (piece >= Traits::kScalePieces) break;
+      const bool scale = piece < 8 * kScaleRows;
+      const int row = kScaleRows == 1 ? 0 : scale ? piece / 8 : piece / 4 - 2 * kScaleRows;
+      const int of_tile = tile + (kScaleRows == 4 ? row / 2 : row);
+      const bool valid = kScaleRows == 1 || of_tile < p.depth_tiles;
+      const int group = kScaleRows == 4 ? tile * 2 + row : divide(of_tile, p.group_tiles);
+      const uint8_t* from =
+          scale ? static_cast<const uint8_t*>(p.scales) + (strip * kStrip + piece % 8 * 8) * 2
+                : p.zeros + strip * kStrip + piece % 4 * 16;
+      copy_async_16(to + piece * 16,
+                    from + static_cast<int64_t>(group) * (scale ? 2 * width : width), valid);
+    }
+  }
+
+  // Starts to copy the next stage, in two groups: what the first tile of each unit needs, and the other tiles.
+  __device__ __forceinline__ void load(int stage_index) {
+    const uint32_t stage = base + stage_index * Traits::kStageBytes;
+    const uint32_t own = stage + warp * Traits::kWarpBytes + lane * 16;
+    const bool active = load_unit < end_unit;
+    if (active) {
+#pragma unroll
+      for (int block = 0; block < 4; ++block)
+        copy_async_16(own + block * 512, load_weights + block * 512, true);
+      load_scales(own - lane * 16 + Traits::kScalesOffset);
+    }
+    load_rows(stage);
+    copy_async_commit();
+    if (active) {
+      if (load_unit * Traits::kUnit + 1 < p.depth_tiles) {
+#pragma unroll
+        for (int block = 4; block < 8; ++block)
+          copy_async_16(own + block * 512, load_weights + block * 512, true);
+      } else {
+#pragma unroll
+        for (int block = 4; block < 8; ++block)
+          store_shared_16(own + block * 512, make_uint4(0, 0, 0, 0));
+      }
+    }
+    copy_async_commit();
+    load_unit += kDepthWarps;
+    load_weights += kDepthWarps * Traits::kUnit * kTileBytes;
+    load_column += kDepthWarps * Rows::kCols;
+  }
+
+  // B operands of 64 columns.
+  __device__ __forceinline__ void read_rows(uint32_t (&b)[4][kBlocks][2], const Rows& rows,
+                                            int half) const {
+    if constexpr (kBlocks == 1) {
+#pragma unroll
+      for (int step = 0; step < 4; step += 2) {
+        uint32_t r[4];
+        load_matrices(r, rows.piece(lane % 8, half * 8 + step * 2 + lane / 8));
+        b[step][0][0] = r[0], b[step][0][1] = r[1], b[step + 1][0][0] = r[2],
+        b[step + 1][0][1] = r[3];
+      }
+    } else {
+#pragma unroll
+      for (int step = 0; step < 4; ++step)
+#pragma unroll
+        for (int n = 0; n < kBlocks; n += 2) {
+          const auto pair = Mma<T>::load_b(rows, n * 8, half * kDepth + step * 16, lane);
+          b[step][n][0] = pair.r[0], b[step][n][1] = pair.r[1];
+          b[step][n + 1][0] = pair.r[2], b[step][n + 1][1] = pair.r[3];
+        }
+    }
+  }
+
+  // What a group has added up so far: products, and x alone.
+  struct Group {
+    float products[4][kBlocks][4], rows[kBlocks][4];
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+      for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          rows[n][e] = 0.0f;
+#pragma unroll
+          for (int block = 0; block < 4; ++block) products[block][n][e] = 0.0f;
+        }
+    }
+  };
+
+  // One tile of a unit.
+  template <int kHalf>
+  __device__ __forceinline__ void multiply(int stage, Group& group) {
+    const unsigned char* from = shared + stage * Traits::kStageBytes;
+    const unsigned char* own = from + warp * Traits::kWarpBytes;
+    constexpr int kSteps = Traits::kScaleSteps < 4 ? Traits::kScaleSteps : 4;
+    uint32_t b[4][kBlocks][2];
+    read_rows(b, Rows(shared_address(from) + Traits::kRowsOffset + depth_warp * Rows::kBytes),
+              kHalf);
+    uint4 words[4];
+#pragma unroll
+    for (int block = 0; block < 4; ++block)
+      words[block] =
+          *reinterpret_cast<const uint4*>(own + kHalf * kTileBytes + block * 512 + lane * 16);
+#pragma unroll
+    for (int first = 0; first < 4; first += kSteps) {
+      const int begin = kHalf * 4 + first;
+      if (begin % Traits::kScaleSteps == 0) group.clear();
+#pragma unroll
+      for (int step = first; step < first + kSteps; ++step) {
+        const uint32_t ones[4] = {Raw::kOnes, Raw::kOnes, Raw::kOnes, Raw::kOnes};
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n)
+          multiply_add<T>(group.rows[n], ones, b[step][n][0], b[step][n][1]);
+#pragma unroll
+        for (int block = 0; block < 4; ++block) {
+          const uint4& w = words[block];
+          uint32_t a[4];
+          Raw::run(a, step == 0 ? w.x : step == 1 ? w.y : step == 2 ? w.z : w.w);
+#pragma unroll
+          for (int n = 0; n < kBlocks; ++n)
+            multiply_add<T>(group.products[block][n], a, b[step][n][0], b[step][n][1]);
+        }
+      }
+      if ((begin + kSteps) % Traits::kScaleSteps == 0)
+        scale(own, begin / Traits::kScaleSteps, group);
+    }
+  }
+
+  // The end of a group.
+  __device__ __forceinline__ void scale(const unsigned char* own, int row, const Group& group) {
+#pragma unroll
+    for (int block = 0; block < 4; ++block) {
+      // Of the lane's two channels.
+      const int pair = row * kStrip + block * 16 + lane / 4 * 2;
+      const float2 shift =
+          Raw::shifts(*reinterpret_cast<const uint16_t*>(own + Traits::kZerosOffset + pair));
+      const float2 factor = Raw::to_floats(
+          *reinterpret_cast<const uint32_t*>(own + Traits::kScalesOffset + pair * 2));
+#pragma unroll
+      for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float shifted =
+              fmaf(e < 2 ? -shift.x : -shift.y, group.rows[n][e % 2], group.products[block][n][e]);
+          sums[block][n][e] = fmaf(shifted, e < 2 ? factor.x : factor.y, sums[block][n][e]);
+        }
+    }
+  }
+
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int step = 0; step < kStages - 1; ++step) load(step);
+  }
+
+  __device__ __forceinline__ void run() {
+    int unit = load_unit - (kStages - 1) * kDepthWarps;
+    int stage = 0, free = kStages - 1;
+    Group group;
+    for (; unit - depth_warp < end_unit; unit += kDepthWarps) {
+      copy_async_wait<2 * kStages - 3>();
+      __syncthreads();
+      load(free);
+      const bool active = unit < end_unit;
+      if (active) multiply<0>(stage, group);
+      copy_async_wait<2 * kStages - 2>();
+      if (active) multiply<1>(stage, group);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+      free = free + 1 == kStages ? 0 : free + 1;
+    }
+    copy_async_wait_all();
+    __syncwarp();
+  }
+
+  // Puts this warp's sums where its weights were.
+  __device__ __forceinline__ void store(const typename Traits::Sums& to) const {
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int row = n * 8 + lane % 4 * 2 + e;
+        if (first_row + row >= p.rows) continue;
+#pragma unroll
+        for (int block = 0; block < 4; ++block)
+          store_shared_float2(to.place(warp, row, block * 16 + lane / 4 * 2),
+                              make_float2(sums[block][n][e] * Raw::kFirstFactor,
+                                          sums[block][n][2 + e] * Raw::kSecondFactor));
+      }
+  }
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
+    int4_small_kernel(const __grid_constant__ Int4Params p) {
+  extern __shared__ __align__(128) unsigned char shared_memory[];
+  SmallKernel<Traits> kernel(p, shared_memory, blockIdx.x, blockIdx.y, blockIdx.z);
+  kernel.begin();
+  const typename Traits::Sums sums(p, kernel.base, kernel.base + Traits::kSumsOffset, blockIdx.x,
+                                   kernel.first_row);
+  sums.begin();
+  kernel.run();
+  kernel.store(sums);
+  __syncthreads();
+  sums.template finish<typename Traits::T, Traits::kThreads>(kernel.first_row,
+                                                             blockIdx.y * Traits::kChannels);
+}
+
+}  // namespace jax_baracuda
