@@ -15,6 +15,7 @@ struct HopperTile {
   bool pingpong;          // the warpgroups issue their products in turns
   bool overlap;           // softmax while P.V of the same warpgroup runs: takes registers
   int keys, causal_keys;  // for as many keys or more, without and with a causal mask
+  bool paged;             // compiled for keys in pages, too
 
   constexpr int m() const { return 64 * groups; }
   constexpr bool operator==(const HopperTile& o) const {
@@ -27,26 +28,26 @@ struct HopperTile {
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {false, 64, 64, 128, 3, 1, true, false, 0, 2048},
-    {false, 64, 64, 128, 2, 2, true, false, 0, 0},
-    {false, 96, 96, 176, 2, 1, true, false, 1024, 4096},
-    {false, 96, 96, 128, 2, 2, true, false, 0, 0},
-    {false, 128, 128, 128, 2, 1, true, true, 0, 0},
-    {false, 192, 128, 128, 2, 1, false, false, 0, 0},
-    {false, 192, 192, 112, 2, 1, false, false, 0, 0},
-    {false, 256, 256, 80, 2, 1, false, false, 0, 0},
-    {true, 64, 64, 128, 2, 1, true, false, 0, 0},
-    {true, 128, 128, 112, 2, 1, true, false, 0, 0},
-    {true, 192, 192, 112, 2, 1, false, false, 0, 0},
-    {true, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {false, 64, 64, 128, 3, 1, true, false, 0, 2048, false},
+    {false, 64, 64, 128, 2, 2, true, false, 0, 0, true},
+    {false, 96, 96, 176, 2, 1, true, false, 1024, 4096, false},
+    {false, 96, 96, 128, 2, 2, true, false, 0, 0, true},
+    {false, 128, 128, 128, 2, 1, true, true, 0, 0, true},
+    {false, 192, 128, 128, 2, 1, false, false, 0, 0, false},
+    {false, 192, 192, 112, 2, 1, false, false, 0, 0, true},
+    {false, 256, 256, 80, 2, 1, false, false, 0, 0, true},
+    {true, 64, 64, 128, 2, 1, true, false, 0, 0, true},
+    {true, 128, 128, 112, 2, 1, true, false, 0, 0, true},
+    {true, 192, 192, 112, 2, 1, false, false, 0, 0, true},
+    {true, 256, 256, 80, 2, 1, false, false, 0, 0, true},
 };
 // clang-format on
 
-inline const HopperTile* choose_hopper_tile(bool features, int dim, int dim_v, bool causal,
-                                            int keys) {
+inline const HopperTile* choose_hopper_tile(bool features, bool paged, int dim, int dim_v,
+                                            bool causal, int keys) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.features == features && dim <= tile.dim && dim_v <= tile.dim_v &&
-        keys >= (causal ? tile.causal_keys : tile.keys))
+    if (tile.features == features && (tile.paged || !paged) && dim <= tile.dim &&
+        dim_v <= tile.dim_v && keys >= (causal ? tile.causal_keys : tile.keys))
       return &tile;
   return nullptr;
 }

@@ -126,7 +126,7 @@ struct Consumer {
     modify_scores<1, kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
   __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (!p.dropout_seed) return;
+    if (Traits::kPaged || !p.dropout_seed) return;
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
     drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);

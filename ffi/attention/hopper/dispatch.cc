@@ -1,6 +1,7 @@
 // Which calls the Hopper kernel serves, and its grid.
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
 #include "attention/hopper/launch.h"
 #include "common/device_info.h"
@@ -9,7 +10,7 @@
 namespace jax_baracuda {
 namespace {
 
-constexpr int kMaxKernels = 32;
+constexpr int kMaxKernels = 64;
 constexpr int64_t kMaxTiles = 1 << 30;  // they are counted in int32
 
 // Keys and values that are read again and again should stay in this part of the L2 cache.
@@ -47,20 +48,60 @@ TileOrder tile_order(const AttentionProblem& p, const HopperTile& tile, int* cou
   return order;
 }
 
+// Boxes of a page that make up a block of n keys.
+PageBoxes page_boxes(const PageTable& pages, int n) {
+  const int rows = std::gcd(n, static_cast<int>(pages.page_size.divisor));
+  return {n / rows, rows};
+}
+
+// Pages of fewer rows would make for many small copies.
+constexpr int kLeastBoxRows = 16;
+
+int panel_columns(int dim) { return dim % 64 == 0 ? 64 : 32; }
+
+// Keys, or values, of rows of `dim` elements, for a tile with rows of `tile_dim`.
+cudaError_t encode_keys(const HopperKernel& kernel, const ForwardParams& p, const PageBoxes& boxes,
+                        const void* data, int dim, int tile_dim, CUtensorMap* map) {
+  if (!kernel.paged)
+    return encode_tensor_map(kernel.dtype, data, p.packs, p.k_rows, p.kv_heads, dim, kernel.tile.n,
+                             panel_columns(tile_dim), map);
+  const PageTable& t = p.pages;
+  const int64_t row = dim;
+  const TensorBoxes store = {{dim, t.page_size.divisor, p.kv_heads, t.pages},
+                             {row * t.token_stride, row * t.head_stride, row * t.page_stride},
+                             {panel_columns(tile_dim), boxes.rows, 1, 1}};
+  return encode_tensor_map(kernel.dtype, data, store, map);
+}
+
+// Of a sequence: pages are given for all of them together.
+int keys_of(const AttentionProblem& p) {
+  return p.pages.indptr ? p.max_k / std::max(p.sequences, 1) : p.max_k;
+}
+
+// Tiles at most; of sequences that overlap there may be more.
+int64_t most_tiles(const AttentionProblem& p, const HopperTile& tile) {
+  if (!p.pages.indptr) return tiles_of(p, tile) * rows_of(p);
+  return (int64_t{p.q_rows} / tile.m() + p.sequences) * p.heads;
+}
+
 }  // namespace
 
 cudaError_t plan_hopper_forward(int device, DType dtype, const AttentionProblem& p,
                                 const HopperKernel** kernel) {
   *kernel = nullptr;
   if (hopper_kernels().empty() || dtype == DType::kF32 || !p.vector_q || !p.vector_v ||
-      p.pages.indptr || p.k_rows == 0)
+      p.k_rows == 0)
     return cudaSuccess;
+  const bool paged = p.pages.indptr != nullptr;
+  if (paged && p.pages.page_size.divisor % kLeastBoxRows != 0) return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperTile* tile = choose_hopper_tile(has_features(p), p.dim, p.dim_v, p.causal, p.max_k);
-  if (major != 9 || !tile || tiles_of(p, *tile) * rows_of(p) >= kMaxTiles) return cudaSuccess;
+  const HopperTile* tile =
+      choose_hopper_tile(has_features(p), paged, p.dim, p.dim_v, p.causal, keys_of(p));
+  if (major != 9 || !tile || most_tiles(p, *tile) >= kMaxTiles) return cudaSuccess;
   for (const HopperKernel& candidate : hopper_kernels()) {
-    if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
+    if (candidate.dtype != dtype || candidate.paged != paged || !(candidate.tile == *tile))
+      continue;
     *kernel = &candidate;
     return prepare(device, candidate);
   }
@@ -70,20 +111,20 @@ cudaError_t plan_hopper_forward(int device, DType dtype, const AttentionProblem&
 cudaError_t launch_hopper_forward(const HopperKernel& kernel, const ForwardParams& p,
                                   void* workspace, cudaStream_t stream) {
   const HopperTile& tile = kernel.tile;
-  const auto panel = [](int dim) { return dim % 64 == 0 ? 64 : 32; };
   HopperForwardParams params;
   params.problem = p;
   params.order = tile_order(p, tile, static_cast<int*>(workspace));
-  if (cudaError_t error = encode_tensor_map(kernel.dtype, p.query, p.packs, p.q_rows, p.heads,
-                                            p.dim, tile.m(), panel(tile.dim), &params.query);
+  params.boxes = kernel.paged ? page_boxes(p.pages, tile.n) : PageBoxes{};
+  if (cudaError_t error =
+          encode_tensor_map(kernel.dtype, p.query, p.packs, p.q_rows, p.heads, p.dim, tile.m(),
+                            panel_columns(tile.dim), &params.query);
       error != cudaSuccess)
     return error;
-  if (cudaError_t error = encode_tensor_map(kernel.dtype, p.key, p.packs, p.k_rows, p.kv_heads,
-                                            p.dim, tile.n, panel(tile.dim), &params.key);
+  if (cudaError_t error = encode_keys(kernel, p, params.boxes, p.key, p.dim, tile.dim, &params.key);
       error != cudaSuccess)
     return error;
-  if (cudaError_t error = encode_tensor_map(kernel.dtype, p.value, p.packs, p.k_rows, p.kv_heads,
-                                            p.dim_v, tile.n, panel(tile.dim_v), &params.value);
+  if (cudaError_t error =
+          encode_keys(kernel, p, params.boxes, p.value, p.dim_v, tile.dim_v, &params.value);
       error != cudaSuccess)
     return error;
   int device = 0, multiprocessors = 0;
@@ -93,8 +134,8 @@ cudaError_t launch_hopper_forward(const HopperKernel& kernel, const ForwardParam
   if (cudaError_t error = cudaMemsetAsync(params.order.counter, 0, sizeof(int), stream);
       error != cudaSuccess)
     return error;
-  const int64_t total = int64_t{params.order.tiles} * params.order.rows;
-  return kernel.launch(params, static_cast<int>(std::min<int64_t>(total, multiprocessors)), stream);
+  const int64_t ctas = std::min<int64_t>(most_tiles(p, tile), multiprocessors);
+  return kernel.launch(params, static_cast<int>(ctas), stream);
 }
 
 }  // namespace jax_baracuda

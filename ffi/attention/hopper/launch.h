@@ -14,12 +14,13 @@ namespace jax_baracuda {
 struct HopperKernel {
   DType dtype;
   HopperTile tile;
+  bool paged;
   cudaError_t (*prepare)();
   cudaError_t (*launch)(const HopperForwardParams& params, int ctas, cudaStream_t stream);
 };
 
 // Defined by ffi/attention/hopper/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v, int n, int groups, bool features>
+template <DType dtype, int dim, int dim_v, int n, int groups, bool features, bool paged>
 HopperKernel hopper_kernel_entry();
 
 // All of them, none in a build without sm_90a: generated from the list in instantiations.cmake.

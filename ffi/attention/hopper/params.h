@@ -17,10 +17,16 @@ struct TileOrder {
   int* counter;  // tiles taken so far beyond one a CTA; starts at 0
 };
 
+// A block of keys from pages: so many boxes of so many rows, a divisor of the block and of a page.
+struct PageBoxes {
+  int count, rows;
+};
+
 struct HopperForwardParams {
   CUtensorMap query, key, value;
   ForwardParams problem;
-  TileOrder order;
+  TileOrder order;  // of keys in pages only the counter: see SequenceWalk
+  PageBoxes boxes;
 };
 
 }  // namespace jax_baracuda

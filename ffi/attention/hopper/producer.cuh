@@ -6,9 +6,35 @@
 #include "attention/hopper/schedule.cuh"
 #include "attention/hopper/traits.cuh"
 #include "device/math.cuh"
+#include "device/page_table.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
+
+// The blocks of keys that a tile sees, by position and segment. Requests in pages have no segments, and the loading warp no
+// registers to spare for them.
+template <class Traits>
+struct BlockWalk {
+  SegmentBlocks segments;
+
+  __device__ __forceinline__ BlockWalk(const ForwardParams& p, const Sequence& sequence,
+                                       const Visibility& visible, int i0, int i1)
+      : segments(Segments(p, sequence), visible, i0, i1) {}
+  __device__ __forceinline__ int before(const KeyBlocks<Traits::kN>& blocks, int block) const {
+    if constexpr (Traits::kPaged) return blocks.before(block);
+    return segments.before(blocks, block);
+  }
+  __device__ __forceinline__ bool has_mixed_segments(int block) const {
+    if constexpr (Traits::kPaged) return false;
+    return segments.segments.any() &&
+           segments.template overlap<Traits::kN>(block) == Overlap::kSome;
+  }
+};
+
+// Where a block of keys lies: that of its box, or in pages of this lane's box.
+struct BoxPlace {
+  int row = -1, head, pack;  // in pages: row of the page, head, page
+};
 
 template <class Traits>
 struct Producer {
@@ -25,44 +51,82 @@ struct Producer {
   RingPlace<Traits::kStages> key_place, value_place;
   int tile_slot = 0;
   // The block of values that is due: it is loaded after the next block of keys, which the consumers need first.
-  int value_row = -1, value_head = 0, value_pack = 0;
+  BoxPlace due_value;
 
   __device__ __forceinline__ Producer(const HopperForwardParams& p,
                                       typename Traits::Control& control, uint32_t shared, int lane)
       : p(p), control(control), shared(shared), lane(lane) {}
 
   template <class TileT>
-  __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, uint32_t barrier,
-                                       int row, int head, int pack, uint64_t policy) {
-    mbarrier_arrive_expect(barrier, TileT::kBytes);
+  __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                           const BoxPlace& place, uint64_t policy) {
 #pragma unroll
     for (int panel = 0; panel < TileT::kPanels; ++panel)
-      tma_load(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns, row, head,
-               pack, policy);
+      tma_load(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns, place.row,
+               place.head, place.pack, policy);
   }
-
   __device__ __forceinline__ void load_query(int row, int head, int pack) {
     const int stage = query_place.stage;
-    load<Query>(shared + stage * Query::kBytes, p.query, shared_address(&control.query_full[stage]),
-                row, head, pack, kEvictFirst);
+    const uint32_t barrier = shared_address(&control.query_full[stage]);
+    mbarrier_arrive_expect(barrier, Query::kBytes);
+    copy_box<Query>(shared + stage * Query::kBytes, p.query, barrier, {row, head, pack},
+                    kEvictFirst);
     query_place.next();
   }
-  __device__ __forceinline__ void load_key(int row, int head, int pack) {
+  // All lanes. What lane 0 wrote before is there for whoever waits for the barrier.
+  template <class TileT>
+  __device__ __forceinline__ void load_block(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                             const BoxPlace& place) {
+    if (lane == 0) mbarrier_arrive_expect(barrier, TileT::kBytes);
+    if constexpr (Traits::kPaged) {
+      __syncwarp();
+      const BoxPlace box = {place.row, place.head, page_in_store(p.problem.pages, place.pack)};
+      if (lane < p.boxes.count)
+        copy_box<TileT>(to + lane * p.boxes.rows * TileT::row_offset(1), map, barrier, box,
+                        kEvictLast);
+    } else {
+      if (lane == 0) copy_box<TileT>(to, map, barrier, place, kEvictLast);
+    }
+  }
+  __device__ __forceinline__ void load_key(const BoxPlace& place) {
     const int stage = key_place.stage;
-    load<Key>(shared + Traits::kKeyOffset + stage * Key::kBytes, p.key,
-              shared_address(&control.key_full[stage]), row, head, pack, kEvictLast);
+    load_block<Key>(shared + Traits::kKeyOffset + stage * Key::kBytes, p.key,
+                    shared_address(&control.key_full[stage]), place);
     key_place.next();
   }
   __device__ __forceinline__ void load_due_value() {
-    if (value_row < 0) return;
+    if (due_value.row < 0) return;
     const int stage = value_place.stage;
     mbarrier_wait(shared_address(&control.value_empty[stage]), value_place.parity ^ 1);
-    if (lane == 0)
-      load<Value>(shared + Traits::kValueOffset + stage * Value::kBytes, p.value,
-                  shared_address(&control.value_full[stage]), value_row, value_head, value_pack,
-                  kEvictLast);
+    load_block<Value>(shared + Traits::kValueOffset + stage * Value::kBytes, p.value,
+                      shared_address(&control.value_full[stage]), due_value);
     value_place.next();
-    value_row = -1;
+    due_value.row = -1;
+  }
+
+  // In pages: what lies past the history is past the end of a page, too, so that it comes as zeros. The page is the table's.
+  __device__ __forceinline__ BoxPlace find_block(const Sequence& sequence, int kv_head,
+                                                 int first_key) const {
+    if constexpr (Traits::kPaged) {
+      const PageTable& pages = p.problem.pages;
+      const int token = first_key + lane * p.boxes.rows;
+      if (lane >= p.boxes.count || token >= sequence.kv_len)
+        return {static_cast<int>(pages.page_size.divisor), kv_head, 0};
+      return {row_in_page(pages, token), kv_head, page_of(pages, sequence.first_entry, token)};
+    } else {
+      const int64_t first =
+          sequence.k_first - static_cast<int64_t>(sequence.pack) * p.problem.k_rows;
+      return {static_cast<int>(first) + first_key, kv_head, sequence.pack};
+    }
+  }
+
+  // Whether a block has rows of values past the sequence's last one that may be anything: those past the end of an array, or
+  // of a page, are zeros.
+  __device__ __forceinline__ bool is_padded(const Sequence& sequence, int block) const {
+    if ((block + 1) * Traits::kN <= sequence.kv_len) return false;
+    if constexpr (Traits::kPaged) return sequence.kv_len % p.boxes.rows != 0;
+    const int64_t first = sequence.k_first - static_cast<int64_t>(sequence.pack) * p.problem.k_rows;
+    return first + sequence.kv_len < p.problem.k_rows;
   }
 
   // All blocks of one tile.
@@ -73,9 +137,8 @@ struct Producer {
     const int i1 = min(i0 + Traits::kM, sequence.q_len);
     // Rows past the last one may see anything, unless what they see looks something up.
     const KeyBlocks<kN> blocks(visible, i0, Traits::kFeatures ? i0 + Traits::kM : i1);
-    const Segments segments(problem, sequence);
-    const SegmentBlocks segment_blocks(segments, visible, i0, i1);
-    int block = i0 < i1 ? segment_blocks.before(blocks, blocks.last) : -1;
+    const BlockWalk<Traits> walk(problem, sequence, visible, i0, i1);
+    int block = i0 < i1 ? walk.before(blocks, blocks.last) : -1;
     const int pack_row =
         static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
     if (block < 0) {
@@ -84,6 +147,8 @@ struct Producer {
                                              32);
       return;
     }
+    const int kv_head = head / problem.group;
+    BoxPlace place = find_block(sequence, kv_head, block * kN);
     // The only buffer of queries is free when all products of the last tile with keys are done, which is no time to
     // wait for its last values.
     if (Traits::kQueryStages == 1) load_due_value();
@@ -98,31 +163,21 @@ struct Producer {
     }
     tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
 
-    const int kv_head = head / problem.group;
-    const int key_first =
-        static_cast<int>(sequence.k_first - static_cast<int64_t>(sequence.pack) * problem.k_rows);
     int flags = kFirstBlock;
     while (block >= 0) {
-      const int next = segment_blocks.before(blocks, block);
+      const int next = walk.before(blocks, block);
       if (next < 0) flags |= kLastBlock;
       if (!blocks.whole(block))
         flags |= Traits::kFeatures || visible.has_window() ? kPositionMasked : kEndMasked;
-      if (problem.query_segments && segment_blocks.template overlap<kN>(block) == Overlap::kSome)
-        flags |= kSegmentMasked;
-      if ((block + 1) * kN > sequence.kv_len && key_first + sequence.kv_len < problem.k_rows)
-        flags |= kPaddedBlock;
+      if (walk.has_mixed_segments(block)) flags |= kSegmentMasked;
+      if (is_padded(sequence, block)) flags |= kPaddedBlock;
+      const BoxPlace following = find_block(sequence, kv_head, max(next, 0) * kN);
       mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
-      const int row = key_first + block * kN;
-      if (lane == 0) {
-        control.block[key_place.stage] = {block * kN, flags};
-        load_key(row, kv_head, sequence.pack);
-      } else {
-        key_place.next();
-      }
+      if (lane == 0) control.block[key_place.stage] = {block * kN, flags};
+      load_key(place);
       load_due_value();
-      value_row = row;
-      value_head = kv_head;
-      value_pack = sequence.pack;
+      due_value = place;
+      place = following;
       block = next;
       flags = 0;
     }
@@ -130,12 +185,18 @@ struct Producer {
 
   __device__ __forceinline__ void run() {
     const ForwardParams& problem = p.problem;
-    TileWalk walk(p.order);
-    for (int row, tile; walk.next(&row, &tile);) {
-      const Sequence sequence = find_sequence(problem, row / problem.heads);
-      // A sequence longer than max_q: the first CTA of its row goes on.
-      for (int i0 = tile * Traits::kM; i0 < sequence.q_rows; i0 += p.order.tiles * Traits::kM)
-        load_tile(sequence, row % problem.heads, i0);
+    if constexpr (Traits::kPaged) {
+      SequenceWalk<Traits::kM> walk(problem, p.order.counter);
+      for (int index, head, tile; walk.next(&index, &head, &tile);)
+        load_tile(find_request(problem, index), head, tile * Traits::kM);
+    } else {
+      TileWalk walk(p.order);
+      for (int row, tile; walk.next(&row, &tile);) {
+        const Sequence sequence = find_sequence(problem, row / problem.heads);
+        // A sequence longer than max_q: the first CTA of its row goes on.
+        for (int i0 = tile * Traits::kM; i0 < sequence.q_rows; i0 += p.order.tiles * Traits::kM)
+          load_tile(sequence, row % problem.heads, i0);
+      }
     }
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
     if (lane == 0) {

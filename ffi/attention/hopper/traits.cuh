@@ -51,18 +51,21 @@ struct HopperControl {
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
 template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_,
-          bool kPingpong_, bool kOverlap_, bool kFeatures_>
+          bool kPingpong_, bool kOverlap_, bool kFeatures_, bool kPaged_>
 struct HopperTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
   static constexpr int kStages = 2, kQueryStages = kQueryStages_;
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
+  static constexpr bool kPaged = kPaged_;        // keys in pages
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
-  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : 232;
+  // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
+  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : kPaged ? 56 : 40;
+  static constexpr int kConsumerRegisters =
+      kGroups == 3 ? 160 : (504 - kProducerRegisters) / 2 / 8 * 8;
 
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;

@@ -7,14 +7,15 @@
 
 namespace jax_baracuda {
 
-template <DType dtype, int dim, int dim_v, int n, int groups, bool features>
+template <DType dtype, int dim, int dim_v, int n, int groups, bool features, bool paged>
 HopperKernel hopper_kernel_entry() {
   static constexpr HopperTile tile = hopper_tile(features, dim, dim_v, n, groups);
   static_assert(tile.n > 0, "no such tile in config.h");
+  static_assert(tile.paged || !paged, "no such tile for pages in config.h");
   using Traits = HopperTraits<Element<dtype>, dim, dim_v, n, groups, tile.query_stages,
-                              tile.pingpong, tile.overlap, features>;
+                              tile.pingpong, tile.overlap, features, paged>;
   static constexpr auto kernel = hopper_forward_kernel<Traits>;
-  return {dtype, tile,
+  return {dtype, tile, paged,
           [] {
             return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         Traits::kSharedBytes);
