@@ -113,7 +113,7 @@ struct Consumer {
       if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, i, block.first_key, lane);
       if (block.flags & kPositionMasked)
         hide_by_position<1, kN>(s, tile.visible, i, block.first_key, lane);
-      if (block.flags & kSegmentMasked)
+      if (!Traits::kPaged && block.flags & kSegmentMasked)
         hide_by_segment<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
                                tile.visible.kv_len, i, block.first_key, lane);
     }

@@ -134,7 +134,8 @@ cudaError_t launch_hopper_forward(const HopperKernel& kernel, const ForwardParam
   if (cudaError_t error = cudaMemsetAsync(params.order.counter, 0, sizeof(int), stream);
       error != cudaSuccess)
     return error;
-  const int64_t ctas = std::min<int64_t>(most_tiles(p, tile), multiprocessors);
+  // Without sequences one CTA writes the rows that are of none.
+  const int64_t ctas = std::clamp<int64_t>(most_tiles(p, tile), 1, multiprocessors);
   return kernel.launch(params, static_cast<int>(ctas), stream);
 }
 
