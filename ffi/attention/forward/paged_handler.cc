@@ -52,7 +52,7 @@ ffi::Error plan(PrefillCall& c, ForwardParams* p, ForwardPlan* chosen) {
   p->lse_head_stride = 1;
   p->lse_row_stride = p->heads;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_forward(dtype, *p, true, chosen), kOp);
+  return to_ffi_error(plan_attention_forward(dtype, *p, true, 0, chosen), kOp);
 }
 
 ffi::Error initialize(PrefillCall c) {

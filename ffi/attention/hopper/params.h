@@ -4,6 +4,7 @@
 #include <cuda.h>  // CUtensorMap; nothing of it is linked
 
 #include "attention/params.h"
+#include "common/divisor.h"
 
 namespace jax_baracuda {
 
@@ -14,13 +15,24 @@ struct TileOrder {
   int tiles;  // of a row
   int rows;
   int section;   // rows
-  int* counter;  // tiles taken so far beyond one a CTA; starts at 0
+  int* counter;  // tiles taken so far beyond one a CTA; starts at 0. Null: there are none
+};
+
+// Calls with few tiles (TileUse::kFewTiles). The rows of a tile are those of `packed` heads, row by row, and a tile's
+// blocks of keys are cut into `splits` spans, of which a CTA takes one.
+struct FewTiles {
+  Divisor packed;
+  int rows;  // of the sequence, in a tile
+  int splits;
+  float* out;  // of the splits, where there are several: [splits, packs * q_rows, Hq, Dv]
+  float* lse;  // [splits, packs * q_rows, Hq]
 };
 
 struct HopperForwardParams {
   CUtensorMap query, key, value;
   ForwardParams problem;
   TileOrder order;
+  FewTiles few;
 };
 
 }  // namespace jax_baracuda

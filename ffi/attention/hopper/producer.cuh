@@ -43,8 +43,18 @@ struct Producer {
 
   __device__ __forceinline__ void load_query(int row, int head, int pack) {
     const int stage = query_place.stage;
-    load<Query>(shared + stage * Query::kBytes, p.query, shared_address(&control.query_full[stage]),
-                row, head, pack, kEvictFirst);
+    const uint32_t to = shared + stage * Query::kBytes,
+                   barrier = shared_address(&control.query_full[stage]);
+    if constexpr (Traits::kFewTiles) {
+      // A box of rows and heads, which may not fill the tile: what is below it then belongs to no row.
+      mbarrier_arrive_expect(barrier, p.few.rows * p.few.packed.divisor * Traits::kDim * 2);
+#pragma unroll
+      for (int panel = 0; panel < Query::kPanels; ++panel)
+        tma_load(to + panel * Query::kPanelBytes, &p.query, barrier, panel * Query::kColumns, head,
+                 row, pack, kEvictFirst);
+    } else {
+      load<Query>(to, p.query, barrier, row, head, pack, kEvictFirst);
+    }
     query_place.next();
   }
   __device__ __forceinline__ void load_key(int row, int head, int pack) {
@@ -65,23 +75,71 @@ struct Producer {
     value_row = -1;
   }
 
-  // All blocks of one tile.
-  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0) {
+  // Rows of a sequence in a tile.
+  __device__ __forceinline__ int tile_rows() const {
+    return Traits::kFewTiles ? p.few.rows : Traits::kM;
+  }
+
+  // Of a tile, or of a split of it, without keys: zeros and -inf.
+  __device__ __forceinline__ void store_nothing(const Sequence& sequence, int pack_row, int head,
+                                                int i0, int split) {
+    const int end = min(i0 + tile_rows(), sequence.q_rows);
+    if constexpr (!Traits::kFewTiles) {
+      store_no_attention<typename Traits::T>(p.problem, sequence.pack, head, pack_row + i0,
+                                             pack_row + end, lane, 32);
+      return;
+    }
+    const int heads = p.few.packed.divisor;
+    if (p.few.splits == 1) {
+      for (int h = 0; h < heads; ++h)
+        store_no_attention<typename Traits::T>(p.problem, sequence.pack, head + h, pack_row + i0,
+                                               pack_row + end, lane, 32);
+      return;
+    }
+    for (int at = lane; at < (end - i0) * heads; at += 32)
+      split_lse(p, split, sequence.q_first + i0 + at / heads, head + at % heads) =
+          negative_infinity();
+  }
+
+  // What a warpgroup sees less of a block: the first blocks of a tile may lie past its last row's keys.
+  __device__ __forceinline__ int hidden_parts(const Visibility& visible, int i0, int first_key) {
+    int flags = 0;
+    if constexpr (Traits::kSkips) {
+#pragma unroll
+      for (int g = 0; g < Traits::kGroups; ++g) {
+        const auto keys = visible.keys_of_rows(i0 + 64 * g, i0 + 64 * g + 64);
+        const int end = max(keys.end, keys.sink_end);
+        if (end <= first_key)
+          flags |= kHidden << g;
+        else if (Traits::kHalves && end <= first_key + Traits::kHalfN)
+          flags |= kHalf << g;
+      }
+    }
+    return flags;
+  }
+
+  // All blocks of one tile, or of a split of it.
+  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0, int split) {
     constexpr int kN = Traits::kN;
     const ForwardParams& problem = p.problem;
     const Visibility visible(problem, sequence);
-    const int i1 = min(i0 + Traits::kM, sequence.q_len);
+    const int i1 = min(i0 + tile_rows(), sequence.q_len);
     // Rows past the last one may see anything, unless what they see looks something up.
     const KeyBlocks<kN> blocks(visible, i0, Traits::kFeatures ? i0 + Traits::kM : i1);
     const Segments segments(problem, sequence);
     const SegmentBlocks segment_blocks(segments, visible, i0, i1);
-    int block = i0 < i1 ? segment_blocks.before(blocks, blocks.last) : -1;
+    int from = blocks.last, stop = -1;  // blocks before `from` and after `stop`
+    if constexpr (Traits::kFewTiles) {
+      const int count = blocks.count(), begin = count * split / p.few.splits,
+                end = count * (split + 1) / p.few.splits;
+      from = blocks.at(begin) + 1;
+      stop = end < count ? blocks.at(end) : -1;
+    }
+    int block = i0 < i1 ? segment_blocks.before(blocks, from) : -1;
     const int pack_row =
         static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
-    if (block < 0) {
-      store_no_attention<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
-                                             pack_row + min(i0 + Traits::kM, sequence.q_rows), lane,
-                                             32);
+    if (block <= stop) {
+      store_nothing(sequence, pack_row, head, i0, split);
       return;
     }
     // The only buffer of queries is free when all products of the last tile with keys are done, which is no time to
@@ -91,6 +149,7 @@ struct Producer {
     if (lane == 0) {
       auto& tile = control.tile[tile_slot];
       static_cast<QueryTile&>(tile) = {sequence, visible, head, i0};
+      if constexpr (Traits::kFewTiles) tile.split = split;
       if constexpr (Traits::kFeatures) tile.modify = ScoreModifier(problem, sequence, head);
       load_query(pack_row + i0, head, sequence.pack);
     } else {
@@ -102,9 +161,10 @@ struct Producer {
     const int key_first =
         static_cast<int>(sequence.k_first - static_cast<int64_t>(sequence.pack) * problem.k_rows);
     int flags = kFirstBlock;
-    while (block >= 0) {
+    while (block > stop) {
       const int next = segment_blocks.before(blocks, block);
-      if (next < 0) flags |= kLastBlock;
+      if (next <= stop) flags |= kLastBlock;
+      flags |= hidden_parts(visible, i0, block * kN);
       if (!blocks.whole(block))
         flags |= Traits::kFeatures || visible.has_window() ? kPositionMasked : kEndMasked;
       if (problem.query_segments && segment_blocks.template overlap<kN>(block) == Overlap::kSome)
@@ -132,10 +192,17 @@ struct Producer {
     const ForwardParams& problem = p.problem;
     TileWalk walk(p.order);
     for (int row, tile; walk.next(&row, &tile);) {
-      const Sequence sequence = find_sequence(problem, row / problem.heads);
+      int split = 0, packed = 1;
+      if constexpr (Traits::kFewTiles) {
+        split = row % p.few.splits;
+        row /= p.few.splits;
+        packed = p.few.packed.divisor;
+      }
+      const int heads = problem.heads / packed;
+      const Sequence sequence = find_sequence(problem, row / heads);
       // A sequence longer than max_q: the first CTA of its row goes on.
-      for (int i0 = tile * Traits::kM; i0 < sequence.q_rows; i0 += p.order.tiles * Traits::kM)
-        load_tile(sequence, row % problem.heads, i0);
+      for (int i0 = tile * tile_rows(); i0 < sequence.q_rows; i0 += p.order.tiles * tile_rows())
+        load_tile(sequence, row % heads * packed, i0, split);
     }
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
     if (lane == 0) {
@@ -157,6 +224,13 @@ struct Producer {
       const int end = clamped(cu[problem.sequences], begin, problem.q_rows);
       store_no_attention<typename Traits::T>(problem, pack, head, 0, begin, lane, 32);
       store_no_attention<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane, 32);
+      if constexpr (Traits::kFewTiles) {
+        for (int split = 0; p.few.splits > 1 && split < p.few.splits; ++split)
+          for (int row = lane; row < problem.q_rows; row += 32)
+            if (row < begin || row >= end)
+              split_lse(p, split, static_cast<int64_t>(pack) * problem.q_rows + row, head) =
+                  negative_infinity();
+      }
     }
   }
 };

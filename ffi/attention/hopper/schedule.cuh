@@ -17,7 +17,8 @@ class TileWalk {
     const int place = __shfl_sync(0xffffffffu, next_, 0);
     if (place >= order_.tiles * order_.rows) return false;
     // The answer is needed a tile later: there is time.
-    if (threadIdx.x % 32 == 0) next_ = gridDim.x + atomicAdd(order_.counter, 1);
+    if (threadIdx.x % 32 == 0)
+      next_ = order_.counter ? gridDim.x + atomicAdd(order_.counter, 1) : 0x7fffffff;
     const int section = place / (order_.section * order_.tiles);
     const int in_section = place - section * order_.section * order_.tiles;
     const int first = section * order_.section;
