@@ -57,7 +57,10 @@ ffi::Error plan(PrefillCall& c, ForwardParams* p, ForwardPlan* chosen) {
   p->lse_head_stride = 1;
   p->lse_row_stride = p->heads;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_forward(dtype, *p, c.portable, chosen), kOp);
+  return to_ffi_error(
+      plan_attention_forward(dtype, *p, c.portable, static_cast<int64_t>(c.workspace->size_bytes()),
+                             chosen),
+      kOp);
 }
 
 ffi::Error initialize(PrefillCall c) {

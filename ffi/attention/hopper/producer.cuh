@@ -67,10 +67,16 @@ struct Producer {
   }
   __device__ __forceinline__ void load_query(int row, int head, int pack) {
     const int stage = query_place.stage;
-    const uint32_t barrier = shared_address(&control.query_full[stage]);
-    mbarrier_arrive_expect(barrier, Query::kBytes);
-    copy_box<Query>(shared + stage * Query::kBytes, p.query, barrier, {row, head, pack},
-                    kEvictFirst);
+    const uint32_t to = shared + stage * Query::kBytes,
+                   barrier = shared_address(&control.query_full[stage]);
+    if constexpr (Traits::kPacked) {
+      // A box of rows and heads, which may not fill the tile: what is below it then belongs to no row.
+      mbarrier_arrive_expect(barrier, p.few.rows * p.few.packed.divisor * Traits::kDim * 2);
+      copy_box<Query>(to, p.query, barrier, {head, row, pack}, kEvictFirst);
+    } else {
+      mbarrier_arrive_expect(barrier, Query::kBytes);
+      copy_box<Query>(to, p.query, barrier, {row, head, pack}, kEvictFirst);
+    }
     query_place.next();
   }
   // All lanes. What lane 0 wrote before is there for whoever waits for the barrier.
@@ -129,22 +135,72 @@ struct Producer {
     return first + sequence.kv_len < p.problem.k_rows;
   }
 
-  // All blocks of one tile.
-  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0) {
+  // Rows of a sequence in a tile.
+  __device__ __forceinline__ int tile_rows() const {
+    return Traits::kPacked ? p.few.rows : Traits::kM;
+  }
+
+  // Heads of a group in a tile.
+  __device__ __forceinline__ int packed_heads() const {
+    return Traits::kPacked ? p.few.packed.divisor : 1;
+  }
+
+  // Of a tile, or of a split of it, without keys: zeros and -inf.
+  __device__ __forceinline__ void store_nothing(const Sequence& sequence, int pack_row, int head,
+                                                int i0, int split) {
+    const int end = min(i0 + tile_rows(), sequence.q_rows);
+    if constexpr (Traits::kFewTiles) {
+      if (p.few.splits > 1) {
+        const int heads = p.few.packed.divisor;
+        for (int at = lane; at < (end - i0) * heads; at += 32)
+          split_lse(p, split, sequence.q_first + i0 + at / heads, head + at % heads) =
+              negative_infinity();
+        return;
+      }
+    }
+    for (int h = 0; h < packed_heads(); ++h)
+      store_no_attention<typename Traits::T>(p.problem, sequence.pack, head + h, pack_row + i0,
+                                             pack_row + end, lane, 32);
+  }
+
+  // What a warpgroup sees less of a block: the first blocks of a tile may lie past its last row's keys.
+  __device__ __forceinline__ int hidden_parts(const Visibility& visible, int i0, int first_key) {
+    int flags = 0;
+    if constexpr (Traits::kSkips) {
+#pragma unroll
+      for (int g = 0; g < Traits::kGroups; ++g) {
+        const auto keys = visible.keys_of_rows(i0 + 64 * g, i0 + 64 * g + 64);
+        const int end = max(keys.end, keys.sink_end);
+        if (end <= first_key)
+          flags |= kHidden << g;
+        else if (Traits::kHalves && end <= first_key + Traits::kHalfN)
+          flags |= kHalf << g;
+      }
+    }
+    return flags;
+  }
+
+  // All blocks of one tile, or of a split of it.
+  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0, int split) {
     constexpr int kN = Traits::kN;
     const ForwardParams& problem = p.problem;
     const Visibility visible(problem, sequence);
-    const int i1 = min(i0 + Traits::kM, sequence.q_len);
+    const int i1 = min(i0 + tile_rows(), sequence.q_len);
     // Rows past the last one may see anything, unless what they see looks something up.
     const KeyBlocks<kN> blocks(visible, i0, Traits::kFeatures ? i0 + Traits::kM : i1);
     const BlockWalk<Traits> walk(problem, sequence, visible, i0, i1);
-    int block = i0 < i1 ? walk.before(blocks, blocks.last) : -1;
+    int from = blocks.last, stop = -1;  // blocks before `from` and after `stop`
+    if constexpr (Traits::kFewTiles) {
+      const int count = blocks.count(), begin = count * split / p.few.splits,
+                end = count * (split + 1) / p.few.splits;
+      from = blocks.at(begin) + 1;
+      stop = end < count ? blocks.at(end) : -1;
+    }
+    int block = i0 < i1 ? walk.before(blocks, from) : -1;
     const int pack_row =
         static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
-    if (block < 0) {
-      store_no_attention<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
-                                             pack_row + min(i0 + Traits::kM, sequence.q_rows), lane,
-                                             32);
+    if (block <= stop) {
+      store_nothing(sequence, pack_row, head, i0, split);
       return;
     }
     const int kv_head = head / problem.group;
@@ -156,7 +212,11 @@ struct Producer {
     if (lane == 0) {
       auto& tile = control.tile[tile_slot];
       static_cast<QueryTile&>(tile) = {sequence, visible, head, i0};
-      if constexpr (Traits::kFeatures) tile.modify = ScoreModifier(problem, sequence, head);
+      if constexpr (Traits::kFewTiles) tile.split = split;
+      if constexpr (Traits::kFeatures && Traits::kPaged)
+        tile.modify.set_slope(problem, sequence, head);
+      else if constexpr (Traits::kFeatures)
+        tile.modify = ScoreModifier(problem, sequence, head);
       load_query(pack_row + i0, head, sequence.pack);
     } else {
       query_place.next();
@@ -164,9 +224,10 @@ struct Producer {
     tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
 
     int flags = kFirstBlock;
-    while (block >= 0) {
+    while (block > stop) {
       const int next = walk.before(blocks, block);
-      if (next < 0) flags |= kLastBlock;
+      if (next <= stop) flags |= kLastBlock;
+      flags |= hidden_parts(visible, i0, block * kN);
       if (!blocks.whole(block))
         flags |= Traits::kFeatures || visible.has_window() ? kPositionMasked : kEndMasked;
       if (walk.has_mixed_segments(block)) flags |= kSegmentMasked;
@@ -183,21 +244,37 @@ struct Producer {
     }
   }
 
+  // All tiles of this CTA, of requests in pages and of other sequences.
+  __device__ __forceinline__ void load_requests() {
+    const ForwardParams& problem = p.problem;
+    SequenceWalk walk(problem, p.order.counter, tile_rows(), problem.heads / packed_heads());
+    for (int index, head, tile; walk.next(&index, &head, &tile);)
+      load_tile(find_request(problem, index), head * packed_heads(), tile * tile_rows(), 0);
+  }
+  __device__ __forceinline__ void load_sequences() {
+    const ForwardParams& problem = p.problem;
+    TileWalk walk(p.order);
+    for (int row, tile; walk.next(&row, &tile);) {
+      int split = 0, packed = 1;
+      if constexpr (Traits::kFewTiles) {
+        split = row % p.few.splits;
+        row /= p.few.splits;
+        packed = p.few.packed.divisor;
+      }
+      const int heads = problem.heads / packed;
+      const Sequence sequence = find_sequence(problem, row / heads);
+      // A sequence longer than max_q: the first CTA of its row goes on.
+      for (int i0 = tile * tile_rows(); i0 < sequence.q_rows; i0 += p.order.tiles * tile_rows())
+        load_tile(sequence, row % heads * packed, i0, split);
+    }
+  }
+
   __device__ __forceinline__ void run() {
     const ForwardParams& problem = p.problem;
-    if constexpr (Traits::kPaged) {
-      SequenceWalk<Traits::kM> walk(problem, p.order.counter);
-      for (int index, head, tile; walk.next(&index, &head, &tile);)
-        load_tile(find_request(problem, index), head, tile * Traits::kM);
-    } else {
-      TileWalk walk(p.order);
-      for (int row, tile; walk.next(&row, &tile);) {
-        const Sequence sequence = find_sequence(problem, row / problem.heads);
-        // A sequence longer than max_q: the first CTA of its row goes on.
-        for (int i0 = tile * Traits::kM; i0 < sequence.q_rows; i0 += p.order.tiles * Traits::kM)
-          load_tile(sequence, row % problem.heads, i0);
-      }
-    }
+    if constexpr (Traits::kPaged)
+      load_requests();
+    else
+      load_sequences();
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
     if (lane == 0) {
       control.block[key_place.stage] = {0, kNoBlock};
@@ -218,6 +295,13 @@ struct Producer {
       const int end = clamped(cu[problem.sequences], begin, problem.q_rows);
       store_no_attention<typename Traits::T>(problem, pack, head, 0, begin, lane, 32);
       store_no_attention<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane, 32);
+      if constexpr (Traits::kFewTiles) {
+        for (int split = 0; p.few.splits > 1 && split < p.few.splits; ++split)
+          for (int row = lane; row < problem.q_rows; row += 32)
+            if (row < begin || row >= end)
+              split_lse(p, split, static_cast<int64_t>(pack) * problem.q_rows + row, head) =
+                  negative_infinity();
+      }
     }
   }
 };
