@@ -108,10 +108,16 @@ struct HopperPlan {
     return int64_t{p.packs} * p.sequences * (p.heads / packed) * splits;
   }
   int64_t tiles(const AttentionProblem& p) const { return (p.max_q + rows() - 1) / rows(); }
+  // The most keys that a tile sees.
+  int64_t keys(const AttentionProblem& p) const {
+    const int right = p.causal ? 0 : p.window_right;
+    if (p.window_left < 0 || right < 0) return p.max_k;
+    return std::min<int64_t>(p.max_k, int64_t{p.window_left} + right + 1 + rows() + p.sink_tokens);
+  }
   // Time of the call in blocks of keys, were all tiles equal.
   int64_t cost(const AttentionProblem& p) const {
     const int64_t rounds = (tiles(p) * lines(p) + kPlannedCtas - 1) / kPlannedCtas;
-    const int64_t blocks = (p.max_k + tile->n - 1) / tile->n;
+    const int64_t blocks = (keys(p) + tile->n - 1) / tile->n;
     return rounds * ((blocks + splits - 1) / splits) + (splits > 1 ? kCombineCost : 0);
   }
 };
