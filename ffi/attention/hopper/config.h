@@ -93,7 +93,7 @@ constexpr HopperTile hopper_tile(bool features, int dim, int dim_v, int n, int g
 // The choice depends on shapes alone, so that the workspace can be sized where a call is traced: it counts on as many
 // CTAs as an H100 or H200 has SMs.
 inline constexpr int kPlannedCtas = 132;
-inline constexpr int kMaxSplits = 32;
+inline constexpr int kMaxKeySplits = 32;
 inline constexpr int kLeastSplitKeys = 256;  // of a split: shapes.py has the same number
 inline constexpr int kCombineCost = 3;       // of the second kernel, in blocks of keys
 
@@ -143,7 +143,7 @@ inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int64_t spare) {
   // Where sequences share a pack, nobody knows afterwards which sequence a row was of.
   const bool sink_each = p.sinks && p.sinks_stride && p.cu_seqlens_q;
   const int64_t most = std::min<int64_t>(
-      {kMaxSplits, p.max_k / kLeastSplitKeys, spare / std::max<int64_t>(split_bytes(p), 1),
+      {kMaxKeySplits, p.max_k / kLeastSplitKeys, spare / std::max<int64_t>(split_bytes(p), 1),
        kPlannedCtas / std::max<int64_t>(best.tiles(p) * best.lines(p), 1)});
   for (HopperPlan split = best; !sink_each && split.splits < most;) {
     ++split.splits;
