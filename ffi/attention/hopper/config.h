@@ -105,7 +105,7 @@ constexpr HopperTile hopper_tile(bool features, int dim, int dim_v, int n, int g
 // The choice depends on shapes alone, so that the workspace can be sized where a call is traced: it counts on as many
 // CTAs as an H100 or H200 has SMs.
 inline constexpr int kPlannedCtas = 132;
-inline constexpr int kMaxSplits = 32;
+inline constexpr int kMaxKeySplits = 32;
 inline constexpr int kLeastSplitKeys = 256;  // of a split: shapes.py has the same number
 inline constexpr int kCombineCost = 3;       // of the second kernel, in blocks of keys
 
@@ -125,10 +125,16 @@ struct HopperPlan {
     if (!p.pages.indptr) return tiles(p) * lines(p);
     return (int64_t{p.q_rows} / rows() + p.sequences) * (p.heads / packed);
   }
+  // The most keys that a tile sees.
+  int64_t keys(const AttentionProblem& p) const {
+    const int right = p.causal ? 0 : p.window_right;
+    if (p.window_left < 0 || right < 0) return p.max_k;
+    return std::min<int64_t>(p.max_k, int64_t{p.window_left} + right + 1 + rows() + p.sink_tokens);
+  }
   // Time of the call in blocks of keys, were all tiles equal.
   int64_t cost(const AttentionProblem& p) const {
     const int64_t rounds = (tiles(p) * lines(p) + kPlannedCtas - 1) / kPlannedCtas;
-    const int64_t blocks = (p.max_k + tile->n - 1) / tile->n;
+    const int64_t blocks = (keys(p) + tile->n - 1) / tile->n;
     return rounds * ((blocks + splits - 1) / splits) + (splits > 1 ? kCombineCost : 0);
   }
 };
@@ -173,7 +179,7 @@ inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int64_t spare) {
   // Where sequences share a pack, nobody knows afterwards which sequence a row was of.
   const bool sink_each = p.sinks && p.sinks_stride && p.cu_seqlens_q;
   const int64_t most = std::min<int64_t>(
-      {kMaxSplits, p.max_k / kLeastSplitKeys, spare / std::max<int64_t>(split_bytes(p), 1),
+      {kMaxKeySplits, p.max_k / kLeastSplitKeys, spare / std::max<int64_t>(split_bytes(p), 1),
        kPlannedCtas / std::max<int64_t>(best.tiles(p) * best.lines(p), 1)});
   for (HopperPlan split = best; !sink_each && split.splits < most;) {
     ++split.splits;
