@@ -134,10 +134,13 @@ nb::dict attention_tiles(const std::string& dtype, bool features, int head_dim, 
 }
 
 // What the Hopper forward kernel would do with a call: the tile, how many heads share its rows, over how many CTAs its
-// keys are split. Empty: it does not take the head dims. `split_bytes`: of the workspace, for splits.
+// keys are split. Empty: it does not take the head dims. `query_rows`: of a sequence; with `paged` of all of them. `split_bytes`: of the workspace, for splits.
 nb::dict hopper_plan(bool features, bool causal, int packs, int sequences, int query_rows, int keys,
-                     int q_heads, int kv_heads, int head_dim, int value_dim, int64_t split_bytes) {
+                     int q_heads, int kv_heads, int head_dim, int value_dim, int64_t split_bytes,
+                     bool paged) {
   AttentionProblem p = {};
+  const int32_t bounds = 0;
+  p.pages.indptr = paged ? &bounds : nullptr;  // is looked at, not read
   p.scale = 1.0f;
   p.soft_cap = features ? 1.0f : 0.0f;
   p.vector_q = p.vector_v = 1;
@@ -162,7 +165,7 @@ nb::dict hopper_plan(bool features, bool causal, int packs, int sequences, int q
   plan["use"] = static_cast<int>(chosen.tile->use);
   plan["packed"] = chosen.packed;
   plan["splits"] = chosen.splits;
-  plan["tiles"] = chosen.tiles(p) * chosen.lines(p);
+  plan["tiles"] = chosen.total(p);
   return plan;
 }
 
@@ -181,7 +184,7 @@ NB_MODULE(_ffi, m) {
   m.def("hopper_plan", &hopper_plan, nb::kw_only(), nb::arg("features"), nb::arg("causal"),
         nb::arg("packs"), nb::arg("sequences"), nb::arg("query_rows"), nb::arg("keys"),
         nb::arg("q_heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("value_dim"),
-        nb::arg("split_bytes"));
+        nb::arg("split_bytes"), nb::arg("paged") = false);
 }
 
 }  // namespace jax_baracuda

@@ -81,7 +81,7 @@ def test_no_kernel_where_nothing_fits():
 
 # ---- the Hopper kernel
 
-ANY, DIAGONAL, FEW = range(3)
+ANY, DIAGONAL, FEW, PAGES = range(4)
 
 
 def hopper(
@@ -156,3 +156,42 @@ def test_every_head_dim_has_a_hopper_tile(features, causal, dims):
         tile = hopper(2, 300, keys, (4, 4), dims, features=features, causal=causal)
         assert tile["dim"] >= dims[0]
         assert tile["dim_v"] >= dims[1]
+
+
+@pytest.mark.parametrize("dim", [8, 64, 96, 128, 192, 256])
+@pytest.mark.parametrize("features", [False, True])
+def test_keys_in_pages_have_one_tile_a_head_dim(dim, features):
+    """Whatever the sizes, so that no request's bits depend on the others."""
+    tiles = [
+        hopper(batch, rows, keys, (8, 2), (dim, dim), paged=True, features=features)
+        for batch, rows, keys in ((1, 1, 1), (64, 64, 10**6), (8, 4096, 4096))
+    ]
+    for tile in tiles:
+        assert tile["use"] == PAGES
+        assert tile["rows"] == 128
+        assert tile["dim"] >= dim
+        assert (tile["packed"], tile["splits"]) == (1 if features else 4, 1)
+    assert len({(tile["dim"], tile["keys"]) for tile in tiles}) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "packed"),
+    [
+        (1, 1),
+        (4, 4),
+        (5, 5),
+        (7, 7),
+        (20, 20),
+        (48, 24),
+        (64, 64),
+        (100, 25),
+        (130, 13),
+        (256, 128),
+    ],
+)
+def test_heads_of_a_group_share_a_tile_of_pages(group, packed):
+    """As many as leave nine tenths of its 128 rows in use."""
+    got = hopper(5, 1, 100, (2 * group, 2), (128, 128), paged=True)
+    assert got["packed"] == packed
+    assert got["tiles"] >= 2 * group // packed
+    assert 128 // packed * packed >= 0.9 * 128
