@@ -62,6 +62,7 @@ constexpr HopperTile kHopperTiles[] = {
     {true, 256, 256, 80, 2, 1, false, false, 0, 0},
     {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
     {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
+    {false, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
     {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
 };
 // clang-format on
@@ -75,9 +76,13 @@ inline const HopperTile* choose_hopper_tile(bool features, int dim, int dim_v, b
   return nullptr;
 }
 
-inline const HopperTile* choose_few_tile(int dim, int dim_v) {
+// The tile for few tiles that adds a row up as `usual` does: whether it is taken depends on the batch, and unless keys
+// are split the bits of a row must not.
+inline const HopperTile* few_tile_like(const HopperTile& usual) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.use == TileUse::kFewTiles && dim <= tile.dim && dim_v <= tile.dim_v) return &tile;
+    if (tile.use == TileUse::kFewTiles && !usual.features && tile.dim == usual.dim &&
+        tile.dim_v == usual.dim_v && tile.n == usual.n)
+      return &tile;
   return nullptr;
 }
 
@@ -129,12 +134,11 @@ inline int64_t split_bytes(const AttentionProblem& p) {
 
 // The plan of a problem; without a tile where the kernel does not take it. `spare`: bytes of the workspace for splits.
 inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int64_t spare) {
-  const bool features = has_features(p);
   HopperPlan plan;
-  plan.tile = choose_hopper_tile(features, p.dim, p.dim_v, p.causal, p.max_k);
+  plan.tile = choose_hopper_tile(has_features(p), p.dim, p.dim_v, p.causal, p.max_k);
   HopperPlan best;
-  best.tile = features ? nullptr : choose_few_tile(p.dim, p.dim_v);
-  if (!plan.tile || !best.tile || p.max_q < 1 || p.max_k < 1) return plan;
+  best.tile = plan.tile ? few_tile_like(*plan.tile) : nullptr;
+  if (!best.tile || p.max_q < 1 || p.max_k < 1) return plan;
   HopperPlan grouped = best;
   grouped.packed = p.group;
   if (p.group <= best.tile->m() &&
