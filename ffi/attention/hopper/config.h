@@ -63,6 +63,7 @@ constexpr HopperTile kHopperTiles[] = {
     {true, 256, 256, 80, 2, 1, false, false, 0, 0},
     {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
     {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
+    {false, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
     {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
     {false, 64, 64, 128, 2, 2, true, false, 0, 0, TileUse::kPages},
     {false, 96, 96, 128, 2, 2, true, false, 0, 0, TileUse::kPages},
@@ -86,9 +87,18 @@ inline const HopperTile* choose_hopper_tile(bool features, int dim, int dim_v, b
   return nullptr;
 }
 
-inline const HopperTile* choose_tile_for(TileUse use, bool features, int dim, int dim_v) {
+inline const HopperTile* choose_paged_tile(bool features, int dim) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.use == use && tile.features == features && dim <= tile.dim && dim_v <= tile.dim_v)
+    if (tile.use == TileUse::kPages && tile.features == features && dim <= tile.dim) return &tile;
+  return nullptr;
+}
+
+// The tile for few tiles that adds a row up as `usual` does: whether it is taken depends on the batch, and unless keys
+// are split the bits of a row must not.
+inline const HopperTile* few_tile_like(const HopperTile& usual) {
+  for (const HopperTile& tile : kHopperTiles)
+    if (tile.use == TileUse::kFewTiles && !usual.features && tile.dim == usual.dim &&
+        tile.dim_v == usual.dim_v && tile.n == usual.n)
       return &tile;
   return nullptr;
 }
@@ -157,7 +167,7 @@ inline int choose_packed_heads(int group, int m) {
 inline HopperPlan choose_paged_plan(const AttentionProblem& p) {
   HopperPlan plan;
   const bool features = has_features(p);
-  plan.tile = choose_tile_for(TileUse::kPages, features, p.dim, p.dim_v);
+  plan.tile = choose_paged_tile(features, std::max(p.dim, p.dim_v));
   if (plan.tile && !features) plan.packed = choose_packed_heads(p.group, plan.tile->m());
   return plan;
 }
@@ -165,12 +175,11 @@ inline HopperPlan choose_paged_plan(const AttentionProblem& p) {
 // The plan of a problem; without a tile where the kernel does not take it. `spare`: bytes of the workspace for splits.
 inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int64_t spare) {
   if (p.pages.indptr) return choose_paged_plan(p);
-  const bool features = has_features(p);
   HopperPlan plan;
-  plan.tile = choose_hopper_tile(features, p.dim, p.dim_v, p.causal, p.max_k);
+  plan.tile = choose_hopper_tile(has_features(p), p.dim, p.dim_v, p.causal, p.max_k);
   HopperPlan best;
-  best.tile = choose_tile_for(TileUse::kFewTiles, features, p.dim, p.dim_v);
-  if (!plan.tile || !best.tile || p.max_q < 1 || p.max_k < 1) return plan;
+  best.tile = plan.tile ? few_tile_like(*plan.tile) : nullptr;
+  if (!best.tile || p.max_q < 1 || p.max_k < 1) return plan;
   HopperPlan grouped = best;
   grouped.packed = p.group;
   if (p.group <= best.tile->m() &&
