@@ -312,8 +312,14 @@ def prefill_case(
 def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
     cases: list[PagedPrefillCase] = []
 
-    def add(name: str, pages: Pages, *sizes: tuple[int, ...], **fields: Any) -> None:
-        cases.append(prefill_case(name, pages, *sizes, **fields))
+    def add(
+        name: str,
+        pages: Pages,
+        rows: tuple[int, ...] = _MIXED["rows"],
+        keys: tuple[int, ...] = _MIXED["keys"],
+        **fields: Any,
+    ) -> None:
+        cases.append(prefill_case(name, pages, rows, keys, **fields))
 
     for i, dtype in enumerate(DTYPES):
         for j, head_dim in enumerate(_HEAD_DIMS):

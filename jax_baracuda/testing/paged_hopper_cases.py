@@ -30,13 +30,20 @@ _KEYS = (93, 130, 1100, 50, 0, 12, 400, 256, 257, 128, 255, 1)
 def _cases() -> tuple[PagedPrefillCase, ...]:
     cases: list[PagedPrefillCase] = []
 
-    def add(name: str, turn: int, page_size: int, *sizes: tuple[int, ...], **fields: Any) -> None:
+    def add(
+        name: str,
+        turn: int,
+        page_size: int,
+        rows: tuple[int, ...],
+        keys: tuple[int, ...],
+        **fields: Any,
+    ) -> None:
         pages = Pages(
             page_size, LAYOUTS[turn % 2], first_entry=turn % 3, opened=turn % 4 > 2, spare_pages=1
         )
         around = {"before": 3 * (turn % 2), "after": 5 * (turn % 3)}
         fields = {"dtype": ("bfloat16", "float16")[turn // 2 % 2], **around, **fields}
-        cases.append(prefill_case(f"{name}-page-{page_size}", pages, *sizes, **fields))
+        cases.append(prefill_case(f"{name}-page-{page_size}", pages, rows, keys, **fields))
 
     for i, head_dim in enumerate(HEAD_DIMS):
         for j in range(4):
@@ -58,8 +65,8 @@ def _cases() -> tuple[PagedPrefillCase, ...]:
         window = {"local_window_size": (40, 0), "sink_tokens": 3, "sinks": True}
         for page_size, options in ((16, {}), (64, window)):
             fields = {"group": group, "kv_heads": 2 if group < 20 else 1, **options}
-            rows, keys = (1, 5, 0, 70, 33), (300, 64, 9, 70, 161)
-            add(f"group-{group}", i, page_size, rows, keys, head_dim=(64, 128)[i % 2], **fields)
+            sizes = (1, 5, 0, 70, 33), (300, 64, 9, 70, 161)
+            add(f"group-{group}", i, page_size, *sizes, head_dim=(64, 128)[i % 2], **fields)
 
     # More requests than a warp adds up at once: rows and keys of a few of them.
     rng = np.random.default_rng(0)
