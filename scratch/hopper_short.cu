@@ -201,9 +201,6 @@ int run() {
     std::vector<Variant> v;
     with_waves<128, 128, kAny, false, true, true>(&v, "usual");
     with_waves<128, 128, kDiagonal, true, true, true>(&v, "diagonal");
-    // Without turns and with overlap ptxas serialises the products (C7511).
-    v.push_back(
-        variant<128, 128, 2, 1, false, false, kDiagonal, true>("diagonal, no turns, no overlap"));
     v.push_back(
         variant<128, 128, 2, 2, true, true, kAny, false>("two buffers of queries, overlap"));
     table("diagonal", Buffers(16384 / length, length, length, 16, 16, 128, true), v);

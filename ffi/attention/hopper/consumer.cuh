@@ -39,6 +39,7 @@ struct Consumer {
   static constexpr int kN = Traits::kN, kDimV = Traits::kDimV, kHalfN = Traits::kHalfN;
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
   using FlatScores = float[kScores];
+  using FlatHalf = float[kHalfN / 2];
   using FlatOutput = float[kOut];
   using Weights = uint32_t[kN / 16][4];
   static constexpr float kTolerated = 8.0f;
@@ -297,11 +298,8 @@ struct Consumer {
     __device__ __forceinline__ Scores<1, kHalfN>& half() {
       return reinterpret_cast<Scores<1, kHalfN>&>(s);
     }
-    __device__ __forceinline__ float (&half_scores()) [kHalfN / 2] {
-      return reinterpret_cast<float (&)[kHalfN / 2]>(s);
-    } __device__ __forceinline__ FlatOutput& output() {
-      return reinterpret_cast<FlatOutput&>(out);
-    }
+    __device__ __forceinline__ FlatHalf& half_scores() { return reinterpret_cast<FlatHalf&>(s); }
+    __device__ __forceinline__ FlatOutput& output() { return reinterpret_cast<FlatOutput&>(out); }
     __device__ __forceinline__ void clear_output() {
 #pragma unroll
       for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
