@@ -173,7 +173,7 @@ def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, featu
     )
     if not plan:
         return ""
-    text = f" in tiles of {plan['rows']} rows and {plan['keys']} keys"
+    text = f", in tiles of {plan['rows']} rows and {plan['keys']} keys"
     if plan["packed"] > 1:
         text += f", the rows those of {plan['packed']} heads"
     return text + (f", the keys split over {plan['splits']} CTAs" if plan["splits"] > 1 else "")
