@@ -171,11 +171,14 @@ struct Consumer {
       }
       const float before = softmax.maximum[0][half];
       float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
-      if ((top - before) * scale <= kTolerated) top = before;
-      moved = moved || top != before;
+      const float jump = (top - before) * scale;  // not a number as long as no key was seen
+      const bool moves = jump > kTolerated;
+      if (!moves) top = before;
+      moved = moved || moves;
       const float shift = top == negative_infinity() ? 0.0f : top * scale;
       softmax.maximum[0][half] = top;
-      rescale[half] = exp2_approx(before * scale - shift);
+      // Exactly 1 for a row that did not move: another row of the warp, maybe another request's, may have.
+      rescale[half] = exp2_approx(moves ? -jump : 0.0f);
       float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
