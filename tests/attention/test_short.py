@@ -61,7 +61,6 @@ def variants() -> dict[str, AttentionCase]:
         "dim-96": {"head_dim": 96, "is_causal": True},
         "dim-192-128": {"head_dim": 192, "value_dim": 128},
         "dim-256": {"head_dim": 256, "is_causal": True, "query_length": 33},
-        "lse-cotangent": {"lse_cotangent": True, "key_length": 1000},
     }
     packed = {
         "varlen": {},

@@ -76,6 +76,11 @@ class AttentionShape:
     segments: bool  # whether segment ids are given
 
     @property
+    def symbolic(self) -> bool:
+        """Whether sizes are unknown, as they may be in an exported program."""
+        return not all(isinstance(n, int) for n in (self.batch, self.query_rows, self.keys))
+
+    @property
     def group(self) -> int:
         """Query heads that read the same key/value head."""
         return self.q_heads // self.kv_heads
@@ -258,10 +263,13 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
 def split_bytes(shape: AttentionShape) -> int:
     """Outputs and LSE of the most spans into which the forward kernel may split the keys.
 
-    They are float32. 0 where it never splits them.
+    They are float32. 0 where it never splits them, and where sizes are symbolic: without the
+    workspace the kernel does without splits.
     """
+    if shape.symbolic or not may_split(shape):
+        return 0
     rows = shape.batch * shape.query_rows * shape.q_heads
-    if not rows or not may_split(dataclasses.replace(shape, batch=1)):
+    if not rows:
         return 0
     splits = min(SPLIT_SMS * SPLIT_TILE_ROWS // rows, shape.keys // LEAST_SPLIT_KEYS, MAX_SPLITS)
     return 4 * splits * rows * (shape.value_dim + 1) if splits > 1 else 0

@@ -94,7 +94,7 @@ def dot_product_attention(
     shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
     static = shapes.check_options(shape.head_dim, scale=scale)
     added = not shape.segments and (bias is not None or mask is not None)
-    static["causal"] = is_causal
+    static["causal"] = bool(is_causal)
     return _attention(op, shape, static, implementation, added or static["scale"] <= 0)
 
 
@@ -128,8 +128,9 @@ def _attention(
     deterministic = options["deterministic"] or compat.deterministic_ops()
     repeats = "too" if deterministic else "with deterministic=True"
     name, why = _forward_kernel(shape)
-    splits = name == HOPPER and not features and shapes.may_split(shape)
-    if name == HOPPER:
+    splits = False
+    if name == HOPPER and not shape.symbolic:
+        splits = not features and shapes.may_split(shape)
         why = _tiles(shape, options, features)
     backward = shapes.workspace_bytes("backward", shape)
     targets = (registry.FLASH_ATTENTION, registry.FLASH_ATTENTION_BACKWARD)
@@ -173,7 +174,7 @@ def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, featu
     )
     if not plan:
         return ""
-    text = f" in tiles of {plan['rows']} rows and {plan['keys']} keys"
+    text = f", in tiles of {plan['rows']} rows and {plan['keys']} keys"
     if plan["packed"] > 1:
         text += f", the rows those of {plan['packed']} heads"
     return text + (f", the keys split over {plan['splits']} CTAs" if plan["splits"] > 1 else "")
