@@ -29,10 +29,12 @@ struct HopperTile {
 
   constexpr int m() const { return 64 * groups; }
   // Warpgroups pass over blocks that they see nothing of. With 128 keys a block and rows on the usual diagonal there are
-  // none; with two buffers of queries the blocks of all tiles are one sequence; with features registers are short.
+  // none; with two buffers of queries the blocks of all tiles are one sequence; with features registers are short. Requests
+  // in pages may have rows for one warpgroup alone.
   constexpr bool skips() const {
     return query_stages == 1 && !features &&
-           (use == TileUse::kDiagonal || (use == TileUse::kAny && n % 64 != 0));
+           (use == TileUse::kDiagonal || use == TileUse::kPages ||
+            (use == TileUse::kAny && n % 64 != 0));
   }
   constexpr bool operator==(const HopperTile& o) const {
     return features == o.features && dim == o.dim && dim_v == o.dim_v && n == o.n &&
@@ -65,8 +67,8 @@ constexpr HopperTile kHopperTiles[] = {
     {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
     {false, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
     {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
-    {false, 64, 64, 128, 2, 2, true, false, 0, 0, TileUse::kPages},
-    {false, 96, 96, 128, 2, 2, true, false, 0, 0, TileUse::kPages},
+    {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {false, 96, 96, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
     {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kPages},
     {false, 192, 192, 112, 2, 1, false, false, 0, 0, TileUse::kPages},
     {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kPages},

@@ -5,6 +5,7 @@
 #include "attention/forward/epilogue.cuh"
 #include "attention/hopper/schedule.cuh"
 #include "attention/hopper/traits.cuh"
+#include "device/divide.cuh"
 #include "device/math.cuh"
 #include "device/page_table.cuh"
 #include "device/tma.cuh"
@@ -145,6 +146,11 @@ struct Producer {
     return Traits::kPacked ? p.few.packed.divisor : 1;
   }
 
+  // The row of the sequence, from the tile's first one, that a row of the tile is of.
+  __device__ __forceinline__ int row_of(int row) const {
+    return Traits::kPacked ? static_cast<int>(divide(row, p.few.packed)) : row;
+  }
+
   // Of a tile, or of a split of it, without keys: zeros and -inf.
   __device__ __forceinline__ void store_nothing(const Sequence& sequence, int pack_row, int head,
                                                 int i0, int split) {
@@ -169,7 +175,7 @@ struct Producer {
     if constexpr (Traits::kSkips) {
 #pragma unroll
       for (int g = 0; g < Traits::kGroups; ++g) {
-        const auto keys = visible.keys_of_rows(i0 + 64 * g, i0 + 64 * g + 64);
+        const auto keys = visible.keys_of_rows(i0 + row_of(64 * g), i0 + row_of(64 * g + 63) + 1);
         const int end = max(keys.end, keys.sink_end);
         if (end <= first_key)
           flags |= kHidden << g;
