@@ -28,7 +28,8 @@ __device__ __forceinline__ PackedRows packed_rows(const AttentionProblem& p, int
   return {first, clamped(p.cu_seqlens_q[at + 1], first, p.q_rows) - first};
 }
 
-// A request with its keys in pages: one pack, no lengths beside the table's.
+// What find_sequence() finds of a request with its keys in pages, in fewer registers: there is one pack, and there are no
+// lengths beside the table's.
 __device__ __forceinline__ Sequence find_request(const AttentionProblem& p, int index) {
   const PackedRows rows = packed_rows(p, index);
   const PagedRequest pages = find_pages(p.pages, index);
@@ -44,7 +45,6 @@ __device__ __forceinline__ Sequence find_request(const AttentionProblem& p, int 
 }
 
 __device__ __forceinline__ Sequence find_sequence(const AttentionProblem& p, int index) {
-  if (p.pages.indptr) return find_request(p, index);
   Sequence s;
   s.index = index;
   s.pack = index / p.sequences;
@@ -58,7 +58,11 @@ __device__ __forceinline__ Sequence find_sequence(const AttentionProblem& p, int
     s.q_rows = rows.count;
     s.q_first += rows.first;
   }
-  if (p.cu_seqlens_k) {
+  if (p.pages.indptr) {
+    const PagedRequest request = find_pages(p.pages, index);
+    s.first_entry = request.first_entry;
+    s.k_rows = request.length;
+  } else if (p.cu_seqlens_k) {
     const int begin = clamped(p.cu_seqlens_k[at], 0, p.k_rows);
     s.k_rows = clamped(p.cu_seqlens_k[at + 1], begin, p.k_rows) - begin;
     s.k_first += begin;

@@ -45,7 +45,7 @@ def test_the_parser_finds_spills_and_serialised_products():
 
 def test_kernels_for_hopper_keep_to_their_registers():
     if not LOG.exists():
-        pytest.skip("this installation has no kernels")
+        pytest.skip("this installation has no log of its kernels")
     budgeted = {name: log for name, log in logs(LOG.read_text()).items() if BUDGETED in name}
     if not budgeted:
         pytest.skip("this installation has no kernels for Hopper")
