@@ -61,12 +61,42 @@ def test_both_kernels_agree(dtype, dims, sizes, options):
     operands = make(*sizes, *dims, dtype)
     operands["kv_lengths"] = jnp.array([sizes[1], sizes[1] // 3], jnp.int32)
     operands["sinks"] = jnp.linspace(-1, 1, Q_HEADS, dtype=jnp.float32)[None]
+    check(operands, **options)
+
+
+def check(operands: dict[str, jax.Array], **options: object) -> None:
     out, lse = call(operands, portable=False, **options)
     wanted, wanted_lse = call(operands, portable=True, **options)
     np.testing.assert_allclose(lse, wanted_lse, atol=2e-3, rtol=1e-5)
     error = jnp.linalg.norm(out.astype(jnp.float32) - wanted.astype(jnp.float32))
     norm = jnp.linalg.norm(wanted.astype(jnp.float32))
     assert float(error) <= 5e-3 * float(norm)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dims", [(64, 64), (96, 96), (128, 128), (192, 192), (256, 256)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1), (799, 1023), (300, 200)], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("feature", ["soft cap", "slopes", "bias", "mask", "dropout", "all"])
+def test_both_kernels_agree_on_modified_scores(dims, sizes, causal, feature):
+    rows, keys = sizes
+    operands = make(*sizes, *dims, "bfloat16")
+    options: dict[str, object] = dict(is_causal=causal)
+    if feature in ("soft cap", "all"):
+        options["logits_soft_cap"] = 2.0
+    if feature in ("slopes", "all"):
+        operands["alibi_slopes"] = jnp.linspace(0, 0.1, Q_HEADS, dtype=jnp.float32)[None]
+    if feature in ("bias", "all"):
+        draw = jax.random.key(7)
+        operands["bias"] = jax.random.normal(draw, (2, 1, rows, keys), jnp.float32)
+    if feature == "mask":
+        operands["bias"] = jax.random.bernoulli(jax.random.key(8), 0.5, (1, Q_HEADS, 1, keys))
+    if feature in ("dropout", "all"):
+        options["dropout_rate"] = 0.25
+        places = jnp.stack(jnp.meshgrid(jnp.arange(Q_HEADS), jnp.arange(2)), axis=-1)
+        seed = jnp.broadcast_to(jnp.array([3, 5]), (2, Q_HEADS, 2))
+        operands["dropout_seed"] = jnp.concatenate([seed, places], axis=-1).astype(jnp.uint32)
+    check(operands, **options)
 
 
 @pytest.mark.gpu

@@ -324,6 +324,18 @@ def test_export_for_cuda_names_the_kernels():
     assert sorted(dict(custom_calls(exported.mlir_module()))) == sorted(KERNELS[:2])
 
 
+def test_symbolic_sizes_take_no_workspace_that_depends_on_them():
+    batch, keys = export.symbolic_shape("batch, keys")
+    query, key, _ = (
+        jax.ShapeDtypeStruct((batch, size, heads, 64), "bfloat16")
+        for size, heads in ((S, HQ), (keys, HKV), (keys, HKV))
+    )
+    exported = export.export(
+        jax.jit(flash_attention), platforms=["cuda"], disabled_checks=UNCHECKED
+    )(query, key, key)
+    assert "tensor<256xui8>" in exported.mlir_module()
+
+
 @pytest.mark.parametrize("names", ["batch", "rows", "keys", "batch, rows, keys"])
 def test_export_with_symbolic_sizes(names):
     sizes = dict(zip(names.split(", "), export.symbolic_shape(names), strict=True))
