@@ -153,7 +153,7 @@ nb::dict int4_plan(int64_t rows, int in_channels, int out_channels, int group_si
     return plan;
   }
   const HopperChoice choice = choose_hopper(shape, device);
-  const HopperTile& tile = choice.medium ? kMediumTiles[choice.tile] : kLargeTiles[choice.tile];
+  const HopperInt4Tile& tile = choice.medium ? kMediumTiles[choice.tile] : kLargeTiles[choice.tile];
   plan["kernel"] = choice.medium ? "medium" : "large";
   plan["channels"] = tile.channels();
   plan["rows"] = tile.n;

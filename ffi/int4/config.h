@@ -23,7 +23,7 @@ inline constexpr SmallTile kSmallTiles[] = {
 
 // A kernel for Hopper: warpgroups of 64 strips channels, next to each other and in depth, and n rows of x. `ns`: what a tile
 // of 64 input channels takes a CTA, where one CTA has the whole SM. `stages`: at most.
-struct HopperTile {
+struct HopperInt4Tile {
   int strips, channel_groups, depth_groups, n, stages;
   int ns;
   constexpr int channels() const { return strips * channel_groups * kStrip; }
@@ -35,7 +35,7 @@ struct HopperTile {
 
 // For a medium number of rows (medium.cuh). `ns` is predicted, not measured: see docs/int4.md. Seven strips, as 28672
 // channels are 64 times seven, fill a device that has a few more than 128 SMs.
-inline constexpr HopperTile kMediumTiles[] = {
+inline constexpr HopperInt4Tile kMediumTiles[] = {
     {1, 4, 2, 16, 4, 260},  {1, 2, 4, 16, 4, 130},  {1, 1, 8, 16, 4, 85},  {1, 4, 2, 32, 4, 290},
     {1, 2, 4, 32, 4, 170},  {1, 1, 8, 32, 4, 125},  {1, 4, 1, 64, 6, 400}, {1, 2, 2, 64, 4, 250},
     {1, 4, 1, 128, 4, 740}, {1, 2, 2, 128, 4, 420}, {1, 7, 1, 16, 6, 450}, {1, 7, 1, 32, 5, 480},
@@ -44,7 +44,7 @@ inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup ta
 inline constexpr int kMediumRows = 256;
 
 // For many rows (large.cuh), measured on an H200.
-inline constexpr HopperTile kLargeTiles[] = {
+inline constexpr HopperInt4Tile kLargeTiles[] = {
     {2, 2, 1, 64, 8, 710},
     {1, 2, 1, 128, 8, 490},
     {2, 2, 1, 128, 4, 820},
@@ -111,8 +111,8 @@ inline Int4Split split_small(const Int4Shape& s, const Int4Device& device, const
 }
 
 // The same for a tile of the kernels for Hopper; the cost is in nanoseconds. `unit`: tiles of the depth that stay together.
-inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device, const HopperTile& tile,
-                              int unit) {
+inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
+                              const HopperInt4Tile& tile, int unit) {
   constexpr int64_t kStartNs = 1500;
   const int64_t sums = tile.channels() * tile.n;
   const int64_t add_up_ns = 600 + sums * 8 / 100;  // across a cluster: what a CTA sends and gets
@@ -150,10 +150,10 @@ inline HopperChoice choose_hopper(const Int4Shape& s, const Int4Device& device) 
       best = {medium, tile, split};
   };
   int at = 0;
-  for (const HopperTile& tile : kMediumTiles)
+  for (const HopperInt4Tile& tile : kMediumTiles)
     if (s.rows <= kMediumRows) consider(true, at++, split_hopper(s, device, tile, kMediumUnit));
   at = 0;
-  for (const HopperTile& tile : kLargeTiles)
+  for (const HopperInt4Tile& tile : kLargeTiles)
     consider(false, at++, split_hopper(s, device, tile, 1));
   return best;
 }

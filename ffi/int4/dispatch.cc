@@ -105,7 +105,7 @@ cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Pa
                           cudaStream_t stream) {
   constexpr int64_t kSectionRows = 1024;  // of x, which L2 holds while weights pass by
   const HopperInt4Kernel& kernel = *plan.hopper;
-  const HopperTile& tile = kernel.medium ? kMediumTiles[kernel.tile] : kLargeTiles[kernel.tile];
+  const HopperInt4Tile& tile = kernel.medium ? kMediumTiles[kernel.tile] : kLargeTiles[kernel.tile];
   HopperParams params;
   params.problem = p;
   params.problem.partials = nullptr;

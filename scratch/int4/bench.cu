@@ -9,10 +9,10 @@
 
 static int64_t g_budget = 55;
 
-static const HopperTile& tile_of(const HopperInt4Kernel& k) { return k.medium ? kMediumTiles[k.tile] : kLargeTiles[k.tile]; }
+static const HopperInt4Tile& tile_of(const HopperInt4Kernel& k) { return k.medium ? kMediumTiles[k.tile] : kLargeTiles[k.tile]; }
 static std::string name_of(const Int4Plan& plan) {
   char t[96];
-  if (plan.hopper) { const HopperTile& h = tile_of(*plan.hopper); snprintf(t, 96, "%s %dx%d d%d s%d", plan.hopper->medium ? "medium" : "large", h.channels(), h.n, h.depth_groups, plan.splits); }
+  if (plan.hopper) { const HopperInt4Tile& h = tile_of(*plan.hopper); snprintf(t, 96, "%s %dx%d d%d s%d", plan.hopper->medium ? "medium" : "large", h.channels(), h.n, h.depth_groups, plan.splits); }
   else { const SmallTile& h = plan.small->tile; snprintf(t, 96, "small r%d %dx%d s%d%s", h.rows(), h.channel_warps, h.depth_warps, plan.splits, plan.splits > 1 && !plan.cluster ? "w" : ""); }
   return t;
 }
@@ -29,7 +29,7 @@ template <class T> static double time_launch(Layer<T>& layer, const Launch& laun
 static std::vector<Int4Plan> plans(const Int4Shape& s, bool all) {
   std::vector<Int4Plan> result;
   for (const HopperInt4Kernel& k : hopper_int4_kernels()) {
-    const HopperTile& t = tile_of(k);
+    const HopperInt4Tile& t = tile_of(k);
     if (k.dtype != s.dtype || k.scale_steps != std::min(scale_steps(s), k.medium ? 8 : 4)) continue;
     const int64_t row_blocks = (s.rows + t.n - 1) / t.n, blocks = row_blocks * ((s.strips * 64 + t.channels() - 1) / t.channels());
     const int64_t units = k.medium ? (s.depth_tiles + 1) / 2 : s.depth_tiles;

@@ -8,7 +8,7 @@ namespace jax_baracuda {
 
 template <DType dtype, int index, int scale_steps>
 HopperInt4Kernel medium_int4_kernel_entry() {
-  static constexpr HopperTile tile = kMediumTiles[index];
+  static constexpr HopperInt4Tile tile = kMediumTiles[index];
   static_assert(tile.strips == 1);
   using Traits = MediumTraits<Int4Element<dtype>, tile.n, tile.channel_groups, tile.depth_groups,
                               tile.stages, scale_steps>;
