@@ -1,12 +1,13 @@
 #!/bin/bash
 # Builds the test and timing program of the int4 kernels, every instantiation a job of its own:
-#   scratch/int4/build.sh [jobs]     about 7 minutes of one core; gives scratch/int4/build/int4_bench
+#   scratch/int4/build.sh [jobs]     about 8 minutes of one core; gives scratch/int4/build/int4_bench
+# EXTRA=-DJAX_BARACUDA_WATCHDOG: a pipeline that has lost step traps and does not hang.
 # One nvcc line is all that it does for each file; the program needs no CUDA library but libcublas, found at run time.
 set -e
 cd "$(dirname "$0")/../.."
 jobs=${1:-$(nproc)} out=scratch/int4/build
 mkdir -p $out
-flags="-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -cudart static --expt-relaxed-constexpr -I ffi"
+flags="-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -cudart static --expt-relaxed-constexpr -I ffi $EXTRA"
 entries_small= entries_hopper=
 for dtype in kF16 kBF16; do
   for kind in small medium large; do
