@@ -12,7 +12,8 @@ bf16, 32 query heads of 128, pages in random order. Parts:
     prefill  paged_prefill beside flash_attention_varlen on the same bytes
     append   paged_append, kv_cache_append and apply_rope beside a copy of as many bytes
     shared   shared_prefix_decode beside paged_decode whose tables all name the prefix
-    layers   a decode step that scans over stacked layers, beside the same calls one by one
+    layers   a decode step that scans over stacked layers, beside the same calls one by one,
+             and those of either op
 
 Each part has a share of the time; what it does not get to leaves rows that say so. GB/s count what
 has to move, once. Each framework has a worker process of its own; while torch measures, jax

@@ -172,7 +172,10 @@ def shared() -> list[PagedCell]:
     return [PrefixCell(jobs=jobs, batch=batch, prefix=8192, suffix=512) for batch in (32, 8)]
 
 
-STEP_JOBS = (Job("unrolled"), Job("jax_baracuda", graph="body"), Job("jax_baracuda", graph="loop"))
+STEP_JOBS = (
+    *(Job(part) for part in ("appends", "decodes", "unrolled")),
+    *(Job("jax_baracuda", graph=graph) for graph in ("body", "loop")),
+)
 
 
 def layers() -> list[PagedCell]:

@@ -276,21 +276,23 @@ def layers_section(rows: list[Row]) -> list[str]:
     lines = []
     for key, group in cells.items():
         single, scan = group.get("unrolled"), group.get("jax_baracuda")
+        parts = [group.get(part) for part in ("appends", "decodes")]
         loop = loops.get(key, {}).get("jax_baracuda")
         copies = [row["store_copies"] for row in (scan, loop) if row and "store_copies" in row]
         lines.append(
             [
                 named(key),
-                *(micros(row) for row in (single, scan, loop)),
+                *(micros(row) for row in (*parts, single, scan, loop)),
                 *(times(ratio(row, single)) for row in (scan, loop)),
                 str(max(copies)) if copies else "-",
             ]
         )
-    titles = ["layers, B, K", "single calls, us", "scan, us", "scan in a graph, us"]
-    titles += ["x single calls", "in a graph", "copies of a store"]
+    titles = ["layers, B, K", "appends, us", "decodes, us", "both, us"]
+    titles += ["scan, us", "scan in a graph, us"]
+    titles += ["scan x both", "in a graph", "copies of a store"]
     text = (
-        "A step of `paged_append` with RoPE and `paged_decode` in every layer; a scan over layers "
-        "carries the stores."
+        "A step of `paged_append` with RoPE and `paged_decode` in every layer: the calls of either "
+        "op, all calls, and a scan over layers that carries the stores."
     )
     return [text, "", *markdown(titles, lines), ""] if lines else []
 

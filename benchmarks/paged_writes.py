@@ -6,7 +6,7 @@ row says how many copies of a store the compiled program has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hlo
@@ -205,8 +205,15 @@ class Layers:
     """A decode step: every layer appends a row a request, rotated, and reads all rows.
 
     "jax_baracuda" scans over layers whose stores are one array each for K and V; "unrolled" makes
-    the same calls one after another on an array a layer.
+    the same calls one after another on an array a layer, "appends" and "decodes" those of one op.
     """
+
+    # What the programs without a scan call in a layer.
+    UNROLLED: Mapping[str, tuple[str, ...]] = {
+        "unrolled": ("append", "decode"),
+        "appends": ("append",),
+        "decodes": ("decode",),
+    }
 
     def tables(self, cell: LayersCell) -> tuple[np.ndarray, ...]:
         """Requests, positions, page indices of the first layer, indptr, last_page_len."""
@@ -214,33 +221,43 @@ class Layers:
         positions = np.full(cell.batch, cell.length - 1, np.int32)
         return requests, positions, *cell.table()
 
-    def layer(self, state: Any, rows: Any, tables: Any, first_page: Any) -> Any:
+    def layer(
+        self,
+        state: Any,
+        rows: Any,
+        tables: Any,
+        first_page: Any,
+        ops: tuple[str, ...] = UNROLLED["unrolled"],
+    ) -> Any:
         """One layer on the pages of a store from ``first_page`` on."""
         query, k_store, v_store = state
         requests, positions, indices, indptr, last = tables
         indices = indices + first_page
-        k_store, v_store, query = jax_baracuda.paged_append(
-            k_store,
-            v_store,
-            *rows,
-            requests,
-            positions,
-            indices,
-            indptr,
-            query=query,
-            rope={},
-        )
-        out, _ = jax_baracuda.paged_decode(query, k_store, v_store, indices, indptr, last)
-        return out, k_store, v_store
+        if "append" in ops:
+            k_store, v_store, query = jax_baracuda.paged_append(
+                k_store,
+                v_store,
+                *rows,
+                requests,
+                positions,
+                indices,
+                indptr,
+                query=query,
+                rope={},
+            )
+        if "decode" in ops:
+            query, _ = jax_baracuda.paged_decode(query, k_store, v_store, indices, indptr, last)
+        return query, k_store, v_store
 
     def step(self, job: Job, cell: LayersCell, state: Any, rows: Any, tables: Any) -> Any:
         """All layers once."""
-        if job.impl == "unrolled":
+        if job.impl in self.UNROLLED:
+            ops = self.UNROLLED[job.impl]
             query, stores = state
             written = []
             for index, store in enumerate(stores):
                 row = [array[index] for array in rows]
-                query, *store = self.layer((query, *store), row, tables, 0)
+                query, *store = self.layer((query, *store), row, tables, 0, ops)
                 written.append(tuple(store))
             return query, tuple(written)
 
@@ -253,7 +270,7 @@ class Layers:
     def state(self, job: Job, cell: LayersCell) -> Any:
         """The query, and the stores of all layers or of each."""
         query = normal((cell.batch, cell.query_heads, cell.head_dim), 99)
-        if job.impl == "unrolled":
+        if job.impl in self.UNROLLED:
             shape = cell.store_shape(cell.pages * PAGE, PAGE)
             return query, tuple(keys_and_values(shape, index) for index in range(cell.layers))
         return query, *keys_and_values(cell.store_shape(cell.layers * cell.pages * PAGE, PAGE), 0)
@@ -272,7 +289,7 @@ class Layers:
         program = carried(steps, state, rows, tables)
         store = cell.pages * PAGE * cell.kv_heads * cell.head_dim
         copies = hlo.copies(program.as_text(), store)
-        if job.impl == "unrolled":
+        if job.impl in self.UNROLLED:
             return program, None, len(copies)
         check = jax.jit(self.exact(cell)).lower(state, rows, tables).compile()
         return program, check, len(copies)

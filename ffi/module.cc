@@ -9,9 +9,11 @@
 #include "attention/backward/handler.h"
 #include "attention/forward/config.h"
 #include "attention/forward/handler.h"
+#include "attention/hopper/config.h"
 #include "cache/handler.h"
 #include "decode/config.h"
 #include "decode/handler.h"
+#include "int4/config.h"
 #include "int4/handler.h"
 #include "xla/ffi/api/c_api.h"
 
@@ -132,6 +134,72 @@ nb::dict attention_tiles(const std::string& dtype, bool features, int head_dim, 
   return tiles;
 }
 
+// What int4_matmul would run on a Hopper GPU, for float16, and the nanoseconds that the heuristic expects of it.
+nb::dict int4_plan(int64_t rows, int in_channels, int out_channels, int group_size, int sms) {
+  Int4Shape shape = {};
+  shape.dtype = DType::kF16;
+  shape.rows = rows;
+  shape.columns = in_channels;
+  shape.channels = out_channels;
+  shape.strips = (out_channels + kStrip - 1) / kStrip;
+  shape.depth_tiles = (in_channels + kDepth - 1) / kDepth;
+  shape.group_size = group_size;
+  Int4Device device = {};
+  device.sms = sms;
+  device.clusters = true;
+  nb::dict plan;
+  if (rows <= kSmallRows) {
+    plan["kernel"] = "small";
+    return plan;
+  }
+  const HopperChoice choice = choose_hopper(shape, device);
+  const HopperInt4Tile& tile = choice.medium ? kMediumTiles[choice.tile] : kLargeTiles[choice.tile];
+  plan["kernel"] = choice.medium ? "medium" : "large";
+  plan["channels"] = tile.channels();
+  plan["rows"] = tile.n;
+  plan["depth_groups"] = tile.depth_groups;
+  plan["splits"] = choice.split.splits;
+  plan["ns"] = choice.split.cost;
+  return plan;
+}
+
+// What the Hopper forward kernel would do with a call: the tile, how many heads share its rows, over how many CTAs its
+// keys are split. Empty: it does not take the head dims. `query_rows`: of a sequence; with `paged` of all of them.
+// `split_bytes`: of the workspace, for splits.
+nb::dict hopper_plan(bool features, bool causal, int packs, int sequences, int query_rows, int keys,
+                     int q_heads, int kv_heads, int head_dim, int value_dim, int64_t split_bytes,
+                     bool paged) {
+  AttentionProblem p = {};
+  const int32_t bounds = 0;
+  p.pages.indptr = paged ? &bounds : nullptr;  // is looked at, not read
+  p.scale = 1.0f;
+  p.soft_cap = features ? 1.0f : 0.0f;
+  p.vector_q = p.vector_v = 1;
+  p.window_left = p.window_right = -1;
+  p.causal = causal;
+  p.packs = packs;
+  p.sequences = sequences;
+  p.q_rows = p.max_q = query_rows;
+  p.k_rows = p.max_k = keys;
+  p.heads = q_heads;
+  p.kv_heads = kv_heads;
+  p.group = q_heads / kv_heads;
+  p.dim = head_dim;
+  p.dim_v = value_dim;
+  const HopperPlan chosen = choose_hopper_plan(p, split_bytes);
+  nb::dict plan;
+  if (!chosen.tile) return plan;
+  plan["dim"] = chosen.tile->dim;
+  plan["dim_v"] = chosen.tile->dim_v;
+  plan["rows"] = chosen.tile->m();
+  plan["keys"] = chosen.tile->n;
+  plan["use"] = static_cast<int>(chosen.tile->use);
+  plan["packed"] = chosen.packed;
+  plan["splits"] = chosen.splits;
+  plan["tiles"] = chosen.total(p);
+  return plan;
+}
+
 }  // namespace
 
 NB_MODULE(_ffi, m) {
@@ -144,6 +212,12 @@ NB_MODULE(_ffi, m) {
         nb::arg("pairs"), nb::arg("workspace_bytes"));
   m.def("attention_tiles", &attention_tiles, nb::kw_only(), nb::arg("dtype"), nb::arg("features"),
         nb::arg("head_dim"), nb::arg("value_dim"), nb::arg("sm_shared"), nb::arg("cta_shared"));
+  m.def("int4_plan", &int4_plan, nb::kw_only(), nb::arg("rows"), nb::arg("in_channels"),
+        nb::arg("out_channels"), nb::arg("group_size"), nb::arg("sms"));
+  m.def("hopper_plan", &hopper_plan, nb::kw_only(), nb::arg("features"), nb::arg("causal"),
+        nb::arg("packs"), nb::arg("sequences"), nb::arg("query_rows"), nb::arg("keys"),
+        nb::arg("q_heads"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("value_dim"),
+        nb::arg("split_bytes"), nb::arg("paged") = false);
 }
 
 }  // namespace jax_baracuda

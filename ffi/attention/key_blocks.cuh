@@ -30,6 +30,14 @@ struct KeyBlocks {
     --block;
     return block < first && block >= sinks ? sinks - 1 : block;
   }
+  // How many there are, and the one that `place` others come before.
+  __device__ __forceinline__ int count() const {
+    return sinks < first ? last - first + sinks : last;
+  }
+  __device__ __forceinline__ int at(int place) const {
+    const int block = last - 1 - place;
+    return block < first && sinks < first ? block - (first - sinks) : block;
+  }
   __device__ __forceinline__ bool whole(int block) const {
     return block >= whole_first && block < whole_last;
   }

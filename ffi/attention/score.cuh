@@ -23,8 +23,8 @@ struct ScoreModifier {
 
   ScoreModifier() = default;
   __device__ __forceinline__ ScoreModifier(const AttentionProblem& p, const Sequence& s, int head)
-      : scale(p.scale), soft_cap(p.soft_cap), offset(p.top_left ? 0 : s.k_rows - s.q_rows) {
-    slope = p.alibi_slopes ? p.alibi_slopes[s.index * p.alibi_stride + head] * kLog2E : 0.0f;
+      : scale(p.scale), soft_cap(p.soft_cap) {
+    set_slope(p, s, head);
     bias = p.bias;
     const int64_t start = s.index * bias.sequence_stride + head * bias.head_stride;
     const int64_t size = bias.type == BiasType::kMask ? 1 : bias.type == BiasType::kF32 ? 4 : 2;
@@ -36,6 +36,13 @@ struct ScoreModifier {
       this->head = row.z;
       batch = row.w;
     }
+  }
+
+  // All that a call without bias and dropout needs of it to modify whole blocks.
+  __device__ __forceinline__ void set_slope(const AttentionProblem& p, const Sequence& s,
+                                            int head) {
+    offset = p.top_left ? 0 : s.k_rows - s.q_rows;
+    slope = p.alibi_slopes ? p.alibi_slopes[s.index * p.alibi_stride + head] * kLog2E : 0.0f;
   }
 
   // tanh to float32 precision where it is not tiny; the approximate instruction has 11 bits.

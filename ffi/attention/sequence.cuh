@@ -18,6 +18,32 @@ struct Sequence {
 
 __device__ __forceinline__ int clamped(int x, int low, int high) { return min(max(x, low), high); }
 
+// Where the query rows of a sequence lie in its pack, from its entry of cu_seqlens_q.
+struct PackedRows {
+  int first, count;
+};
+
+__device__ __forceinline__ PackedRows packed_rows(const AttentionProblem& p, int at) {
+  const int first = clamped(p.cu_seqlens_q[at], 0, p.q_rows);
+  return {first, clamped(p.cu_seqlens_q[at + 1], first, p.q_rows) - first};
+}
+
+// What find_sequence() finds of a request with its keys in pages, in fewer registers: there is one pack, and there are no
+// lengths beside the table's.
+__device__ __forceinline__ Sequence find_request(const AttentionProblem& p, int index) {
+  const PackedRows rows = packed_rows(p, index);
+  const PagedRequest pages = find_pages(p.pages, index);
+  Sequence s;
+  s.index = index;
+  s.pack = 0;
+  s.q_first = rows.first;
+  s.k_first = 0;
+  s.first_entry = pages.first_entry;
+  s.q_rows = s.q_len = rows.count;
+  s.k_rows = s.kv_len = pages.length;
+  return s;
+}
+
 __device__ __forceinline__ Sequence find_sequence(const AttentionProblem& p, int index) {
   Sequence s;
   s.index = index;
@@ -28,9 +54,9 @@ __device__ __forceinline__ Sequence find_sequence(const AttentionProblem& p, int
   s.k_rows = p.k_rows;
   const int at = index + s.pack;  // each pack has one entry more than sequences
   if (p.cu_seqlens_q) {
-    const int begin = clamped(p.cu_seqlens_q[at], 0, p.q_rows);
-    s.q_rows = clamped(p.cu_seqlens_q[at + 1], begin, p.q_rows) - begin;
-    s.q_first += begin;
+    const PackedRows rows = packed_rows(p, at);
+    s.q_rows = rows.count;
+    s.q_first += rows.first;
   }
   if (p.pages.indptr) {
     const PagedRequest request = find_pages(p.pages, index);

@@ -21,6 +21,7 @@ constexpr int64_t kMaxCount = (int64_t{1} << 31) - 1;
 struct RowCall {
   RowPlan plan = {};
   RowParams params = {};
+  bool countable = true;  // what 32 bits must hold, they do
 };
 
 // From one slot, row and head of [slots, heads, rows, dim], or [slots, rows, heads, dim] with nhd, to the next.
@@ -46,11 +47,13 @@ void add_rows(RowCall* call, const ffi::AnyBuffer& from, const ffi::AnyBuffer& t
               const Strides& from_strides, const Strides& to_strides, int64_t heads, int64_t dim,
               int64_t rotary_dim, bool placed) {
   RowSet& set = call->params.sets[call->params.set_count++];
+  call->countable &= fit_int32({from_strides.row, from_strides.head});
   set.source = from.untyped_data();
   set.target = to.untyped_data();
-  set.source_request = from_strides.slot;
-  set.source_token = from_strides.row;
-  set.source_head = from_strides.head;
+  set.source_token = static_cast<uint32_t>(from_strides.row);
+  set.source_gap =
+      from_strides.slot - int64_t{call->params.request_tokens.divisor} * from_strides.row;
+  set.source_head = static_cast<uint32_t>(from_strides.head);
   set.target_slot = to_strides.slot;
   set.target_row = to_strides.row;
   set.target_head = to_strides.head;
@@ -66,6 +69,8 @@ ffi::Error read_rotation(const char* op, const ffi::AnyBuffer& inv_freq, int64_t
   const int64_t pairs = inv_freq.element_count();
   if (!has_shape(inv_freq, ffi::F32, {pairs}) || 2 * pairs > dim)
     return invalid_argument(op, "inv_freq must be float32 [R / 2] with R at most the head dim");
+  if (2 * pairs > kMostRotaryColumns)
+    return invalid_argument(op, "at most 32768 columns of a row can be rotated");
   call->params.inv_freq = inv_freq.typed_data<float>();
   call->params.attention_factor = attention_factor;
   call->plan.rotated = pairs > 0;
@@ -74,9 +79,9 @@ ffi::Error read_rotation(const char* op, const ffi::AnyBuffer& inv_freq, int64_t
 }
 
 ffi::Error finish(const char* op, RowCall* call) {
-  constexpr int kMaxHeads = 1 << 19;  // slices of them are the grid's second dimension
-  for (int i = 0; i < call->params.set_count; ++i)
-    if (call->params.sets[i].heads > kMaxHeads) return invalid_argument(op, "too many heads");
+  if (!call->countable)
+    return invalid_argument(
+        op, "the new rows of a token, and of a head, must have less than 2^31 elements");
   call->plan.vector = fits_vectors(call->params, call->plan.dtype);
   return ffi::Error::Success();
 }

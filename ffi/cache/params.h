@@ -13,14 +13,23 @@ struct RowSet {
   const void* source;
   void* target;
   // In elements. A target is a store's [slot, ...] with rows and heads, or like the source.
-  int64_t source_request, source_token, source_head;
+  uint32_t source_token, source_head;
+  int64_t source_gap;  // from the end of a request's tokens, a stride apart, to the next request's
   int64_t target_slot, target_row, target_head;
   int heads, dim;
-  int rotary_dim;    // columns that are rotated, in front of the others; 0: none
-  int placed;        // the target is a store
-  int rotary_units;  // see kernel.cuh
+  int rotary_dim;  // columns that are rotated, in front of the others; 0: none
+  int placed;      // the target is a store
+
+  // Chosen in config.h; kernel.cuh says what they mean.
+  Divisor rotary_units;  // of the units of a row
+  Divisor turns;         // of a token: one a pair of columns
   int units;
-  int slices;  // that the heads are cut in
+  int lane_bits;
+  int tile_tokens, tile_heads;
+  int head_inner;       // whether heads or tokens lie next to each other in the source
+  Divisor inner;        // that many of them in a tile
+  Divisor head_slices;  // tiles side by side over the heads
+  int ctas;
 };
 
 // Which row of a store a token goes to.
@@ -55,11 +64,10 @@ struct RowParams {
   // kCache: request r has cache r % layer_slots
   Divisor cache_requests;
 
-  int lane_bits;    // 2^lane_bits lanes work on a token
-  int slice_heads;  // heads of a set that they take one after the other
+  int shared_bytes;
 };
 
-// Which kernel, and the parts of RowParams that are chosen: see config.h.
+// Which kernel: what config.h needs to know of it.
 struct RowPlan {
   DType dtype;
   bool interleaved;  // pairs are neighbours

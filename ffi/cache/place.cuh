@@ -6,44 +6,75 @@
 
 namespace jax_baracuda {
 
-struct RowPlace {
-  int slot, row;
-  bool kept;
-};
-
 __device__ __forceinline__ bool within(int i, int count) {
   return static_cast<unsigned>(i) < static_cast<unsigned>(count);
 }
 
-// The position of a token, which is number `nth` of its request.
-__device__ __forceinline__ int position_of(const RowParams& p, int token, int request, int nth) {
-  if (p.placement != Placement::kCache) return p.positions[token];
-  return static_cast<int>(static_cast<unsigned>(p.positions[request]) + nth);  // may wrap: dropped
+// A token, and what its place depends on first: three look-ups that nothing waits for yet.
+struct Token {
+  int index;
+  int position;       // kCache: that of the request's first token
+  int layer;          // 0 where there is one
+  int table_request;  // kPages
+};
+
+// The request of a token in the sources, and the how-manieth of it the token is.
+__device__ __forceinline__ int request_of(const RowParams& p, int index) {
+  return divide(index, p.request_tokens);
+}
+__device__ __forceinline__ int nth_of(const RowParams& p, int index) {
+  return index - request_of(p, index) * static_cast<int>(p.request_tokens.divisor);
 }
 
-// The first slot of a layer; negative if there is no such layer.
-__device__ __forceinline__ int first_slot(const RowParams& p, int index) {
-  if (!p.layers) return 0;
-  const int layer = p.layers[p.layer_stride * index];
-  return within(layer, p.layer_count) ? layer * p.layer_slots : -1;
+__device__ __forceinline__ Token find_token(const RowParams& p, int index) {
+  const int row = p.placement == Placement::kCache ? request_of(p, index) : index;
+  Token t = {index, p.positions[row], 0, 0};
+  if (p.layers) t.layer = p.layers[p.layer_stride * row];
+  if (p.placement == Placement::kPages) t.table_request = p.batch_indices[index];
+  return t;
 }
 
-__device__ __forceinline__ RowPlace place_in_pages(const RowParams& p, int token, int position) {
-  const int request = p.batch_indices[token], first_page = first_slot(p, token);
-  if (!within(request, p.table_requests) || position < 0) return {0, 0, false};
-  const int first = min(max(p.page_indptr[request], 0), p.entries);
-  const int end = min(p.page_indptr[request + 1], p.entries);
+// The position of a token; it may wrap around and is then dropped.
+__device__ __forceinline__ int position_of(const RowParams& p, const Token& t) {
+  return p.placement == Placement::kCache
+             ? static_cast<int>(static_cast<unsigned>(t.position) + nth_of(p, t.index))
+             : t.position;
+}
+
+// A row of a slot of the token's layer: where head 0 of it begins, in elements of the target.
+__device__ __forceinline__ int64_t place_in_layer(const RowParams& p, const RowSet& set,
+                                                  const Token& t, int slot, int row) {
+  return int64_t{t.layer * p.layer_slots + slot} * set.target_slot + row * set.target_row;
+}
+
+__device__ __forceinline__ int64_t place_in_pages(const RowParams& p, const RowSet& set,
+                                                  const Token& t) {
+  const int position = position_of(p, t);
+  if (position < 0 || !within(t.table_request, p.table_requests)) return -1;
+  const int first = min(max(p.page_indptr[t.table_request], 0), p.entries);
+  const int end = min(p.page_indptr[t.table_request + 1], p.entries);
   const int nth = divide(position, p.page_size);
-  if (nth >= end - first) return {0, 0, false};
+  if (nth >= end - first) return -1;
   const int page = p.page_indices[first + nth];
-  return {first_page + page, position - nth * static_cast<int>(p.page_size.divisor),
-          first_page >= 0 && within(page, p.layer_slots)};
+  if (!within(page, p.layer_slots)) return -1;
+  return place_in_layer(p, set, t, page, position - nth * static_cast<int>(p.page_size.divisor));
 }
 
-__device__ __forceinline__ RowPlace place_in_cache(const RowParams& p, int request, int position) {
-  const int first_cache = first_slot(p, request);
+__device__ __forceinline__ int64_t place_in_cache(const RowParams& p, const RowSet& set,
+                                                  const Token& t) {
+  const int position = position_of(p, t);
+  if (!within(position, p.slot_rows)) return -1;
+  const int request = request_of(p, t.index);
   const int cache = request - divide(request, p.cache_requests) * p.layer_slots;
-  return {first_cache + cache, position, first_cache >= 0 && within(position, p.slot_rows)};
+  return place_in_layer(p, set, t, cache, position);
+}
+
+// Where a token goes, in elements of the target, for head 0; negative: nowhere.
+__device__ __forceinline__ int64_t place(const RowParams& p, const RowSet& set, const Token& t) {
+  if (!set.placed)
+    return request_of(p, t.index) * set.target_slot + nth_of(p, t.index) * set.target_row;
+  if (!within(t.layer, p.layer_count)) return -1;
+  return p.placement == Placement::kPages ? place_in_pages(p, set, t) : place_in_cache(p, set, t);
 }
 
 }  // namespace jax_baracuda

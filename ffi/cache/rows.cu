@@ -14,8 +14,8 @@ using Kernel = void (*)(RowParams);
 
 template <class T, int kPiece>
 Kernel rotating_kernel(bool interleaved) {
-  return interleaved ? row_kernel<T, kPiece, Pairs::kNeighbours>
-                     : row_kernel<T, kPiece, Pairs::kHalves>;
+  return interleaved ? row_kernel<T, kPiece, Pairs::kNeighbours, kRowThreads, kRowBatch>
+                     : row_kernel<T, kPiece, Pairs::kHalves, kRowThreads, kRowBatch>;
 }
 
 template <class T>
@@ -28,8 +28,8 @@ Kernel rotating_kernel(const RowPlan& plan) {
 // A copy knows its elements by their size alone.
 template <class Bits>
 Kernel copying_kernel(bool vector) {
-  return vector ? row_kernel<Bits, 16 / sizeof(Bits), Pairs::kNone>
-                : row_kernel<Bits, 1, Pairs::kNone>;
+  return vector ? row_kernel<Bits, 16 / sizeof(Bits), Pairs::kNone, kRowThreads, kRowBatch>
+                : row_kernel<Bits, 1, Pairs::kNone, kRowThreads, kRowBatch>;
 }
 
 Kernel kernel_of(const RowPlan& plan) {
@@ -49,11 +49,15 @@ Kernel kernel_of(const RowPlan& plan) {
 }  // namespace
 
 cudaError_t prepare_rows(RowPlan plan) {
+  int device = 0, most_shared = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (cudaError_t error = max_shared_per_block(device, &most_shared); error != cudaSuccess)
+    return error;
   for (const bool vector : {false, true}) {  // which one is known when the addresses are
     plan.vector = vector;
-    cudaFuncAttributes attributes;  // asking for them loads the kernel's module
-    const cudaError_t error =
-        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel_of(plan)));
+    const cudaError_t error = cudaFuncSetAttribute(  // that loads the kernel's module
+        reinterpret_cast<const void*>(kernel_of(plan)), cudaFuncAttributeMaxDynamicSharedMemorySize,
+        most_shared);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -63,13 +67,11 @@ cudaError_t launch_rows(const RowPlan& plan, RowParams params, cudaStream_t stre
   int device = 0, sms = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
   if (cudaError_t error = multiprocessor_count(device, &sms); error != cudaSuccess) return error;
-  choose_row_layout(plan, sms, &params);
-  int slices = 0;
-  for (int i = 0; i < params.set_count; ++i) slices += params.sets[i].slices;
-  if (params.tokens == 0 || slices == 0) return cudaSuccess;
-  const int cta_tokens = kRowThreads >> params.lane_bits;
-  const dim3 grid((params.tokens - 1) / cta_tokens + 1, slices);
-  kernel_of(plan)<<<grid, kRowThreads, 0, stream>>>(params);
+  if (params.tokens == 0) return cudaSuccess;
+  const int64_t ctas = choose_row_layout(plan, sms, &params);
+  if (ctas == 0) return cudaSuccess;
+  kernel_of(plan)<<<static_cast<unsigned>(ctas), kRowThreads, params.shared_bytes, stream>>>(
+      params);
   return cudaGetLastError();
 }
 

@@ -27,26 +27,33 @@ Encode encode_function() {
 
 }  // namespace
 
-cudaError_t encode_tensor_map(DType dtype, const void* data, int64_t packs, int64_t rows, int heads,
-                              int dim, int box_rows, int box_columns, CUtensorMap* map) {
+cudaError_t encode_tensor_map(DType dtype, const void* data, const TensorBoxes& boxes,
+                              CUtensorMap* map) {
   const Encode encode = encode_function();
   if (!encode) return cudaErrorNotSupported;
+  cuuint64_t sizes[4], strides[3];
+  cuuint32_t box[4];
   // An empty dimension is not allowed; nothing is read of it.
-  const uint64_t row = static_cast<uint64_t>(heads) * dim * 2;
-  const cuuint64_t dims[] = {
-      static_cast<cuuint64_t>(dim), static_cast<cuuint64_t>(std::max<int64_t>(rows, 1)),
-      static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(std::max<int64_t>(packs, 1))};
-  const cuuint64_t strides[] = {row, static_cast<cuuint64_t>(dim) * 2, row * dims[1]};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows),
-                            1, 1};
+  for (int i = 0; i < 4; ++i) sizes[i] = std::max<int64_t>(boxes.sizes[i], 1);
+  for (int i = 0; i < 3; ++i) strides[i] = static_cast<cuuint64_t>(boxes.strides[i]) * 2;
+  for (int i = 0; i < 4; ++i) box[i] = boxes.box[i];
   const cuuint32_t element_strides[] = {1, 1, 1, 1};
   const CUresult result = encode(
       map,
       dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
-      const_cast<void*>(data), dims, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      box_columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+      const_cast<void*>(data), sizes, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      boxes.box[0] == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t encode_tensor_map(DType dtype, const void* data, int64_t packs, int64_t rows, int heads,
+                              int dim, int box_rows, int box_columns, CUtensorMap* map) {
+  const int64_t row = int64_t{heads} * dim;
+  const TensorBoxes boxes = {{dim, rows, heads, packs},
+                             {row, dim, row * std::max<int64_t>(rows, 1)},
+                             {box_columns, box_rows, 1, 1}};
+  return encode_tensor_map(dtype, data, boxes, map);
 }
 
 }  // namespace jax_baracuda

@@ -19,6 +19,7 @@ constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
 }
 
 inline constexpr int kMaxSplits = 1024;
+inline constexpr int kMostWideKeys = 8192;  // of a request, for a wide cluster
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -36,27 +37,38 @@ constexpr int merge_floats(int block_heads, int token_warps, int dim_tile) {
   return (block_heads * token_warps * (dim_tile + kMergePad + 2) + 3) / 4 * 4;
 }
 
+// Quads, of four elements of a query head, that a CTA of a cluster finishes; with its maximum and sum it has so many bytes.
+inline constexpr int kQuadBytes = (4 + 2) * 4;
+constexpr int cluster_quads(int block_heads, int dim_tile, int pieces) {
+  return ceil_div(block_heads * (dim_tile / 4), pieces);
+}
+
+// `pieces`: CTAs of a cluster, which send each other their quads with maximum and sum; 1: there is no cluster.
 constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
-                                  int token_warps, int block_heads, int merge_buffers) {
+                                  int token_warps, int block_heads, int merge_buffers, int pieces) {
   const int heads = slices * head_tile;
   const int query = 2 * heads * dim_tile * element_bytes(dtype);
   const int merge = merge_buffers * merge_floats(block_heads, token_warps, dim_tile) * 4;
-  const int cluster = block_heads * 2 * 4;
+  const int received =
+      pieces == 1 ? 0 : pieces * cluster_quads(block_heads, dim_tile, pieces) * kQuadBytes;
+  const int barrier = 8;
   const int slopes = 2 * heads * 4;
-  return query + merge + cluster + slopes;
+  return query + merge + received + barrier + slopes;
 }
 
 // Two merge buffers where that does not cost occupancy.
 inline constexpr int kMostSharedForTwoBuffers = 48 * 1024;
+inline constexpr int kMostClusterShared = 227 * 1024;
 
-inline void set_token_warps(const DecodeShape& s, int token_warps, DecodeConfig& c) {
+inline void set_token_warps(const DecodeShape& s, int token_warps, int pieces, DecodeConfig& c) {
   c.token_warps = token_warps;
   c.chunk_tokens = token_warps * warp_tokens(s.dtype, c.dim_tile);
   const auto bytes = [&](int buffers) {
     return decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps,
-                               c.block_heads, buffers);
+                               c.block_heads, buffers, pieces);
   };
-  c.merge_buffers = bytes(2) <= kMostSharedForTwoBuffers ? 2 : 1;
+  // A CTA of a cluster has one row.
+  c.merge_buffers = pieces == 1 && bytes(2) <= kMostSharedForTwoBuffers ? 2 : 1;
   c.shared_bytes = bytes(c.merge_buffers);
 }
 
@@ -75,7 +87,7 @@ inline DecodeConfig choose_layout(const DecodeShape& s) {
   c.head_blocks = ceil_div(s.group, c.head_tile * kMaxSlices);
   c.block_heads = ceil_div(s.group, c.head_blocks);
   c.slices = ceil_div(c.block_heads, c.head_tile);
-  set_token_warps(s, token_warps_for(c.slices), c);
+  set_token_warps(s, token_warps_for(c.slices), 1, c);
   return c;
 }
 
@@ -93,13 +105,36 @@ constexpr int full_row_chunks(const DecodeShape& s, const DecodeConfig& c) {
   return std::max(1, ceil_div(s.kv_capacity, c.chunk_tokens));
 }
 
-// Whether to give every row to a pair of CTAs: no partial results in memory and no second kernel. It takes
-// rows whose lengths cannot differ (a pair cannot help another one) and pairs that all run at once and
-// fill the device. Larger clusters were tried and lose more at launch than the second kernel costs.
-inline bool pairs_fit(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
-                      int64_t rows) {
-  return !s.uneven_lengths && c.head_blocks == 1 && full_row_chunks(s, c) > 1 &&
-         rows <= device.pairs && rows * 2 * 4 >= int64_t{device.sms} * 3;
+// How many CTAs to give every row as a cluster: no partial results in memory and no second kernel; 1: none. It takes rows
+// whose lengths cannot differ (a cluster cannot help another one) and clusters that all run at once. Pairs shall fill the
+// device, wide clusters are for short problems.
+inline int cluster_pieces(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
+                          int64_t rows) {
+  if (s.uneven_lengths || c.head_blocks > 1) return 1;
+  const int chunks = full_row_chunks(s, c);
+  if (chunks >= 2 && rows <= device.pairs && rows * 2 * 4 >= int64_t{device.sms} * 3) return 2;
+  const int wide = device.wide_cluster;
+  if (wide > 1 && chunks >= wide && rows <= device.wide_clusters && rows * wide * 4 >= device.sms &&
+      s.kv_capacity <= kMostWideKeys)
+    return wide;
+  return 1;
+}
+
+// Makes every row a cluster's, if that fits: one CTA an SM, so with as many warps as its keys can feed if `all_warps`.
+inline bool use_clusters(const DecodeShape& s, int pieces, bool all_warps, DecodeConfig& c) {
+  int token_warps = c.token_warps;
+  if (all_warps) {
+    const int most = max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) / c.slices;
+    const int wanted = ceil_div(s.kv_capacity, pieces * warp_tokens(s.dtype, c.dim_tile));
+    while (token_warps + 4 <= most && token_warps < wanted) token_warps += 4;
+  }
+  DecodeConfig clustered = c;
+  set_token_warps(s, token_warps, pieces, clustered);
+  if (clustered.shared_bytes > kMostClusterShared) return false;
+  clustered.splits = pieces;
+  clustered.cluster = true;
+  c = clustered;
+  return true;
 }
 
 inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
@@ -112,21 +147,17 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
   const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
   const int64_t row_chunks = full_row_chunks(s, c);
   c.splits = s.num_splits;
+  c.cluster = false;
   if (c.splits == 0) {
     c.ctas = std::min({int64_t{device.sms} * device.ctas_per_sm, rows * row_chunks, slots / 2});
-    if (pairs_fit(s, device, c, rows)) {
-      c.splits = 2;
-      // One CTA an SM: give it as many warps as its keys can feed.
-      const int most = max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) / c.slices;
-      const int wanted = ceil_div(s.kv_capacity, 2 * warp_tokens(s.dtype, c.dim_tile));
-      int token_warps = c.token_warps;
-      while (token_warps + 4 <= most && token_warps < wanted) token_warps += 4;
-      set_token_warps(s, token_warps, c);
-    } else if (row_chunks == 1 || c.ctas < 1) {
-      c.splits = 1;  // one chunk a row, or no room for partial results: every row is one CTA's
+    const int pieces = cluster_pieces(s, device, c, rows);
+    if (pieces == 1 || !use_clusters(s, pieces, true, c)) {
+      // One chunk a row, or no room for partial results: every row is one CTA's.
+      if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
     }
+  } else if (c.splits == 2 && device.pairs > 0) {
+    use_clusters(s, 2, false, c);
   }
-  c.cluster = c.splits == 2 && device.pairs > 0;
   if (c.splits != 0) c.ctas = rows * c.splits;
   c.partial_slots = c.splits == 0                ? 2 * c.ctas
                     : c.splits == 1 || c.cluster ? 0

@@ -12,6 +12,13 @@ namespace {
 
 constexpr int kMaxKernels = 128;
 
+// CTAs of a wide cluster: 4, 8 or 16; 1: none, as long as they have not been measured to be faster (docs/decode.md).
+#ifndef JAX_BARACUDA_WIDE_CLUSTER
+#define JAX_BARACUDA_WIDE_CLUSTER 1
+#endif
+constexpr int kWideCluster = JAX_BARACUDA_WIDE_CLUSTER;
+static_assert(kWideCluster > 0 && (kWideCluster & (kWideCluster - 1)) == 0);
+
 int find_kernel(DType dtype, const DecodeConfig& c) {
   const std::vector<DecodeKernel>& kernels = decode_kernels();
   const auto found = std::find_if(kernels.begin(), kernels.end(), [&](const DecodeKernel& k) {
@@ -24,7 +31,7 @@ int find_kernel(DType dtype, const DecodeConfig& c) {
 // What was learnt of a kernel on a device. Threads that race store the same answers.
 struct KernelState {
   std::atomic<bool> prepared{false};
-  std::atomic<int> pairs{0};           // see DecodeDevice
+  std::atomic<int> pairs{0}, wide{0};  // see DecodeDevice
   std::atomic<uint64_t> occupancy{0};  // threads << 40 | shared bytes << 8 | CTAs per SM
 };
 KernelState g_states[kMaxDevices][kMaxKernels];
@@ -46,12 +53,12 @@ cudaLaunchConfig_t launch_config(const DecodeConfig& c, int64_t ctas, int cluste
   return launch;
 }
 
-// How many pairs of CTAs run at once; 0 where the device cannot take them.
-int measure_pairs(const DecodeKernel& kernel, const DecodeConfig& layout) {
+// How many clusters run at once; 0 where the device cannot take them.
+int measure_clusters(const DecodeKernel& kernel, const DecodeConfig& layout, int size) {
   cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t launch = launch_config(layout, 2, 2, &attribute, nullptr);
-  int pairs = 0;
-  if (kernel.active_clusters(launch, &pairs) == cudaSuccess) return pairs;
+  const cudaLaunchConfig_t launch = launch_config(layout, size, size, &attribute, nullptr);
+  int clusters = 0;
+  if (kernel.active_clusters(launch, &clusters) == cudaSuccess) return clusters;
   cudaGetLastError();  // not an error of ours
   return 0;
 }
@@ -66,15 +73,24 @@ cudaError_t prepare(const DecodeKernel& kernel, bool clusters, KernelState& stat
   largest.token_warps = warps;
   for (int slices = 1; slices <= kMaxSlices; ++slices) {
     const int token_warps = slices == 1 ? warps : token_warps_for(slices);
-    largest.shared_bytes =
-        std::max(largest.shared_bytes,
-                 decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices,
-                                     token_warps, slices * kernel.head_tile, 1));
+    const auto bytes = [&](int pieces) {
+      return decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices,
+                                 token_warps, slices * kernel.head_tile, 1, pieces);
+    };
+    largest.shared_bytes = std::max(largest.shared_bytes, bytes(1));
+    if (clusters)  // what is larger than that is not used
+      for (const int pieces : {2, kWideCluster})
+        largest.shared_bytes =
+            std::max(largest.shared_bytes, std::min(bytes(pieces), kMostClusterShared));
   }
-  cudaError_t error = kernel.prepare(largest.shared_bytes);
+  cudaError_t error = kernel.prepare(largest.shared_bytes, clusters && kWideCluster > 8);
   if (error == cudaSuccess) error = prepare_combine(kernel.dtype, kernel.dim_tile);
   if (error != cudaSuccess) return error;
-  if (clusters) state.pairs.store(measure_pairs(kernel, largest), std::memory_order_relaxed);
+  if (clusters) {
+    state.pairs.store(measure_clusters(kernel, largest, 2), std::memory_order_relaxed);
+    if (kWideCluster > 1)
+      state.wide.store(measure_clusters(kernel, largest, kWideCluster), std::memory_order_relaxed);
+  }
   state.prepared.store(true, std::memory_order_release);
   return cudaSuccess;
 }
@@ -113,6 +129,8 @@ cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, Decod
   if (error == cudaSuccess) error = occupancy(kernel, *config, state, &device.ctas_per_sm);
   if (error != cudaSuccess) return error;
   device.pairs = state.pairs.load(std::memory_order_relaxed);
+  device.wide_cluster = kWideCluster;
+  device.wide_clusters = state.wide.load(std::memory_order_relaxed);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, *config), *config);
   return cudaSuccess;
 }

@@ -18,7 +18,7 @@ namespace jax_baracuda {
 // Where the piece of a row that ends at `last` goes.
 __device__ __forceinline__ Destination destination(const DecodeParams& p, const Cursor& last,
                                                    int segment_begin) {
-  if (p.cluster) return {Destination::kShared, -1};
+  if (p.cluster) return {Destination::kCluster, -1};
   if (p.splits == 1) return {Destination::kOutput, -1};
   if (p.splits > 0) {
     const int64_t line_row = int64_t{last.row.b} * p.kv_heads + last.row.kv_head;
@@ -42,8 +42,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int token_offset = token_warp * Tile::kTokens;
   Source source(p, token_offset);
 
-  Cursor cursor = first_chunk(p, blockIdx.x);
-  if (cursor.remaining == 0 && !p.cluster) return;
+  Cursor cursor = first_chunk<Source::kKeys>(p, blockIdx.x);
+  if (p.cluster)
+    enter_cluster(p, cursor.row, shared);
+  else if (cursor.remaining == 0)
+    return;
 
   const int result = token_warp * p.block_heads + slice * Tile::kHeadTile;
 
@@ -69,7 +72,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     // Keys of the next chunk are asked for as soon as this chunk's registers are free, across the ends
     // of rows: memory has work during the softmax and the merge.
     Cursor next = cursor;
-    next.advance(p);
+    next.advance<Source::kKeys>(p);
     const bool more = next.remaining > 0;
     const bool row_ends = !more || next.chunk == 0;
     if (row_begins && cursor.remaining > cursor.request.chunks - cursor.chunk) {

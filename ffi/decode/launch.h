@@ -18,14 +18,15 @@ cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, Decod
 cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
                           const DecodeParams& params, cudaStream_t stream);
 
-// One compiled kernel. prepare() raises its limits on the current device.
+// One compiled kernel. prepare() raises its limits on the current device: shared memory, and with `wide` that of
+// eight CTAs to a cluster.
 struct DecodeKernel {
   DType dtype;
   int dim_tile;
   int head_tile;
   bool vector;
   bool paged;
-  cudaError_t (*prepare)(int max_shared_bytes);
+  cudaError_t (*prepare)(int max_shared_bytes, bool wide);
   cudaError_t (*occupancy)(int threads, int shared_bytes, int* ctas_per_sm);
   cudaError_t (*active_clusters)(const cudaLaunchConfig_t& launch, int* clusters);
   cudaError_t (*launch)(const cudaLaunchConfig_t& launch, const DecodeParams& params);

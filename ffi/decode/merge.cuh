@@ -10,12 +10,13 @@
 #include "decode/shared.cuh"
 #include "device/cluster.cuh"
 #include "device/math.cuh"
+#include "device/mbarrier.cuh"
 #include "device/memory.cuh"
 
 namespace jax_baracuda {
 
 struct Destination {
-  enum Kind { kOutput, kWorkspace, kShared } kind;
+  enum Kind { kOutput, kWorkspace, kCluster } kind;
   int64_t slot;  // of the workspace
 };
 
@@ -83,6 +84,19 @@ __device__ __forceinline__ void write_output(const DecodeParams& p, const Row& r
                             out);
 }
 
+// Sends quad i of a row to the CTA of the cluster that finishes it.
+template <class Tile>
+__device__ __forceinline__ void send_quad(const DecodeParams& p, const DecodeShared<Tile>& shared,
+                                          unsigned i, const Quad& quad) {
+  const unsigned last = p.splits - 1, own = i >> p.cluster_bits, to = i & last;
+  const int at = (blockIdx.x & last) * p.cluster_quads + own;
+  const uint32_t barrier = shared_address(shared.all_received);
+  send_remote(shared_address(shared.received_out + at),
+              make_float4(quad.out[0], quad.out[1], quad.out[2], quad.out[3]), barrier, to);
+  send_remote(shared_address(shared.received_stats + at), make_float2(quad.maximum, quad.sum),
+              barrier, to);
+}
+
 // Each thread adds up four elements of one query head over the warps that took different keys.
 template <class Tile>
 __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& row,
@@ -93,6 +107,7 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
   constexpr int kBatch = 4;
   const unsigned units = row.heads(p) * kQuads;
   const int step = p.block_heads;  // from one token warp to the next
+  if (to.kind == Destination::kCluster) await_cluster();
 #pragma unroll 1
   for (unsigned i = threadIdx.x; i < units; i += blockDim.x) {
     const int head = i / kQuads;
@@ -116,11 +131,11 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
     }
     if (to.kind == Destination::kOutput) {
       write_output<Tile>(p, row, head, d, quad);
+    } else if (to.kind == Destination::kCluster) {
+      send_quad(p, shared, i, quad);
     } else {
       const Partial partial =
-          to.kind == Destination::kShared
-              ? Partial{shared.cluster_out + head * Tile::kDimTile, shared.cluster_stats + 2 * head}
-              : workspace_partial(p, to.slot, first_slot_head(p, row.head_block) + head);
+          workspace_partial(p, to.slot, first_slot_head(p, row.head_block) + head);
       if (d == 0) {
         partial.stats[0] = quad.maximum;
         partial.stats[1] = quad.sum;
@@ -130,42 +145,63 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
   }
 }
 
-// The CTAs of a cluster hold the pieces of one row in their shared memory; each of them finishes a share
-// of the row's elements.
+// Quads of a row that this CTA of a cluster finishes.
+template <class Tile>
+__device__ __forceinline__ unsigned own_quads(const DecodeParams& p, const Row& row) {
+  const unsigned quads = row.heads(p) * (Tile::kDimTile / 4);
+  const unsigned last = p.splits - 1;
+  return (quads + last - (blockIdx.x & last)) >> p.cluster_bits;
+}
+
+// Makes the barrier that counts what is sent to this CTA, and tells the others.
+template <class Tile>
+__device__ __forceinline__ void enter_cluster(const DecodeParams& p, const Row& row,
+                                              const DecodeShared<Tile>& shared) {
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x == 0) {
+    const uint32_t barrier = shared_address(shared.all_received);
+    mbarrier_init(barrier, 1);
+    mbarrier_init_fence();
+    mbarrier_arrive_expect(barrier, own_quads<Tile>(p, row) * p.splits * kQuadBytes);
+  }
+  __syncwarp();
+  announce_to_cluster();
+#endif
+}
+
+// The CTAs of a cluster send each other the quads of one row; each of them finishes its own.
 template <class Tile>
 __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& row,
                                               const DecodeShared<Tile>& shared) {
-  using Element = typename Tile::Element;
+  constexpr unsigned kQuads = Tile::kDimTile / 4;
+  constexpr int kBatch = 4;
   const int pieces = p.splits;
-  const unsigned rank = blockIdx.x % static_cast<unsigned>(pieces);
-  cluster_sync();
-  const int units = row.heads(p) * Tile::kDimTile;
+  const unsigned quads = own_quads<Tile>(p, row);
+  // Nobody leaves before all that is sent to it is there: no CTA writes to one that has left.
+#if __CUDA_ARCH__ >= 900
+  mbarrier_wait(shared_address(shared.all_received), 0);
+#endif
 #pragma unroll 1
-  for (int i = threadIdx.x * pieces + rank; i < units; i += blockDim.x * pieces) {
-    const int head = i / Tile::kDimTile;
-    const int d = i % Tile::kDimTile;
+  for (unsigned own = threadIdx.x; own < quads; own += blockDim.x) {
+    const unsigned i = own * pieces + (blockIdx.x & (pieces - 1));
+    const int d = i % kQuads * 4;
     if (d >= p.head_dim) continue;
-    const uint32_t stats = shared_address(shared.cluster_stats + 2 * head);
-    const uint32_t out = shared_address(shared.cluster_out + i);
-    float maximum = negative_infinity();
-#pragma unroll 4
-    for (int piece = 0; piece < pieces; ++piece)
-      maximum = fmaxf(maximum, load_remote(stats, piece));
-    float sum = 0.0f;
-    float total = 0.0f;
-#pragma unroll 4
-    for (int piece = 0; piece < pieces; ++piece) {
-      const float weight = weight_of(load_remote(stats, piece), maximum);
-      sum += weight * load_remote(stats + 4, piece);
-      total += weight * load_remote(out, piece);
+    Quad quad;
+#pragma unroll 1
+    for (int first = 0; first < pieces; first += kBatch) {
+      float2 stats[kBatch];
+      float4 parts[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const bool valid = first + j < pieces;
+        const int at = (first + j) * p.cluster_quads + own;
+        stats[j] = valid ? shared.received_stats[at] : make_float2(negative_infinity(), 0.0f);
+        parts[j] = valid ? shared.received_out[at] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      }
+      quad.add(stats, parts);
     }
-    const int64_t query_row = row.query_row(p) + head;
-    const Normalised n = normalise(p, maximum, sum, row.b, row.query_head(p) + head);
-    if (d == 0) p.lse[query_row] = n.lse;
-    static_cast<Element*>(p.out)[query_row * p.head_dim + d] =
-        from_float<Element>(total * n.factor);
+    write_output<Tile>(p, row, i / kQuads, d, quad);
   }
-  cluster_sync();  // nobody leaves while others read its shared memory
 }
 
 }  // namespace jax_baracuda

@@ -114,6 +114,10 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   p.head_blocks = config.head_blocks;
   p.splits = config.splits;
   p.cluster = config.cluster;
+  if (config.cluster) {
+    p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.splits);
+    while (1 << p.cluster_bits < config.splits) ++p.cluster_bits;
+  }
   p.ctas = static_cast<int>(config.ctas);
   p.merge_buffers = config.merge_buffers;
   p.merge_stride = config.merge_buffers == 1

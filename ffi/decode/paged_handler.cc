@@ -53,7 +53,7 @@ ffi::Error make_plan(PagedDecodeCall& c, PagedDecodePlan* plan) {
       error.failure())
     return error;
   shape.paged = true;
-  shape.uneven_lengths = true;
+  shape.uneven_lengths = shape.batch > 1;
   const int64_t longest = is_empty(shape) ? 0 : countable_length(shape);
   if (ffi::Error error = read_page_table(kOp, c.pages, shape.batch, store.outer, store.rows,
                                          store.kv_heads, c.options.nhd, longest, &plan->pages);

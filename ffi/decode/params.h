@@ -39,7 +39,7 @@ struct DecodeConfig {
   int shared_bytes = 0;
   // How the rows are spread.
   int splits = 0;        // 0: stream, else pieces per row
-  bool cluster = false;  // the two pieces of a row are a cluster, which merges them itself
+  bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
 
@@ -49,8 +49,10 @@ struct DecodeConfig {
 // What the choice needs to know of the device and of a kernel's layout on it.
 struct DecodeDevice {
   int sms = 0;
-  int ctas_per_sm = 0;  // CTAs of the default layout that one SM holds
-  int pairs = 0;        // clusters of two CTAs of the largest size that run at once
+  int ctas_per_sm = 0;    // CTAs of the default layout that one SM holds
+  int pairs = 0;          // clusters of two CTAs of the largest size that run at once
+  int wide_cluster = 1;   // CTAs of a wide cluster; 1: there are none
+  int wide_clusters = 0;  // that run at once
 };
 
 struct DecodeParams {
@@ -85,6 +87,7 @@ struct DecodeParams {
   int merge_buffers;
   int merge_stride;  // floats from one merge buffer to the other; 0: there is one
   int splits, cluster, slot_heads;
+  int cluster_quads, cluster_bits;  // that a CTA of a cluster finishes; log2 of the cluster's CTAs
   int ctas;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,
   // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.

@@ -64,8 +64,12 @@ __device__ __forceinline__ bool even_lengths(const DecodeParams& p) {
   return p.kv_lengths == nullptr || p.batch == 1;
 }
 
+// Where keys lie, for code that is compiled for either alone: a short call fetches every instruction cold.
+enum class Keys { kContiguous, kPaged, kEither };
+
+template <Keys kKeys = Keys::kEither>
 __device__ __forceinline__ Request load_request(const DecodeParams& p, int b) {
-  if (p.pages.indptr != nullptr) {
+  if (kKeys == Keys::kPaged || (kKeys == Keys::kEither && p.pages.indptr != nullptr)) {
     const PagedRequest pages = find_pages(p.pages, b);
     return Request(p, pages.length, pages.first_entry);
   }
@@ -77,11 +81,12 @@ __device__ __forceinline__ int rows_per_request(const DecodeParams& p) {
 }
 
 // Chunks of the requests before `b`, b = batch for the whole line. Called by full warps.
+template <Keys kKeys = Keys::kEither>
 __device__ inline int chunks_before(const DecodeParams& p, int b) {
-  if (even_lengths(p)) return load_request(p, 0).chunks * rows_per_request(p) * b;
+  if (even_lengths(p)) return load_request<kKeys>(p, 0).chunks * rows_per_request(p) * b;
   int sum = 0;
 #pragma unroll 1
-  for (int i = threadIdx.x % 32; i < b; i += 32) sum += load_request(p, i).chunks;
+  for (int i = threadIdx.x % 32; i < b; i += 32) sum += load_request<kKeys>(p, i).chunks;
   return __reduce_add_sync(0xffffffffu, sum) * rows_per_request(p);
 }
 
@@ -92,9 +97,10 @@ struct Place {
 };
 
 // The request that holds chunk `position` of the line. Called by full warps.
+template <Keys kKeys = Keys::kEither>
 __device__ inline Place find_position(const DecodeParams& p, int position) {
   if (even_lengths(p)) {
-    const int per_request = chunks_before(p, 1);
+    const int per_request = chunks_before<kKeys>(p, 1);
     const int b = p.batch == 1 ? 0 : static_cast<unsigned>(position) / per_request;
     return {b, b * per_request};
   }
@@ -103,7 +109,7 @@ __device__ inline Place find_position(const DecodeParams& p, int position) {
 #pragma unroll 1
   for (int b0 = 0; b0 < p.batch; b0 += 32) {
     const int own =
-        b0 + lane < p.batch ? load_request(p, b0 + lane).chunks * rows_per_request(p) : 0;
+        b0 + lane < p.batch ? load_request<kKeys>(p, b0 + lane).chunks * rows_per_request(p) : 0;
     int inclusive = own;
 #pragma unroll 1
     for (int offset = 1; offset < 32; offset *= 2) {
@@ -183,16 +189,67 @@ struct Cursor {
 
   __device__ int begin(const DecodeParams& p) const { return request.chunk_begin(p, chunk); }
   __device__ int limit() const { return request.chunk_limit(chunk); }
+  template <Keys kKeys>
   __device__ void advance(const DecodeParams& p) {
     --remaining;
     if (++chunk < request.chunks) return;
     chunk = 0;
     if (row.advance(p) && remaining > 0 && p.kv_lengths != nullptr)
-      request = load_request(p, row.b);
+      request = load_request<kKeys>(p, row.b);
   }
 };
 
+// Where a CTA begins that has no chunk.
+__device__ __forceinline__ Cursor no_chunk(const DecodeParams& p) {
+  return {Request(p, 0), Row(p, 0, 0), 0, 0};
+}
+
+// In the stream, where lengths are even: one request tells of all.
+template <Keys kKeys>
+__device__ inline Cursor first_chunk_of_even(const DecodeParams& p, unsigned cta) {
+  const Request request = load_request<kKeys>(p, 0);
+  const unsigned per_request = request.chunks * rows_per_request(p);
+  const int total = per_request * p.batch;
+  if (cta >= total) return no_chunk(p);
+  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const unsigned position = cut.begin(cta);
+  const unsigned b = p.batch == 1 ? 0 : position / per_request;
+  const unsigned offset = position - b * per_request;
+  const unsigned row = offset / static_cast<unsigned>(request.chunks);
+  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+}
+
+// In the stream of at most 32 requests: every lane looks one of them up, once. Called by full warps.
+template <Keys kKeys>
+__device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta) {
+  constexpr unsigned kAll = 0xffffffffu;
+  const int lane = threadIdx.x % 32;
+  Request request = load_request<kKeys>(p, min(lane, p.batch - 1));
+  const int own = lane < p.batch ? request.chunks * rows_per_request(p) : 0;
+  int end = own;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int other = __shfl_up_sync(kAll, end, offset);
+    if (lane >= offset) end += other;
+  }
+  const int total = __shfl_sync(kAll, end, 31);
+  if (cta >= total) return no_chunk(p);
+  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const int position = cut.begin(cta);
+  const int b = __ffs(__ballot_sync(kAll, end > position)) - 1;
+  const unsigned offset = position - __shfl_sync(kAll, end - own, b);
+  request.length = __shfl_sync(kAll, request.length, b);
+  request.window_begin = __shfl_sync(kAll, request.window_begin, b);
+  request.sink_end = __shfl_sync(kAll, request.sink_end, b);
+  request.sink_chunks = __shfl_sync(kAll, request.sink_chunks, b);
+  request.chunks = __shfl_sync(kAll, request.chunks, b);
+  request.first_entry = __shfl_sync(kAll, request.first_entry, b);
+  const unsigned row = offset / static_cast<unsigned>(request.chunks);
+  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+}
+
 // Where a CTA begins. Called by full warps.
+template <Keys kKeys>
 __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   const unsigned rows = rows_per_request(p);
   if (p.splits == 0 && p.kv_lengths == nullptr && p.window_left < 0) {
@@ -207,17 +264,19 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   if (p.splits > 0) {
     const unsigned line_row = cta / static_cast<unsigned>(p.splits);
     const unsigned b = p.batch == 1 ? 0 : line_row / rows;
-    const Request request = load_request(p, b);
+    const Request request = load_request<kKeys>(p, b);
     const EvenCut cut = even_cut(request.chunks, p.splits);
     const unsigned piece = cta - line_row * p.splits;
     return {request, Row(p, b, line_row - b * rows), cut.begin(piece), cut.size(piece)};
   }
-  const int total = chunks_before(p, p.batch);
-  if (cta >= total) return {Request(p, 0), Row(p, 0, 0), 0, 0};
+  if (even_lengths(p)) return first_chunk_of_even<kKeys>(p, cta);
+  if (p.batch <= 32) return first_chunk_of_few<kKeys>(p, cta);
+  const int total = chunks_before<kKeys>(p, p.batch);
+  if (cta >= total) return no_chunk(p);
   const EvenCut cut = even_cut(total, min(p.ctas, total));
   const int position = cut.begin(cta);
-  const Place place = find_position(p, position);
-  const Request request = load_request(p, place.b);
+  const Place place = find_position<kKeys>(p, position);
+  const Request request = load_request<kKeys>(p, place.b);
   const unsigned offset = position - place.line_begin;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
   const int chunk = offset - row * request.chunks;

@@ -12,30 +12,32 @@
 
 namespace jax_baracuda {
 
-// [query][each warp's result][its statistics][the CTA's statistics, for its cluster][ALiBi slopes]
+// [query][each warp's result][its statistics][what the CTAs of a cluster send][ALiBi slopes]
 template <class Tile>
 struct DecodeShared {
   static constexpr int kQueryUnits =
       Tile::kHeadTile * Tile::kDimTile * sizeof(typename Tile::Element) / 16;
   static constexpr int kRow = Tile::kDimTile + kMergePad;
 
-  uint4* query;        // [2][slices][kQueryUnits]: this row's, and the next one's
-  float* out;          // [merge buffers] of [token warps][block heads][kRow]
-  float* stats;        // [merge buffers] of [token warps][block heads][2], after each buffer of out
-  float* cluster_out;  // [block heads][kDimTile], where the query was
-  float* cluster_stats;  // [block heads][2]
-  float* slopes;         // [2][slices * kHeadTile], times log2 e
+  uint4* query;  // [2][slices][kQueryUnits]: this row's, and the next one's
+  float* out;    // [merge buffers] of [token warps][block heads][kRow]
+  float* stats;  // [merge buffers] of [token warps][block heads][2], after each buffer of out
+  float4* received_out;    // [pieces][cluster quads]
+  float2* received_stats;  // the same, maximum and sum
+  uint64_t* all_received;  // a barrier in shared memory
+  float* slopes;           // [2][slices * kHeadTile], times log2 e
 
   __device__ DecodeShared(void* base, const DecodeParams& p) {
     query = static_cast<uint4*>(base);
     out = reinterpret_cast<float*>(query + 2 * p.slices * kQueryUnits);
-    static_assert(2 * kQueryUnits * 4 >= Tile::kHeadTile * Tile::kDimTile);
-    cluster_out = reinterpret_cast<float*>(query);
     const int results = p.block_heads * p.token_warps;
     stats = out + results * kRow;
-    cluster_stats =
-        out + p.merge_buffers * merge_floats(p.block_heads, p.token_warps, Tile::kDimTile);
-    slopes = cluster_stats + p.block_heads * 2;
+    const int received = p.splits * p.cluster_quads;
+    received_out = reinterpret_cast<float4*>(
+        out + p.merge_buffers * merge_floats(p.block_heads, p.token_warps, Tile::kDimTile));
+    received_stats = reinterpret_cast<float2*>(received_out + received);
+    all_received = reinterpret_cast<uint64_t*>(received_stats + received);
+    slopes = reinterpret_cast<float*>(all_received + 1);
   }
 
   __device__ uint4* query_of(const DecodeParams& p, int buffer, int slice) const {

@@ -17,6 +17,8 @@ namespace jax_baracuda {
 // A cache [B, Hkv, K, D] or [B, K, Hkv, D], read by strides.
 class ContiguousSource {
  public:
+  static constexpr Keys kKeys = Keys::kContiguous;
+
   // `token_offset`: of the warp's keys in a chunk.
   __device__ ContiguousSource(const DecodeParams&, int token_offset)
       : token_offset_(token_offset) {}
@@ -41,6 +43,8 @@ class ContiguousSource {
 // ahead: a look-up behind the loads under way would wait as long as they do.
 class PagedSource {
  public:
+  static constexpr Keys kKeys = Keys::kPaged;
+
   __device__ PagedSource(const DecodeParams& p, int token_offset)
       : own_offset_(token_offset + threadIdx.x % 32) {
     prefetch_table(p.pages);
@@ -54,7 +58,7 @@ class PagedSource {
     row_ =
         store_row(p.pages, page_, at.begin(p) + own_offset_) + at.row.kv_head * p.pages.head_stride;
     Cursor next = at;
-    next.advance(p);
+    next.advance<kKeys>(p);
     page_ = look_up(p, next);
   }
 

@@ -26,6 +26,19 @@ __device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, i
       : "memory");
 }
 
+// Starts to copy from this CTA's shared memory to the same address in the CTA of the given rank, whose barrier at
+// `barrier` counts the bytes.
+__device__ __forceinline__ void bulk_copy_to_cta(uint32_t shared, int bytes, uint32_t barrier,
+                                                 int rank) {
+  asm volatile(
+      "{\n .reg .b32 to, at;\n mapa.shared::cluster.u32 to, %0, %3;\n"
+      " mapa.shared::cluster.u32 at, %2, %3;\n"
+      " cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%0], %1, "
+      "[at];\n}\n" ::"r"(shared),
+      "r"(bytes), "r"(barrier), "r"(rank)
+      : "memory");
+}
+
 // Starts to add floats to those in global memory; part of this thread's current group.
 __device__ __forceinline__ void bulk_add(float* global, uint32_t shared, int bytes) {
   asm volatile(

@@ -23,6 +23,25 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 
+// The same where `valid` is true, without a branch.
+__device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool valid) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.b32 p, %1, 0;\n @p mbarrier.arrive.shared::cta.b64 _, "
+      "[%0];\n}\n" ::"r"(barrier),
+      "r"(static_cast<int>(valid))
+      : "memory");
+}
+
+// Arrives at the barrier that lies at the same shared address in the CTA of the given rank of the cluster. It says
+// that buffers have been read, and makes no writes visible there.
+__device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
+      " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // Arrives, and adds to the bytes that this phase waits for.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)

@@ -44,6 +44,21 @@ __device__ __forceinline__ void store_vector(T* address, const T (&elements)[4])
   *reinterpret_cast<Vector*>(address) = packed;
 }
 
+// Adds to four neighbouring floats in global memory, 16 bytes aligned.
+__device__ __forceinline__ void add_global_float4(float* address, float x, float y, float z,
+                                                  float w) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "f"(x), "f"(y),
+               "f"(z), "f"(w)
+               : "memory");
+#else
+  atomicAdd(address, x);
+  atomicAdd(address + 1, y);
+  atomicAdd(address + 2, z);
+  atomicAdd(address + 3, w);
+#endif
+}
+
 // Starts to copy 4 bytes to shared memory, or zeros where `valid` is false.
 __device__ __forceinline__ void copy_async_4(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared), "l"(global),
@@ -83,6 +98,18 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t shared) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "r"(shared)
                : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t shared) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(v) : "r"(shared) : "memory");
+  return v;
+}
+// Two bytes, in the low half.
+__device__ __forceinline__ uint32_t load_shared_2(uint32_t shared) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];\n" : "=h"(v) : "r"(shared) : "memory");
   return v;
 }
 

@@ -13,6 +13,9 @@ struct PagedRequest {
   int first_entry, length;
 };
 
+// From the request's own bounds alone: where they decrease it has no pages. Those of requests before it do not matter, so
+// ranges that overlap are each read in full (the reference, whose memory is sized by the entries, reads no more
+// pages than there are entries).
 __device__ __forceinline__ PagedRequest find_pages(const PageTable& t, int b) {
   const int page_size = t.page_size.divisor;
   const int first = min(max(t.indptr[b], 0), t.entries);
@@ -26,10 +29,18 @@ __device__ __forceinline__ int page_of(const PageTable& t, int first_entry, int 
   return __ldg(t.indices + first_entry + divide(token, t.page_size));
 }
 
+// The same page where it is one, some page of the store where it is not. The store has pages.
+__device__ __forceinline__ int page_in_store(const PageTable& t, int page) {
+  return min(static_cast<unsigned>(page), t.pages - 1u);
+}
+
+__device__ __forceinline__ int row_in_page(const PageTable& t, int token) {
+  return token - divide(token, t.page_size) * t.page_size.divisor;
+}
+
 // The row of the store where a token lies, for key/value head 0.
 __device__ __forceinline__ uint32_t store_row(const PageTable& t, int page, int token) {
-  const unsigned in_page = token - divide(token, t.page_size) * t.page_size.divisor;
-  return min(static_cast<unsigned>(page), t.pages - 1u) * t.page_stride + in_page * t.token_stride;
+  return page_in_store(t, page) * t.page_stride + row_in_page(t, token) * t.token_stride;
 }
 
 }  // namespace jax_baracuda

@@ -25,6 +25,18 @@ __device__ __forceinline__ void tma_load(uint32_t shared, const void* map, uint3
       : "memory");
 }
 
+// The same to all CTAs of the cluster whose bits are set, each at the same shared address and barrier.
+__device__ __forceinline__ void tma_load_multicast(uint32_t shared, const void* map,
+                                                   uint32_t barrier, int column, int row, int head,
+                                                   int pack, uint16_t ctas, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7, %8;\n" ::"r"(
+          shared),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(head), "r"(pack), "h"(ctas), "l"(policy)
+      : "memory");
+}
+
 // Orders this thread's ordinary accesses to shared memory before those of the copy engine and of wgmma.
 __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

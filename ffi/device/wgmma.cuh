@@ -14,10 +14,9 @@ namespace jax_baracuda {
 
 // Tiles in shared memory are panels of kColumns 16-bit elements, as TMA writes them with the swizzle of that width: 64
 // columns, 128 bytes a row, or 32 columns, 64 bytes. A panel starts at a multiple of 1024 bytes.
-template <int kRows_, int kDim_>
+template <int kRows_, int kDim_, int kColumns_ = kDim_ % 64 == 0 ? 64 : 32>
 struct PanelTile {
-  static constexpr int kRows = kRows_, kDim = kDim_;
-  static constexpr int kColumns = kDim % 64 == 0 ? 64 : 32;
+  static constexpr int kRows = kRows_, kDim = kDim_, kColumns = kColumns_;
   static constexpr int kPanels = kDim / kColumns;
   static constexpr int kPanelBytes = kRows * kColumns * 2;
   static constexpr int kBytes = kPanels * kPanelBytes;
@@ -75,6 +74,7 @@ __device__ __forceinline__ void registers_lower() {
 // Products of 64 x 16 by 16 x kN, added to d or, with accumulate 0, written to it:
 //   shared(): A [m][k] and B [n][k], both in shared memory
 //   registers(): A in registers as mma.sync's m16n8k16 has it, B [k][n] in shared memory
+//   registers_transposed(): the same with B [n][k]
 template <class T, int kN>
 struct WarpgroupMma;
 
@@ -116,33 +116,40 @@ struct WarpgroupMma;
 #define BARACUDA_REGISTERS_256 BARACUDA_REGISTERS_240, BARACUDA_EIGHT(120)
 
 // N, and the places of the operands after the accumulator: with A in shared memory (a, b, accumulate) and in registers.
-#define BARACUDA_WARPGROUP_MMA(T, TYPE, N, A, B, ACCUMULATE, A_REGISTERS, B_AFTER,                \
-                               ACCUMULATE_AFTER)                                                  \
-  template <>                                                                                     \
-  struct WarpgroupMma<T, N> {                                                                     \
-    static __device__ __forceinline__ void shared(float (&d)[N / 2], uint64_t a, uint64_t b,      \
-                                                  int accumulate) {                               \
-      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE                               \
-                   ", 0;\n"                                                                       \
-                   " wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE               \
-                   " {" BARACUDA_PLACES_##N "}, " A ", " B ", p, 1, 1, 0, 0;\n}\n"                \
-                   : BARACUDA_REGISTERS_##N                                                       \
-                   : "l"(a), "l"(b), "r"(accumulate));                                            \
-    }                                                                                             \
-    static __device__ __forceinline__ void registers(float (&d)[N / 2], const uint32_t (&a)[4],   \
-                                                     uint64_t b, int accumulate) {                \
-      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE_AFTER                         \
-                   ", 0;\n"                                                                       \
-                   " wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE               \
-                   " {" BARACUDA_PLACES_##N "}, {" A_REGISTERS "}, " B_AFTER ", p, 1, 1, 1;\n}\n" \
-                   : BARACUDA_REGISTERS_##N                                                       \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));        \
-    }                                                                                             \
+#define BARACUDA_WARPGROUP_MMA(T, TYPE, N, A, B, ACCUMULATE, A_REGISTERS, B_AFTER,             \
+                               ACCUMULATE_AFTER)                                               \
+  template <>                                                                                  \
+  struct WarpgroupMma<T, N> {                                                                  \
+    static __device__ __forceinline__ void shared(float (&d)[N / 2], uint64_t a, uint64_t b,   \
+                                                  int accumulate) {                            \
+      asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE                            \
+                   ", 0;\n"                                                                    \
+                   " wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE            \
+                   " {" BARACUDA_PLACES_##N "}, " A ", " B ", p, 1, 1, 0, 0;\n}\n"             \
+                   : BARACUDA_REGISTERS_##N                                                    \
+                   : "l"(a), "l"(b), "r"(accumulate));                                         \
+    }                                                                                          \
+    BARACUDA_REGISTER_PRODUCT(registers, TYPE, N, A_REGISTERS, B_AFTER, ACCUMULATE_AFTER, "1") \
+    BARACUDA_REGISTER_PRODUCT(registers_transposed, TYPE, N, A_REGISTERS, B_AFTER,             \
+                              ACCUMULATE_AFTER, "0")                                           \
   };
+// KN: whether B is [k][n].
+#define BARACUDA_REGISTER_PRODUCT(NAME, TYPE, N, A, B, ACCUMULATE, KN)                   \
+  static __device__ __forceinline__ void NAME(float (&d)[N / 2], const uint32_t (&a)[4], \
+                                              uint64_t b, int accumulate) {              \
+    asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, " ACCUMULATE                        \
+                 ", 0;\n"                                                                \
+                 " wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE        \
+                 " {" BARACUDA_PLACES_##N "}, {" A "}, " B ", p, 1, 1, " KN ";\n}\n"     \
+                 : BARACUDA_REGISTERS_##N                                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate)); \
+  }
 #define BARACUDA_WARPGROUP_MMA_OF_TYPES(...)         \
   BARACUDA_WARPGROUP_MMA(__half, "f16", __VA_ARGS__) \
   BARACUDA_WARPGROUP_MMA(__nv_bfloat16, "bf16", __VA_ARGS__)
 
+BARACUDA_WARPGROUP_MMA_OF_TYPES(16, "%8", "%9", "%10", "%8, %9, %10, %11", "%12", "%13")
+BARACUDA_WARPGROUP_MMA_OF_TYPES(32, "%16", "%17", "%18", "%16, %17, %18, %19", "%20", "%21")
 BARACUDA_WARPGROUP_MMA_OF_TYPES(64, "%32", "%33", "%34", "%32, %33, %34, %35", "%36", "%37")
 BARACUDA_WARPGROUP_MMA_OF_TYPES(80, "%40", "%41", "%42", "%40, %41, %42, %43", "%44", "%45")
 BARACUDA_WARPGROUP_MMA_OF_TYPES(96, "%48", "%49", "%50", "%48, %49, %50, %51", "%52", "%53")
@@ -156,6 +163,7 @@ BARACUDA_WARPGROUP_MMA_OF_TYPES(256, "%128", "%129", "%130", "%128, %129, %130, 
                                 "%133")
 
 #undef BARACUDA_WARPGROUP_MMA_OF_TYPES
+#undef BARACUDA_REGISTER_PRODUCT
 #undef BARACUDA_WARPGROUP_MMA
 
 }  // namespace jax_baracuda

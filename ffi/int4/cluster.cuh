@@ -32,14 +32,23 @@ __device__ __forceinline__ uint32_t remote_address(uint32_t address, int rank) {
   return remote;
 }
 
-// Writes to another CTA's shared memory; its barrier there counts the 8 bytes.
-__device__ __forceinline__ void store_remote(uint32_t address, float2 v, uint32_t barrier) {
+// Writes to another CTA's shared memory; its barrier there counts the 16 bytes.
+__device__ __forceinline__ void store_remote(uint32_t address, float4 v, uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];\n" ::"r"(
-          address),
-      "f"(v.x), "f"(v.y), "r"(barrier)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];\n" ::"r"(address),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
       : "memory");
+#endif
+}
+
+// The same, in order with the barriers of the cluster.
+__device__ __forceinline__ void store_remote(uint32_t address, float4 v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "f"(v.x),
+               "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
 #endif
 }
 

@@ -12,17 +12,14 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     int4_combine_kernel(const __grid_constant__ Int4Params p) {
   const int width = p.strips * kStrip;
-  const int channel = (blockIdx.x * kThreads + threadIdx.x) * 2;
+  const int channel = (blockIdx.x * kThreads + threadIdx.x) * 4;
   if (channel >= p.channels) return;
   for (int row = blockIdx.y; row < p.rows; row += gridDim.y) {
     const float* part = p.partials + static_cast<int64_t>(row) * width + channel;
-    float2 sum = {0.0f, 0.0f};
-    for (int split = 0; split < p.splits; ++split) {
-      const float2 other =
-          *reinterpret_cast<const float2*>(part + static_cast<int64_t>(split) * p.rows * width);
-      sum.x += other.x;
-      sum.y += other.y;
-    }
+    float4 sum = {};
+    for (int split = 0; split < p.splits; ++split)
+      sum = sum +
+            *reinterpret_cast<const float4*>(part + static_cast<int64_t>(split) * p.rows * width);
     store_output<T>(p, row, channel, sum);
   }
 }
@@ -41,8 +38,8 @@ cudaError_t prepare_int4_combine(DType dtype) {
 }
 
 cudaError_t launch_int4_combine(DType dtype, const Int4Params& p, cudaStream_t stream) {
-  const int pairs = (p.channels + 1) / 2;
-  const dim3 grid((pairs + kThreads - 1) / kThreads, p.rows < 65535 ? p.rows : 65535);
+  const int quads = (p.channels + 3) / 4;
+  const dim3 grid((quads + kThreads - 1) / kThreads, p.rows < 65535 ? p.rows : 65535);
   kernel_of(dtype)<<<grid, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }

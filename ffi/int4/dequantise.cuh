@@ -74,19 +74,17 @@ struct RawNibbles<__nv_bfloat16> {
   }
 };
 
-// (q - zero) * scale, rounded once. A nibble under the exponent of 2^10 (f16) or 2^7 (bf16) is 1024 + q or 128 + q;
-// subtracting 1024 + zero or 128 + zero gives q - zero without rounding.
+// q - zero, exactly. A nibble under the exponent of 2^10 (f16) or 2^7 (bf16) is 1024 + q or 128 + q; subtracting
+// 1024 + zero or 128 + zero leaves no rounding.
 template <class T>
-struct ScaledNibbles;
+struct ExactNibbles;
 
 template <>
-struct ScaledNibbles<__half> {
-  uint32_t offset[2], scale[2];  // of the lane's two channels, twice
+struct ExactNibbles<__half> {
+  uint32_t offset[2];  // of the lane's two channels, twice
 
-  // Zero points in the low bytes; a pair of scales.
-  __device__ __forceinline__ ScaledNibbles(uint32_t zeros, uint32_t scales) {
-    scale[0] = __byte_perm(scales, 0, 0x1010);
-    scale[1] = __byte_perm(scales, 0, 0x3232);
+  // Zero points in the low bytes.
+  __device__ __forceinline__ explicit ExactNibbles(uint32_t zeros) {
     offset[0] = __byte_perm(zeros, 0xe4, 0x4040);  // -(1024 + zero)
     const uint32_t second = __byte_perm(zeros, 0x64, 0x4141);
     offset[1] = fma_f16x2(second, 0xbc00bc00, 0x63806380);  // 960 - (1024 + zero)
@@ -96,8 +94,8 @@ struct ScaledNibbles<__half> {
     for (int half = 0; half < 2; ++half) {
       const uint32_t even = mask_or<0x000f000f, 0x64006400>(word);
       const uint32_t odd = mask_or<0x00f000f0, 0x64006400>(word);  // 1024 + 16 q
-      a[2 * half] = multiply(fma_f16x2(even, 0x3c003c00, offset[0]), scale[0]);
-      a[2 * half + 1] = multiply(fma_f16x2(odd, 0x2c002c00, offset[1]), scale[1]);  // 1 / 16
+      a[2 * half] = fma_f16x2(even, 0x3c003c00, offset[0]);
+      a[2 * half + 1] = fma_f16x2(odd, 0x2c002c00, offset[1]);  // 1 / 16
       word >>= 8;
     }
   }
@@ -109,21 +107,39 @@ struct ScaledNibbles<__half> {
 };
 
 template <>
-struct ScaledNibbles<__nv_bfloat16> {
-  uint32_t offset[2], scale[2];
+struct ExactNibbles<__nv_bfloat16> {
+  uint32_t offset[2];
 
-  __device__ __forceinline__ ScaledNibbles(uint32_t zeros, uint32_t scales) {
+  __device__ __forceinline__ explicit ExactNibbles(uint32_t zeros) {
     offset[0] = __byte_perm(zeros, 0xc3, 0x4040);  // -(128 + zero)
     offset[1] = __byte_perm(zeros, 0xc3, 0x4141);
+  }
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      a[i] =
+          fma_bf16x2(mask_or<0x000f000f, 0x43004300>(word >> (4 * i)), 0x3f803f80, offset[i % 2]);
+  }
+  static __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
+    return fma_bf16x2(a, b, 0x80008000);
+  }
+};
+
+// (q - zero) * scale, rounded once.
+template <class T>
+struct ScaledNibbles {
+  ExactNibbles<T> exact;
+  uint32_t scale[2];
+
+  // Zero points in the low bytes; a pair of scales.
+  __device__ __forceinline__ ScaledNibbles(uint32_t zeros, uint32_t scales) : exact(zeros) {
     scale[0] = __byte_perm(scales, 0, 0x1010);
     scale[1] = __byte_perm(scales, 0, 0x3232);
   }
   __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
+    exact.run(a, word);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t number = mask_or<0x000f000f, 0x43004300>(word >> (4 * i));
-      a[i] = fma_bf16x2(fma_bf16x2(number, 0x3f803f80, offset[i % 2]), scale[i % 2], 0x80008000);
-    }
+    for (int i = 0; i < 4; ++i) a[i] = exact.multiply(a[i], scale[i % 2]);
   }
 };
 

@@ -4,17 +4,16 @@
 
 #include "common/device_info.h"
 #include "common/tensor_map.h"
-#include "int4/large_params.h"
+#include "int4/hopper_params.h"
 #include "int4/launch.h"
 
 namespace jax_baracuda {
 namespace {
 
 constexpr int kMaxKernels = 128;
-constexpr int64_t kMaxGrid = 65535;  // of the third dimension
 
 std::atomic<bool> g_small_ready[kMaxDevices][kMaxKernels];
-std::atomic<bool> g_large_ready[kMaxDevices][kMaxKernels];
+std::atomic<bool> g_hopper_ready[kMaxDevices][kMaxKernels];
 
 template <class Kernel>
 cudaError_t prepare(const Kernel& kernel, std::atomic<bool>& ready) {
@@ -42,16 +41,14 @@ void choose_small(const Int4Shape& s, const Int4Device& device, int max_shared, 
   plan->cluster = plan->splits > 1 && device.clusters;
 }
 
-void choose_large(const Int4Shape& s, const Int4Device& device, Int4Plan* plan) {
-  int64_t best = 0;
-  for (const LargeInt4Kernel& kernel : large_int4_kernels()) {
-    if (kernel.dtype != s.dtype || kernel.scale_rows != (s.group_size == 32 ? 2 : 1)) continue;
-    const Int4Split split = split_large(s, device, kernel.tile);
-    if (split.splits == 0 || (plan->large && split.cost >= best)) continue;
-    plan->large = &kernel;
-    plan->splits = split.splits;
-    best = split.cost;
-  }
+void choose_hopper(const Int4Shape& s, const Int4Device& device, Int4Plan* plan) {
+  const HopperChoice choice = choose_hopper(s, device);
+  const int steps = std::min(scale_steps(s), choice.medium ? 8 : 4);
+  for (const HopperInt4Kernel& kernel : hopper_int4_kernels())
+    if (kernel.dtype == s.dtype && kernel.medium == choice.medium && kernel.tile == choice.tile &&
+        kernel.scale_steps == steps)
+      plan->hopper = &kernel;
+  plan->splits = choice.split.splits;
   plan->cluster = plan->splits > 1;
 }
 
@@ -92,7 +89,7 @@ cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
                          cudaStream_t stream) {
   p.set_splits(plan.splits, (s.depth_tiles + 1) / 2);
   if (plan.splits == 1 || plan.cluster) p.partials = nullptr;
-  const int64_t most = kMaxGrid * plan.small->tile.rows();
+  const int64_t most = kMaxGridZ * plan.small->tile.rows();
   for (int64_t first = 0; first < s.rows; first += most) {
     Int4Params part = p;
     part.rows = static_cast<int>(std::min(most, s.rows - first));
@@ -104,19 +101,16 @@ cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
   return cudaSuccess;
 }
 
-cudaError_t launch_large(const Int4Shape& s, const Int4Plan& plan, const Int4Params& p,
-                         cudaStream_t stream) {
+cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Params& p,
+                          cudaStream_t stream) {
   constexpr int64_t kSectionRows = 1024;  // of x, which L2 holds while weights pass by
-  const LargeInt4Kernel& kernel = *plan.large;
-  const LargeTile& tile = kernel.tile;
-  int device = 0, multiprocessors = 0;
-  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (cudaError_t error = multiprocessor_count(device, &multiprocessors); error != cudaSuccess)
-    return error;
-  LargeParams params;
+  const HopperInt4Kernel& kernel = *plan.hopper;
+  const HopperInt4Tile& tile = kernel.medium ? kMediumTiles[kernel.tile] : kLargeTiles[kernel.tile];
+  HopperParams params;
   params.problem = p;
   params.problem.partials = nullptr;
-  params.problem.set_splits(plan.splits, s.depth_tiles);
+  params.problem.set_splits(
+      plan.splits, kernel.medium ? (s.depth_tiles + kMediumUnit - 1) / kMediumUnit : s.depth_tiles);
   if (cudaError_t error =
           encode_tensor_map(s.dtype, p.x, 1, s.rows, 1, s.columns, tile.n, kDepth, &params.x);
       error != cudaSuccess)
@@ -124,15 +118,23 @@ cudaError_t launch_large(const Int4Shape& s, const Int4Plan& plan, const Int4Par
   params.row_blocks = static_cast<int>((s.rows + tile.n - 1) / tile.n);
   params.channel_blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels();
   params.section = static_cast<int>(std::min<int64_t>(params.row_blocks, kSectionRows / tile.n));
-  const int64_t tiles = int64_t{params.row_blocks} * params.channel_blocks;
-  if (tiles * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
-  // Sums that go through shared memory need it as their own at the end: such CTAs take one tile.
-  const bool one_tile = plan.splits > 1 || tile.depth_groups > 1;
-  const int64_t ctas = one_tile ? tiles * plan.splits : std::min<int64_t>(tiles, multiprocessors);
+  dim3 grid(static_cast<unsigned>(plan.splits), static_cast<unsigned>(params.row_blocks),
+            static_cast<unsigned>(params.channel_blocks));
+  if (!kernel.medium) {
+    const int64_t tiles = int64_t{params.row_blocks} * params.channel_blocks;
+    if (tiles * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
+    int device = 0, multiprocessors = 0;
+    if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+    if (cudaError_t error = multiprocessor_count(device, &multiprocessors); error != cudaSuccess)
+      return error;
+    // Sums that go through shared memory need it as their own at the end: such CTAs take one tile.
+    const bool one_tile = plan.splits > 1 || tile.depth_groups > 1;
+    grid = dim3(static_cast<unsigned>(one_tile ? tiles * plan.splits
+                                               : std::min<int64_t>(tiles, multiprocessors)));
+  }
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch =
-      launch_config(plan, dim3(static_cast<unsigned>(ctas)), kernel.threads, kernel.shared_bytes,
-                    &attribute, stream);
+      launch_config(plan, grid, kernel.threads, kernel.shared_bytes, &attribute, stream);
   return kernel.launch(launch, params);
 }
 
@@ -152,10 +154,11 @@ cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* pla
 
   *plan = Int4Plan();
   if (major == 9 && s.rows > kSmallRows && s.depth_tiles > 0) {
-    choose_large(s, facts, plan);
-    if (plan->large)
-      return prepare(*plan->large,
-                     g_large_ready[device][plan->large - large_int4_kernels().data()]);
+    choose_hopper(s, facts, plan);
+    if (plan->hopper)
+      return prepare(*plan->hopper,
+                     g_hopper_ready[device][plan->hopper - hopper_int4_kernels().data()]);
+    *plan = Int4Plan();  // not built for Hopper
   }
   choose_small(s, facts, max_shared, plan);
   if (!plan->small) return cudaErrorInvalidValue;
@@ -172,7 +175,7 @@ cudaError_t launch_int4(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
   p.strips = s.strips;
   p.depth_tiles = s.depth_tiles;
   p.group_tiles = Divisor(static_cast<uint32_t>(std::max(s.group_size / kDepth, 1)));
-  return plan.large ? launch_large(s, plan, p, stream) : launch_small(s, plan, p, stream);
+  return plan.hopper ? launch_hopper(s, plan, p, stream) : launch_small(s, plan, p, stream);
 }
 
 }  // namespace jax_baracuda

@@ -7,14 +7,14 @@
 #pragma once
 
 #include "device/bulk.cuh"
-#include "device/cluster.cuh"
 #include "device/divide.cuh"
 #include "device/mbarrier.cuh"
 #include "device/tma.cuh"
+#include "device/wgmma.cuh"
 #include "int4/dequantise.cuh"
-#include "int4/large_params.h"
-#include "int4/parts.cuh"
-#include "int4/warpgroup_product.cuh"
+#include "int4/exchange.cuh"
+#include "int4/hopper_params.h"
+#include "int4/stages.cuh"
 
 namespace jax_baracuda {
 
@@ -43,32 +43,20 @@ struct LargeTraits {
   static constexpr int kZerosOffset = kScalesOffset + kStages * kScaleBytes;
   static constexpr int kRingBytes = kZerosOffset + kStages * kZeroBytes;
 
-  using Parts = PartialSums<kN, kChannels, kDepthGroups>;  // in the place of the ring
-  static constexpr int kBarriersOffset = kRingBytes > Parts::kBytes ? kRingBytes : Parts::kBytes;
-  static constexpr int kSharedBytes = kBarriersOffset + 2 * kStages * 8;
+  using Exchange = SumExchange<kStrips, kN, kChannelGroups, kDepthGroups>;  // in its place
+  static constexpr int kBarriersOffset =
+      kRingBytes > Exchange::kBytes ? kRingBytes : Exchange::kBytes;
+  static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages + 1) * 8;
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
-};
-
-// A place in the ring; the parity that a consumer waits for is that of the round.
-template <int kStages>
-struct StagePlace {
-  int stage = 0, parity = 0;
-  __device__ __forceinline__ void next(int count = 1) {
-    stage += count;
-    if (stage >= kStages) {
-      stage -= kStages;
-      parity ^= 1;
-    }
-  }
 };
 
 // Tiles of a CTA. The row blocks of a section share the weights of a channel block while those are in L2.
 struct TileWalk {
-  const LargeParams& p;
+  const HopperParams& p;
   int at;
   int row_block = 0, channel_block = 0;
 
-  __device__ __forceinline__ explicit TileWalk(const LargeParams& p)
+  __device__ __forceinline__ explicit TileWalk(const HopperParams& p)
       : p(p), at(blockIdx.x / p.problem.splits) {}
 
   __device__ __forceinline__ bool next() {
@@ -89,7 +77,7 @@ struct LargeKernel {
   using Rows = typename Traits::Rows;
   static constexpr int kStrips = Traits::kStrips, kN = Traits::kN, kScaleRows = Traits::kScaleRows;
 
-  const LargeParams& params;
+  const HopperParams& params;
   const Int4Params& p = params.problem;
   unsigned char* const shared;
   const uint32_t base = shared_address(shared);
@@ -98,7 +86,7 @@ struct LargeKernel {
   const int end_tile = first_tile + p.split_units + (split < p.longer_splits);
   StagePlace<Traits::kStages> place;
 
-  __device__ __forceinline__ LargeKernel(const LargeParams& params, unsigned char* shared)
+  __device__ __forceinline__ LargeKernel(const HopperParams& params, unsigned char* shared)
       : params(params), shared(shared) {}
 
   __device__ __forceinline__ uint32_t full(int stage) const {
@@ -196,7 +184,8 @@ struct LargeKernel {
     warpgroup_arrive();
 #pragma unroll
     for (int step = 0; step < 4; ++step)
-      WeightsMma<T, kN>::run(sums, a[step], advance(rows, Rows::column_offset(16 * step)), 1);
+      WarpgroupMma<T, kN>::registers_transposed(sums, a[step],
+                                                advance(rows, Rows::column_offset(16 * step)), 1);
     warpgroup_commit();
   }
 
@@ -237,20 +226,27 @@ struct LargeKernel {
     if (previous >= 0) release(previous);
   }
 
-  // The lane's sums of a strip: of rows 8 j + 2 (lane % 4) + e its two channels. What follows from the row is not worked out
-  // ahead, where it would take the registers of the products.
-  template <class Body>
-  __device__ __forceinline__ void for_pairs(const float (&sums)[kN / 2], Body body) const {
-    int first = lane % 4 * 2;
-    asm volatile("" : "+r"(first));
-#pragma unroll
-    for (int j = 0; j < kN / 8; ++j)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        body(first + j * 8 + e, make_float2(sums[j * 4 + e], sums[j * 4 + 2 + e]));
+  // For the one tile of a CTA whose sums are not whole.
+  __device__ __forceinline__ typename Traits::Exchange exchange(int row_block) const {
+    return {base,
+            base + Traits::kBarriersOffset + 2 * Traits::kStages * 8,
+            p.splits,
+            split,
+            p.rows - row_block * kN,
+            static_cast<int>(group % Traits::kChannelGroups * 128 + threadIdx.x % 128),
+            depth_group};
   }
 
-  __device__ __forceinline__ void consume(const typename Traits::Parts& parts) {
+  // Quad `quad` of a tile of the output: 8 rows of a strip.
+  __device__ __forceinline__ void store(const TileWalk& tile, int quad, float4 sum) const {
+    const int row = tile.row_block * kN + quad % (kN / 8) * 8 + lane % 4 * 2;
+    const int channel = tile.channel_block * Traits::kChannels +
+                        (first_strip + quad / (kN / 8)) * kStrip + warp * 16 + lane / 4 * 2;
+    if (row < p.rows) store_output<T>(p, row, channel, sum.x, sum.z);
+    if (row + 1 < p.rows) store_output<T>(p, row + 1, channel, sum.y, sum.w);
+  }
+
+  __device__ __forceinline__ void consume() {
     place.stage = depth_group;
     for (TileWalk walk(params); walk.next();) {
       float sums[kStrips][kN / 2];
@@ -259,64 +255,38 @@ struct LargeKernel {
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) sums[strip][i] = 0.0f;
       multiply(sums);
-      const int first_row = walk.row_block * kN,
-                first_channel = walk.channel_block * Traits::kChannels;
-      if (Traits::kDepthGroups > 1 || parts.cluster) {
-        synchronise(parts);  // the ring is free
-#pragma unroll
-        for (int strip = 0; strip < kStrips; ++strip) {
-          const auto to = parts.place(depth_group, (first_strip + strip) * 4 + warp);
-          for_pairs(sums[strip], [&](int row, float2 sum) {
-            if (first_row + row < p.rows) parts.give(to, row, lane / 4 * 2, sum);
-          });
-        }
-        synchronise(parts);
-        parts.template add_up<T, Traits::kConsumers>(first_row, first_channel);
-      } else {
-#pragma unroll
-        for (int strip = 0; strip < kStrips; ++strip) {
-          const int channel =
-              first_channel + (first_strip + strip) * kStrip + warp * 16 + lane / 4 * 2;
-          for_pairs(sums[strip], [&](int row, float2 sum) {
-            if (first_row + row < p.rows) store_output<T>(p, first_row + row, channel, sum);
-          });
-        }
-      }
+      const auto exchange = this->exchange(walk.row_block);
+      exchange.arrive();
+      exchange.finish(sums, [&](int quad, float4 sum) { store(walk, quad, sum); });
     }
-  }
-
-  static __device__ __forceinline__ void synchronise(const typename Traits::Parts& parts) {
-    if (parts.cluster)
-      cluster_sync();
-    else
-      named_barrier_sync(1, Traits::kConsumers);
   }
 };
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
-    int4_large_kernel(const __grid_constant__ LargeParams params) {
+    int4_large_kernel(const __grid_constant__ HopperParams params) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   LargeKernel<Traits> kernel(params, shared_memory);
-  const typename Traits::Parts parts(params.problem, kernel.base, kernel.split);
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (threadIdx.x == 0) {
     tma_prefetch_map(&params.x);
     kernel.init_barriers();
+    TileWalk walk(params);
+    walk.next();
+    kernel.exchange(walk.row_block).init();
   }
   __syncthreads();
   if (warpgroup == Traits::kGroups) {
     registers_lower<Traits::kProducerRegisters>();
     if (threadIdx.x == Traits::kConsumers) kernel.produce();
     __syncwarp();
-    if (parts.cluster) {  // as often as those that give and add up
-      cluster_sync();
-      cluster_sync();
-    }
+    const auto exchange = kernel.exchange(0);
+    exchange.arrive();
+    exchange.wait_for_cluster();
   } else {
     registers_raise<Traits::kConsumerRegisters>();
-    kernel.consume(parts);
+    kernel.consume();
   }
 #endif
 }

@@ -61,26 +61,23 @@ struct SmallSums {
            (row % 16 * kStrip + (channel ^ (row / 2 % 4 * 8))) * 4;
   }
 
-  // The CTA's sum of two channels.
-  __device__ __forceinline__ float2 of_warps(int row, int channel) const {
-    float2 sum = {0.0f, 0.0f};
+  // The CTA's sum of four channels.
+  __device__ __forceinline__ float4 of_warps(int row, int channel) const {
+    float4 sum = {};
 #pragma unroll
-    for (int depth = 0; depth < kDepthWarps; ++depth) {
-      const float2 part = load_shared_float2(
-          place(depth * kChannelWarps + channel / kStrip, row, channel % kStrip));
-      sum.x += part.x;
-      sum.y += part.y;
-    }
+    for (int depth = 0; depth < kDepthWarps; ++depth)
+      sum = sum + load_shared_float4(
+                      place(depth * kChannelWarps + channel / kStrip, row, channel % kStrip));
     return sum;
   }
 
   template <class T, int kThreads>
   __device__ __forceinline__ void finish(int first_row, int first_channel) const {
-    constexpr int kPairs = kBlocks * 8;
+    constexpr int kQuads = kBlocks * 4;
     wait_for_cluster();
     if (cluster) {
-      for (int at = threadIdx.x; at < rows * kPairs; at += kThreads) {
-        const int row = at / kPairs, channel = at % kPairs * 2, owner = channel / channels;
+      for (int at = threadIdx.x; at < rows * kQuads; at += kThreads) {
+        const int row = at / kQuads, channel = at % kQuads * 4, owner = channel / channels;
         if (owner == split) continue;
         const uint32_t to =
             buffer + ((split * rows + row) * channels + channel - owner * channels) * 4;
@@ -88,33 +85,19 @@ struct SmallSums {
                      remote_address(barrier(), owner));
       }
     }
-    const int begin = cluster ? split * channels : 0, pairs = channels / 2;
+    const int begin = cluster ? split * channels : 0, quads = channels / 4;
     bool waited = !cluster;
-    for (int at = threadIdx.x; at < rows * pairs; at += kThreads) {
-      const int row = at / pairs, own = (at - row * pairs) * 2, channel = begin + own;
-      const float2 mine = of_warps(row, channel);
-      float2 sum = mine;
+    for (int at = threadIdx.x; at < rows * quads; at += kThreads) {
+      const int row = at / quads, own = (at - row * quads) * 4;
+      const float4 mine = of_warps(row, begin + own);
       if (!waited) wait_for_parts();
       waited = true;
-      if (cluster) {
-        sum = make_float2(0.0f, 0.0f);
-        for (int from = 0; from < p.splits; ++from) {
-          const float2 part =
-              from == split
-                  ? mine
-                  : load_shared_float2(buffer + ((from * rows + row) * channels + own) * 4);
-          sum.x += part.x;
-          sum.y += part.y;
-        }
-      }
-      if (!p.partials) {
-        store_output<T>(p, first_row + row, first_channel + channel, sum);
-      } else if (first_channel + channel < p.strips * kStrip) {
-        *reinterpret_cast<float2*>(p.partials +
-                                   (static_cast<int64_t>(split) * p.rows + first_row + row) *
-                                       p.strips * kStrip +
-                                   first_channel + channel) = sum;
-      }
+      float4 sum = cluster ? float4{} : mine;
+      for (int from = 0; from < (cluster ? p.splits : 0); ++from)
+        sum = sum + (from == split
+                         ? mine
+                         : load_shared_float4(buffer + ((from * rows + row) * channels + own) * 4));
+      store_sum<T>(p, split, first_row + row, first_channel + begin + own, sum);
     }
     if (!waited) wait_for_parts();  // no CTA ends while others write to it
   }

@@ -86,6 +86,14 @@ def register() -> Extension:
     return Extension(frozenset(done), build, problem)
 
 
+def hopper_plan(**call: int) -> Mapping[str, int]:
+    """How the forward kernel for Hopper GPUs would divide a call; empty without the extension."""
+    if not register().targets:
+        return {}
+    plan: dict[str, int] = importlib.import_module("jax_baracuda._ffi").hopper_plan(**call)
+    return plan
+
+
 def require(target: str) -> None:
     """Raises RuntimeError if this process has a CUDA device but not this kernel."""
     extension = register()

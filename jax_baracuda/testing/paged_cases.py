@@ -262,7 +262,7 @@ PAGED_DECODE_CASES: tuple[PagedDecodeCase, ...] = _paged_decode_cases()
 # prompt that is read at once, a request without rows, one without keys, one with fewer keys than
 # rows, and a chunk that follows a long history.
 _MIXED = {"rows": (1, 40, 70, 0, 9, 30, 17), "keys": (93, 130, 70, 50, 0, 12, 400)}
-_PREFILL_OPTIONS: dict[str, dict[str, Any]] = {
+PREFILL_OPTIONS: dict[str, dict[str, Any]] = {
     "full": {"is_causal": False},
     "window": {"local_window_size": (50, 20)},
     "window-full": {"local_window_size": (30, 11), "is_causal": False, "sink_tokens": 2},
@@ -284,6 +284,31 @@ _PREFILL_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def prefill_case(
+    name: str,
+    pages: Pages,
+    rows: tuple[int, ...] = _MIXED["rows"],
+    keys: tuple[int, ...] = _MIXED["keys"],
+    before: int = 0,
+    after: int = 0,
+    **fields: Any,
+) -> PagedPrefillCase:
+    """A causal case, unless ``fields`` of the call say otherwise.
+
+    ``before`` and ``after`` the rows of the requests lie some that are of none.
+    """
+    bounds = tuple(int(n) for n in before + np.cumsum([0, *rows]))
+    call = AttentionCase(
+        name,
+        cu_seqlens_q=bounds,
+        cu_seqlens_k=tuple(int(n) for n in np.cumsum([0, *keys])),
+        query_length=bounds[-1] + after,
+        key_length=sum(keys),
+        **{"is_causal": True, **fields},
+    )
+    return PagedPrefillCase(call, pages)
+
+
 def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
     cases: list[PagedPrefillCase] = []
 
@@ -292,21 +317,9 @@ def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
         pages: Pages,
         rows: tuple[int, ...] = _MIXED["rows"],
         keys: tuple[int, ...] = _MIXED["keys"],
-        before: int = 0,
-        after: int = 0,
         **fields: Any,
     ) -> None:
-        """``before`` and ``after`` the rows of the requests lie some that are of none."""
-        bounds = tuple(int(n) for n in before + np.cumsum([0, *rows]))
-        call = AttentionCase(
-            name,
-            cu_seqlens_q=bounds,
-            cu_seqlens_k=tuple(int(n) for n in np.cumsum([0, *keys])),
-            query_length=bounds[-1] + after,
-            key_length=sum(keys),
-            **{"is_causal": True, **fields},
-        )
-        cases.append(PagedPrefillCase(call, pages))
+        cases.append(prefill_case(name, pages, rows, keys, **fields))
 
     for i, dtype in enumerate(DTYPES):
         for j, head_dim in enumerate(_HEAD_DIMS):
@@ -324,7 +337,7 @@ def _paged_prefill_cases() -> tuple[PagedPrefillCase, ...]:
                     group=group,
                     kv_heads=1 if group > 8 else 2,
                 )
-    for i, (name, options) in enumerate(_PREFILL_OPTIONS.items()):
+    for i, (name, options) in enumerate(PREFILL_OPTIONS.items()):
         for j, page_size in enumerate(_PAGE_SIZES):
             add(
                 f"{name}-page-{page_size}",

@@ -52,6 +52,12 @@ CASES = {
         cu_seqlens_k=(0, 900, 950, 950, 1900, 3000),
         is_causal=True,
     ),
+    "split": AttentionCase(
+        "split", batch=1, query_length=40, key_length=5000, group=4, head_dim=128, is_causal=True
+    ),
+    "groups": AttentionCase(
+        "groups", batch=60, query_length=16, key_length=500, kv_heads=4, group=8, head_dim=128
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

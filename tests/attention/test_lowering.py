@@ -145,7 +145,7 @@ def test_every_option_reaches_every_kernel(monkeypatch):
         f"({query}, {key}, {value}, {OPTION_TYPES} -> ({out}, {lse}, tensor<{scratch}xui8>)"
     )
     # The kernel for Hopper GPUs takes a block of 128 rows and 64 columns a head here.
-    scratch = 2048 + 8 * B * 2 + B * HQ * (4 * 128 * (64 + 2) + 4 * 8)
+    scratch = 2048 + 8 * B * 2 + B * HQ * (4 * 128 * (64 + 2) + 4 * 4)
     assert calls[KERNELS[1]].endswith(
         f"({query}, {key}, {value}, {out}, {lse}, {out}, {NOTHING}, {OPTION_TYPES} -> "
         f"({query}, {key}, {value}, {lse}, tensor<{scratch}xui8>)"
@@ -322,6 +322,18 @@ def test_export_for_cuda_names_the_kernels():
     exported = export.export(step, platforms=["cuda"], disabled_checks=UNCHECKED)(*avals())
     assert exported.platforms == ("cuda",)
     assert sorted(dict(custom_calls(exported.mlir_module()))) == sorted(KERNELS[:2])
+
+
+def test_symbolic_sizes_take_no_workspace_that_depends_on_them():
+    batch, keys = export.symbolic_shape("batch, keys")
+    query, key, _ = (
+        jax.ShapeDtypeStruct((batch, size, heads, 64), "bfloat16")
+        for size, heads in ((S, HQ), (keys, HKV), (keys, HKV))
+    )
+    exported = export.export(
+        jax.jit(flash_attention), platforms=["cuda"], disabled_checks=UNCHECKED
+    )(query, key, key)
+    assert "tensor<256xui8>" in exported.mlir_module()
 
 
 @pytest.mark.parametrize("names", ["batch", "rows", "keys", "batch, rows, keys"])

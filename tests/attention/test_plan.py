@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+
+from jax_baracuda._src.attention import shapes
 
 ffi = pytest.importorskip(
     "jax_baracuda._ffi", reason="this installation has no kernels", exc_type=ImportError
@@ -73,3 +77,121 @@ def test_no_kernel_where_nothing_fits():
         )
         == {}
     )
+
+
+# ---- the Hopper kernel
+
+ANY, DIAGONAL, FEW, PAGES = range(4)
+
+
+def hopper(
+    batch: int, rows: int, keys: int, heads: tuple[int, int], dims: tuple[int, int], **kind: object
+) -> dict[str, int]:
+    """With the workspace that shapes.py gives, unless told otherwise."""
+    shape = shapes.AttentionShape(batch, rows, keys, *heads, *dims, "bfloat16", 1, False)
+    return ffi.hopper_plan(
+        **{"features": False, "causal": False, "split_bytes": shapes.split_bytes(shape)} | kind,
+        packs=batch,
+        sequences=1,
+        query_rows=rows,
+        keys=keys,
+        q_heads=heads[0],
+        kv_heads=heads[1],
+        head_dim=dims[0],
+        value_dim=dims[1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "causal", "plan"),
+    [
+        # batch, rows, keys, heads; rows x keys of a tile, its use, heads in it, splits
+        ((1, 16, 8192, (32, 8)), True, (128, 128, FEW, 4, 16)),
+        ((1, 128, 8192, (32, 8)), True, (128, 128, FEW, 1, 4)),
+        ((1, 1, 32768, (32, 4)), False, (128, 128, FEW, 8, 32)),
+        ((64, 16, 2048, (64, 8)), True, (128, 128, FEW, 8, 1)),
+        ((1, 512, 512, (16, 16)), True, (128, 128, DIAGONAL, 1, 1)),
+        ((32, 512, 512, (16, 16)), True, (128, 128, DIAGONAL, 1, 1)),
+        ((32, 512, 512, (16, 16)), False, (128, 128, ANY, 1, 1)),
+        ((8, 2048, 2048, (16, 16)), True, (128, 128, ANY, 1, 1)),
+        ((1, 200, 200, (4, 2)), True, (128, 128, DIAGONAL, 1, 1)),
+    ],
+)
+def test_plan_of_a_hopper_call(sizes, causal, plan):
+    got = hopper(*sizes, (128, 128), causal=causal)
+    assert tuple(got[name] for name in ("rows", "keys", "use", "packed", "splits")) == plan
+
+
+def test_plans_fill_the_sms_and_not_more():
+    """Over many sizes: splits are of at least 256 keys, and tiles that share keys are one wave."""
+    sizes = itertools.product((1, 3, 40), (1, 5, 16, 130, 700), (1, 511, 512, 3000, 60000))
+    for (batch, rows, keys), heads in itertools.product(
+        sizes, ((1, 1), (32, 8), (12, 4), (200, 1))
+    ):
+        for dims in ((64, 64), (40, 24), (128, 128), (192, 128), (256, 256)):
+            got = hopper(batch, rows, keys, heads, dims)
+            # What shapes.py gives is never too little.
+            assert got == hopper(batch, rows, keys, heads, dims, split_bytes=2**50)
+            assert got["packed"] in (1, heads[0] // heads[1])
+            if got["use"] != FEW:
+                assert (got["packed"], got["splits"]) == (1, 1)
+            if got["splits"] > 1:
+                assert got["tiles"] <= shapes.SPLIT_SMS
+                assert got["splits"] * shapes.LEAST_SPLIT_KEYS <= keys
+                shape = shapes.AttentionShape(1, rows, keys, *heads, *dims, "bfloat16", 1, False)
+                assert shapes.may_split(shape)
+
+
+def test_no_splits_without_workspace_or_with_features():
+    sizes = (1, 16, 8192, (32, 8), (128, 128))
+    assert hopper(*sizes, split_bytes=0)["splits"] == 1
+    assert hopper(*sizes, features=True)["use"] == ANY
+
+
+@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dims", [(8, 8), (64, 64), (96, 40), (128, 192), (256, 256)], ids=str)
+def test_every_head_dim_has_a_hopper_tile(features, causal, dims):
+    for keys in (1, 500, 5000):
+        tile = hopper(2, 300, keys, (4, 4), dims, features=features, causal=causal)
+        assert tile["dim"] >= dims[0]
+        assert tile["dim_v"] >= dims[1]
+
+
+@pytest.mark.parametrize("dim", [8, 64, 96, 128, 192, 256])
+@pytest.mark.parametrize("features", [False, True])
+def test_keys_in_pages_have_one_tile_a_head_dim(dim, features):
+    """Whatever the sizes, so that no request's bits depend on the others."""
+    tiles = [
+        hopper(batch, rows, keys, (8, 2), (dim, dim), paged=True, features=features)
+        for batch, rows, keys in ((1, 1, 1), (64, 64, 10**6), (8, 4096, 4096))
+    ]
+    for tile in tiles:
+        assert tile["use"] == PAGES
+        assert tile["rows"] == 128
+        assert tile["dim"] >= dim
+        assert (tile["packed"], tile["splits"]) == (1 if features else 4, 1)
+    assert len({(tile["dim"], tile["keys"]) for tile in tiles}) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "packed"),
+    [
+        (1, 1),
+        (4, 4),
+        (5, 5),
+        (7, 7),
+        (20, 20),
+        (48, 24),
+        (64, 64),
+        (100, 25),
+        (130, 13),
+        (256, 128),
+    ],
+)
+def test_heads_of_a_group_share_a_tile_of_pages(group, packed):
+    """As many as leave nine tenths of its 128 rows in use."""
+    got = hopper(5, 1, 100, (2 * group, 2), (128, 128), paged=True)
+    assert got["packed"] == packed
+    assert got["tiles"] >= 2 * group // packed
+    assert 128 // packed * packed >= 0.9 * 128

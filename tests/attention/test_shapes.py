@@ -129,7 +129,8 @@ def test_causal_alone_is_no_window():
 
 # 16 pairs of batch and head with 2 blocks of 64 rows, or 8 with 4: sums of 96 columns, two
 # statistics and turns.
-HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
+HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 2)
+HOPPER_PAIR = 16 * 2 * (4 * 64 * (192 + 2) + 4 * 16)
 
 
 # 100 and 130 rows are 2 and 3 tiles of 64; a head dimension of 72 is padded to 96.
@@ -142,6 +143,8 @@ HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
             2048 + 4 * 2 * 100 * 8 * 96 + 4 * 2 * 100 * 8 + 4 * 8 * 2 * (2 + 1),
         ),
         ({}, 256, 2048 + HOPPER),
+        ({"head_dim": 136}, 256, 2048 + HOPPER_PAIR),
+        ({"value_dim": 192}, 256, 2048 + HOPPER_PAIR),
         (
             {"segments": True},
             256 + 8 * 2 * (2 + 3),
@@ -152,6 +155,10 @@ HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
             256,
             2048 + HOPPER,
         ),
+        ({"keys": 1100}, 256 + 4 * 4 * (2 * 100 * 8) * (40 + 1), None),
+        ({"keys": 1100, "query_rows": 600}, 256, None),
+        ({"keys": 1100, "dtype": "float32"}, 256, None),
+        ({"keys": 511}, 256, None),
         ({"batch": 0}, 256, 2048),
         ({"query_rows": 0, "keys": 0}, 256, 2048 + 4 * 8 * 2),
     ],
@@ -159,8 +166,9 @@ HOPPER = 16 * 2 * (4 * 64 * (96 + 2) + 4 * 8)
 def test_workspace_bytes(changes, forward, backward):
     shape = dataclasses.replace(SIZES, **changes)
     assert shapes.workspace_bytes("forward", shape) == forward
-    assert shapes.workspace_bytes("bias_grad", shape) == forward
-    assert shapes.workspace_bytes("backward", shape) == backward
+    assert shapes.workspace_bytes("bias_grad", shape) == forward - shapes.split_bytes(shape)
+    if backward is not None:
+        assert shapes.workspace_bytes("backward", shape) == backward
 
 
 def test_the_workspace_grows_with_the_length_and_not_its_square():
@@ -297,20 +305,70 @@ def test_explain(monkeypatch, op, operands, options):
 
 
 @pytest.mark.parametrize(
-    ("options", "obstacle"),
+    ("dtype", "head_dim", "obstacle"),
+    [("bfloat16", 72, ""), ("float16", 70, "multiples of 8"), ("float32", 72, "float32")],
+)
+def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, dtype, head_dim, obstacle):
+    monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
+    operands = [aval(2, 100, heads, head_dim, dtype=dtype) for heads in (8, 4, 4)]
+    info = jax_baracuda.explain(
+        "flash_attention", *operands, implementation="cuda", logits_soft_cap=5.0, sinks=aval(8)
+    )
+    assert info.name == ("flash_attention_mma" if obstacle else "flash_attention_wgmma")
+    assert ("wgmma does not take" in info.note) == bool(obstacle)
+    assert obstacle in info.note
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "invariant"),
     [
-        ({}, None),
-        (dict(sinks=aval(8), local_window_size=3, sink_tokens=1), None),
-        (dict(logits_soft_cap=2.0, alibi_slopes=aval(8)), "alibi_slopes, logits_soft_cap"),
-        (dict(scale=-1.0), "a scale that is not positive"),
-        (dict(dropout_rate=0.1, dropout_seed=jax.random.key(0)), "dropout"),
+        ((100, 100), {}, True),
+        ((100, 600), {}, False),  # its keys would be split, and those of a large batch not
+        ((100, 600), dict(alibi_slopes=aval(8)), True),
+        ((2000, 2000), {}, True),
     ],
 )
-def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, options, obstacle):
+def test_explain_tells_where_bits_depend_on_the_batch(monkeypatch, sizes, options, invariant):
+    operands = [
+        aval(2, rows, heads, 64, dtype="bfloat16")
+        for rows, heads in zip((sizes[0], sizes[1], sizes[1]), (8, 4, 4), strict=True)
+    ]
+    for architecture in ("90a", "80"):
+        monkeypatch.setattr(registry, "serving_architecture", lambda arch=architecture: arch)
+        info = jax_baracuda.explain("flash_attention", *operands, implementation="cuda", **options)
+        assert info.batch_invariant is (invariant or architecture == "80")
+
+
+def test_explain_tells_the_plan(monkeypatch):
+    plan = {"rows": 128, "keys": 112, "packed": 4, "splits": 3}
+    calls = []
     monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
-    info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda", **options)
-    assert info.name == ("flash_attention_mma" if obstacle else "flash_attention_wgmma")
-    assert obstacle is None or f"does not take {obstacle})" in info.note
+    monkeypatch.setattr(registry, "hopper_plan", lambda **call: calls.append(call) or plan)
+    info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda", is_causal=True)
+    assert (
+        "128 rows and 112 keys, the rows those of 4 heads, the keys split over 3 CTAs" in info.note
+    )
+    assert calls[0]["causal"] is True
+    assert calls[0]["query_rows"] == DENSE[0].shape[1]
+    info = jax_baracuda.explain(
+        "flash_attention_varlen", *PACKED, max_seqlen_q=6, max_seqlen_k=7, implementation="cuda"
+    )
+    assert (calls[1]["query_rows"], calls[1]["keys"]) == (6, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "kernels"),
+    [
+        ({}, {64: "wgmma", 72: "wgmma", 128: "wgmma", 136: "wgmma_pair", 100: "mma"}),
+        (dict(logits_soft_cap=5.0), {64: "wgmma", 72: "mma", 128: "wgmma", 136: "mma"}),
+    ],
+)
+def test_explain_names_the_kernel_of_the_backward_pass(monkeypatch, options, kernels):
+    monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
+    for dim, kernel in kernels.items():
+        operands = (aval(2, 100, 8, 64), aval(2, 130, 4, 64), aval(2, 130, 4, dim))
+        info = jax_baracuda.explain("flash_attention", *operands, implementation="cuda", **options)
+        assert f"the backward pass runs flash_attention_backward_{kernel} and takes" in info.note
 
 
 def test_explain_says_why_a_call_would_fail(monkeypatch):

@@ -100,6 +100,43 @@ def test_cuda_appends_of_any_size(tokens):
     )
 
 
+# Rows that a CTA's tile does not divide: see docs/cache.md.
+TILE_CASES = (
+    # many tiles over the heads, the last of them short
+    AppendCase("heads-of-several-tiles", 4, kv_heads=300, query_heads=301, head_dim=128),
+    AppendCase("wide-heads", 4, kv_heads=67, query_heads=130, head_dim=256, dtype="float32"),
+    # one head: tiles of many tokens, no more than threads and their turns allow
+    AppendCase("one-narrow-head", 16, kv_heads=1, query_heads=1, head_dim=16, new=(700, 1, 333)),
+    AppendCase("one-head", 16, kv_heads=1, query_heads=3, head_dim=128, new=(200, 3, 131)),
+    # a row longer than a tile, with and without whole pieces
+    AppendCase(
+        "a-row-of-several-turns", 2, kv_heads=2, query_heads=1, head_dim=20000, new=(2, 1, 3)
+    ),
+    AppendCase("a-row-by-elements", 2, kv_heads=1, query_heads=1, head_dim=4098, new=(2, 1, 3)),
+    # a cache's rows lie token by token within a head
+    AppendCase("cache-of-long-runs", None, 400, new=(300,) * 3, kv_heads=5, query_heads=7),
+    AppendCase("cache-of-runs-across-requests", None, new=(7,) * 3, kv_heads=5, query_heads=33),
+    AppendCase("cache-nhd", None, 400, new=(300,) * 3, kv_heads=5, query_heads=7, kv_layout="NHD"),
+)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("part", [1, 2], ids=["rotated", "half-rotated"])
+@pytest.mark.parametrize("case", TILE_CASES, ids=lambda case: case.name)
+def test_cuda_rotates_every_tile(case, part, interleaved):
+    """Every unit of every tile, at its edges too."""
+    width = case.head_dim // (2 * part) * 2
+    rope = {"rotary_dim": width, "interleaved": interleaved}
+    check(dataclasses.replace(case, rope=rope), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", TILE_CASES, ids=lambda case: case.name)
+def test_cuda_copies_every_tile(case):
+    check(dataclasses.replace(case, query_heads=0), "cuda")
+
+
 @pytest.mark.gpu
 def test_cuda_rotates_float32_as_well_as_jnp():
     """The angle is reduced exactly: no error grows with the position."""

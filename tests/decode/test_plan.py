@@ -64,6 +64,13 @@ def test_uneven_lengths_are_never_given_to_pairs():
     assert plan(batch=8, uneven_lengths=True)["splits"] == 0
 
 
+def test_pairs_fit_their_shared_memory():
+    """The CTAs of a pair send each other what they found: too much of it for 128 query heads."""
+    assert plan(batch=8, group=64)["cluster"]
+    assert not plan(batch=8, group=128)["cluster"]
+    assert not plan(batch=8, group=128, num_splits=2)["cluster"]
+
+
 def test_one_chunk_is_not_split():
     chosen = plan(kv_capacity=64)
     assert (chosen["splits"], chosen["ctas"], chosen["workspace_bytes"]) == (1, 8, 0)

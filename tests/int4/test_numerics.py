@@ -14,7 +14,7 @@ from jax_baracuda.quant import Int4Weight
 from jax_baracuda.testing import int4
 from jax_baracuda.testing.int4 import BOUNDS, relative_error
 
-ROWS = (1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 257)
+ROWS = (1, 7, 8, 9, 16, 17, 24, 31, 32, 33, 48, 64, 65, 96, 127, 128, 129, 257)
 
 
 def activations(*shape, dtype="float16", seed=0):
@@ -140,6 +140,7 @@ def test_raw_operands(dtype, split_k_iters):
 # ---- the kernels
 
 LAYERS = [(256, 192, 64), (4096, 512, 128), (1024, 200, 32), (712, 136, -1), (960, 64, 96)]
+WHOLE = [(4096, 4096), (4096, 14336), (14336, 4096)]  # the heuristics take other tiles and splits
 
 
 @pytest.mark.gpu
@@ -157,9 +158,28 @@ def test_kernels(ic, oc, group, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 9, 40, 300])
-def test_kernels_add_a_bias_and_keep_nan_in_its_row(rows):
-    raw = int4.make_raw_weight("gptq_act_order", 456, 136, 64)
+@pytest.mark.parametrize(("ic", "oc"), WHOLE)
+def test_kernels_of_whole_layers(ic, oc):
+    raw = int4.make_raw_weight("awq_gemm", ic, oc, 128)
+    weight, matrix = raw.convert(), int4.read(raw)
+    product = jax.jit(lambda x, w: int4_matmul(x, w, implementation="cuda"))
+    for rows in (8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256):
+        x = np.array(activations(rows, ic))
+        x[rows // 2, 5] = np.nan
+        out = np.asarray(product(jnp.asarray(x), weight))
+        rest = np.arange(rows) != rows // 2
+        assert np.isnan(out[rows // 2]).all()
+        want = x[rest].astype(np.float64) @ matrix
+        assert relative_error(out[rest], want) < BOUNDS["float16"], rows
+        for _ in range(20):  # a race would show sooner or later
+            np.testing.assert_array_equal(out, product(jnp.asarray(x), weight))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [32, 64, 128, -1])
+@pytest.mark.parametrize("rows", [1, 9, 17, 33, 40, 65, 127, 300])
+def test_kernels_add_a_bias_and_keep_nan_in_its_row(rows, group):
+    raw = int4.make_raw_weight("gptq_act_order", 456, 136, group)
     weight, bias = raw.convert(), activations(136)
     x = np.array(activations(rows, 456))
     clean = np.asarray(int4_matmul(jnp.asarray(x), weight, bias=bias, implementation="cuda"))
@@ -191,7 +211,7 @@ def test_kernels_with_extreme_zero_points(zero):
     weight = raw.convert()
     weight = dataclasses.replace(weight, zeros=jnp.full_like(weight.zeros, zero))
     matrix = np.asarray(weight.dequantize(), np.float64)
-    for rows in (1, 16, 64, 300):
+    for rows in (1, 8, 9, 16, 32, 64, 128, 300):
         x = activations(rows, 256)
         out = int4_matmul(x, weight, implementation="cuda")
         assert relative_error(out, np.asarray(x, np.float64) @ matrix) < BOUNDS["float16"]

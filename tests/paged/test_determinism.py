@@ -17,6 +17,7 @@ from jax_baracuda.testing.paged_cases import (
     PagedDecodeCase,
     Pages,
 )
+from jax_baracuda.testing.paged_hopper_cases import HOPPER_PREFILL_CASES
 
 pytestmark = pytest.mark.gpu
 
@@ -109,6 +110,7 @@ REPEATED = [
     *(c for c in PAGED_DECODE_CASES if c.name in ("uneven-bfloat16-page-16", "ragged")),
     *(c for c in PAGED_DECODE_CASES if c.name in ("uneven-bfloat16-page-1", "uneven-splits")),
     *(c for c in PAGED_PREFILL_CASES if c.name in ("everything-page-64", "uneven-page-1")),
+    *(c for c in HOPPER_PREFILL_CASES if c.name in ("128-page-16", "requests-100-page-16")),
 ]
 
 
@@ -132,12 +134,15 @@ def test_repeats_bitwise(case):
     assert int(jnp.max(jnp.stack(counts))) == 0
 
 
-@pytest.mark.parametrize("page_size", [1, 16])
-def test_prefill_rows_do_not_depend_on_the_batch(page_size):
+@pytest.mark.parametrize("name", ["everything-page-1", "everything-page-16", "window-page-16"])
+def test_prefill_rows_do_not_depend_on_the_batch(name):
     """A request's rows give the same bits alone and beside other requests."""
-    (case,) = (c for c in PAGED_PREFILL_CASES if c.name == f"everything-page-{page_size}")
+    (case,) = (c for c in PAGED_PREFILL_CASES if c.name == name)
     case = dataclasses.replace(
-        case, call=dataclasses.replace(case.call, alibi_slopes="head", max_seqlens=(70, 400))
+        case,
+        call=dataclasses.replace(
+            case.call, alibi_slopes=case.call.alibi_slopes and "head", max_seqlens=(70, 400)
+        ),
     )
     inputs = make_paged_inputs(case)
     out, lse = run_paged(case, inputs, implementation="cuda")

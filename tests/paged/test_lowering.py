@@ -82,14 +82,15 @@ def test_paged_decode_gets_its_operands_whole_and_its_workspace():
     assert "mhlo.backend_config = {" in found  # so the typed FFI API
 
 
-def test_paged_prefill_gets_its_operands_whole():
+def test_paged_prefill_gets_its_operands_whole_and_its_workspace():
     kind = "paged_prefill"
     (found,) = custom_calls(kind, lower(call(kind), *avals(kind)))
     assert found.endswith(
         f"(tensor<7x8x16xf32>, tensor<4xi32>, {STORE}, {STORE}, {TABLE}) -> "
-        "(tensor<7x8x16xf32>, tensor<7x8xf32>)"
+        f"(tensor<7x8x16xf32>, tensor<7x8xf32>, tensor<{shapes.PREFILL_WORKSPACE_BYTES}xui8>)"
     )
     assert "(%arg0, %arg1, %arg2, %arg3, %arg4, %arg5, %arg6, " in found
+    assert "portable = false" in found  # a matter of comparisons, not of options
     assert attributes(kind, found) == {
         "nhd": "false",
         "scale": "2.500000e-01 : f32",

@@ -118,7 +118,50 @@ def test_explain_tells_of_paged_prefill_on_any_machine():
     info = explain_prefill(implementation="cuda", local_window_size=(7, None), is_causal=False)
     assert (info.op, info.name) == ("paged_prefill", "paged_prefill_mma")
     assert info.batch_invariant
-    assert info.workspace_bytes == 0
+    assert info.workspace_bytes == shapes.PREFILL_WORKSPACE_BYTES
+
+
+@pytest.mark.parametrize("layout", ["HND", "NHD"])
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "page_size", "obstacle"),
+    [
+        ("bfloat16", 128, 16, ""),
+        ("float16", 72, 48, ""),
+        ("bfloat16", 70, 16, "multiples of 8"),
+        ("bfloat16", 128, 24, "multiples of 16"),
+        ("float16", 64, 1, "multiples of 16"),
+        ("float32", 128, 16, "float32"),
+    ],
+)
+def test_explain_names_the_kernel_of_a_hopper_gpu(
+    monkeypatch, layout, dtype, head_dim, page_size, obstacle
+):
+    monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
+    middle = (8, page_size) if layout == "HND" else (page_size, 8)
+    store = aval(64, *middle, head_dim, dtype=dtype)
+    query = aval(9, 32, head_dim, dtype=dtype)
+    info = jax_baracuda.explain(
+        "paged_prefill",
+        *(query, integers(5), store, store, *TABLE),
+        max_seqlen_q=8,
+        kv_layout=layout,
+        logits_soft_cap=5.0,
+        implementation="cuda",
+    )
+    assert info.name == ("paged_prefill_mma" if obstacle else "paged_prefill_wgmma")
+    assert ("wgmma does not take" in info.note) == bool(obstacle)
+    assert obstacle in info.note
+
+
+def test_the_hopper_kernel_takes_no_empty_store():
+    sizes = dict(rows=9, requests=4, q_heads=32, kv_heads=8, head_dim=128, page_size=16)
+    found = [
+        shapes.hopper_obstacles(
+            shapes.PagedShape(**sizes, pages=pages, entries=entries, dtype="bfloat16")
+        )
+        for pages, entries in ((64, 40), (0, 40), (64, 0))
+    ]
+    assert [len(obstacles) for obstacles in found] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("explain", [explain_decode, explain_prefill])

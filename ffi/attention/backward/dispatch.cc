@@ -63,11 +63,11 @@ int64_t backward_workspace_bytes(const AttentionProblem& problem) {
   return Workspace(problem).size;
 }
 
-cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem,
+cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, bool portable,
                                     int64_t workspace_bytes, BackwardPlan* plan) {
   int device = 0, max_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (hopper_workspace_bytes(problem) <= workspace_bytes) {
+  if (!portable && hopper_workspace_bytes(problem) <= workspace_bytes) {
     cudaError_t error = plan_hopper_backward(device, dtype, problem, &plan->hopper);
     if (error != cudaSuccess || plan->hopper) return error;
   }

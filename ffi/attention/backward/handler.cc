@@ -32,6 +32,7 @@ struct BackwardCall {
   ffi::Result<ffi::AnyBuffer> dq, dk, dv, delta, workspace;
   AttentionAttributes attributes;
   bool deterministic;
+  bool portable;  // whether to leave out the kernels of one architecture
 
   template <class Binding>
   static auto bind(Binding&& binding) {
@@ -49,7 +50,8 @@ struct BackwardCall {
                    .template Ret<ffi::AnyBuffer>()                          // dv
                    .template Ret<ffi::AnyBuffer>()                          // delta
                    .template Ret<ffi::AnyBuffer>())                         // workspace
-        .template Attr<bool>("deterministic");
+        .template Attr<bool>("deterministic")
+        .template Attr<bool>("portable");
   }
 };
 
@@ -88,7 +90,7 @@ ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
   p->vector_v = p->vector_v && aligned({p->out, p->dout, p->dv});
   if (p->packs == 0) return ffi::Error::Success();
   const auto workspace = static_cast<int64_t>(c.workspace->size_bytes());
-  return to_ffi_error(plan_attention_backward(dtype, *p, workspace, plan), kBackward);
+  return to_ffi_error(plan_attention_backward(dtype, *p, c.portable, workspace, plan), kBackward);
 }
 
 ffi::Error initialize(BackwardCall c) {

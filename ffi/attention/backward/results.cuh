@@ -4,24 +4,10 @@
 
 #include "attention/backward/params.h"
 #include "attention/sequence.cuh"
+#include "device/memory.cuh"
 #include "device/product.cuh"
 
 namespace jax_baracuda {
-
-// Four neighbouring, aligned floats.
-__device__ __forceinline__ void add_global_float4(float* address, float x, float y, float z,
-                                                  float w) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(address), "f"(x), "f"(y),
-               "f"(z), "f"(w)
-               : "memory");
-#else
-  atomicAdd(address, x);
-  atomicAdd(address + 1, y);
-  atomicAdd(address + 2, z);
-  atomicAdd(address + 3, w);
-#endif
-}
 
 // Adds a lane's part of rows of dQ to their sum. `to` is where its first row and columns are, `stride`
 // (of rows) is in elements. kWhole: no row or column is one too many.

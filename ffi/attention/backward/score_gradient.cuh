@@ -14,10 +14,10 @@ namespace jax_baracuda {
 template <int kKeyTiles, int kRowTiles>
 using ScoreBlock = float[kKeyTiles][kRowTiles][4];
 
-__device__ __forceinline__ int score_key(int k, int e, int lane) {
+__device__ __forceinline__ int key_of_score(int k, int e, int lane) {
   return 16 * k + 8 * (e >> 1) + lane / 4;
 }
-__device__ __forceinline__ int score_row(int r, int e, int lane) {
+__device__ __forceinline__ int row_of_score(int r, int e, int lane) {
   return 8 * r + 2 * (lane % 4) + (e & 1);
 }
 template <int kRowTiles>
@@ -50,14 +50,14 @@ __device__ __forceinline__ uint32_t visible_bits(const Visibility& visible, int 
   for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
     for (int half = 0; half < 4; half += 2) {
-      const int j = j0 + score_key(k, half, lane);
+      const int j = j0 + key_of_score(k, half, lane);
       const Visibility::Rows rows = visible.rows_of_keys(j, j + 1);
       const auto count = static_cast<unsigned>(rows.end - rows.begin);
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int e = half; e < half + 2; ++e)
-          if (static_cast<unsigned>(i0 + score_row(r, e, lane) - rows.begin) < count)
+          if (static_cast<unsigned>(i0 + row_of_score(r, e, lane) - rows.begin) < count)
             bits |= 1u << score_bit<kRowTiles>(k, r, e);
     }
   return bits;
@@ -73,12 +73,12 @@ __device__ __forceinline__ uint32_t same_segment_bits(const Visibility& visible,
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
     for (int column = 0; column < 2; ++column) {
-      const int id = segments.q[min(i0 + score_row(r, column, lane), visible.q_len - 1)];
+      const int id = segments.q[min(i0 + row_of_score(r, column, lane), visible.q_len - 1)];
 #pragma unroll
       for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
         for (int e = column; e < 4; e += 2)
-          if (segments.k[min(j0 + score_key(k, e, lane), visible.kv_len - 1)] == id)
+          if (segments.k[min(j0 + key_of_score(k, e, lane), visible.kv_len - 1)] == id)
             bits |= 1u << score_bit<kRowTiles>(k, r, e);
     }
   return bits;
@@ -96,7 +96,7 @@ __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const uint4 words =
-            modify.dropout_words(i0 + score_row(r, e, lane), j0 + score_key(k, e, lane));
+            modify.dropout_words(i0 + row_of_score(r, e, lane), j0 + key_of_score(k, e, lane));
         if (words.x >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e);
         if (words.y >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e + 2);
         if (words.z >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r + 1, e);
@@ -116,12 +116,24 @@ struct RowStats {
   }
 };
 
+// The same where statistics lie in the order of the rows.
+struct OrderedRowStats {
+  float at[2][2];
+  __device__ __forceinline__ OrderedRowStats(uint32_t stats, int r, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 v = load_shared_float2(stats + (r + i) * 32 + lane % 4 * 8);
+      at[i][0] = v.x, at[i][1] = v.y;
+    }
+  }
+};
+
 // Calls f(k, r, e, stat) for every entry of a block, with the statistic of its row.
-template <int kKeyTiles, int kRowTiles, class F>
+template <int kKeyTiles, int kRowTiles, class Stats = RowStats, class F>
 __device__ __forceinline__ void for_scores_and_stats(uint32_t stats, int lane, F f) {
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
-    const RowStats rows(stats, r & ~1, lane);
+    const Stats rows(stats, r & ~1, lane);
 #pragma unroll
     for (int k = 0; k < kKeyTiles; ++k)
 #pragma unroll
@@ -159,7 +171,7 @@ __device__ __forceinline__ void weights_to_gradients(
 
 // The same through soft cap, ALiBi, bias and dropout, one pass over the block for each option of
 // the call. s becomes p * keep / (1 - rate).
-template <int kKeyTiles, int kRowTiles>
+template <int kKeyTiles, int kRowTiles, class Stats = RowStats>
 __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, kRowTiles>& s,
                                                          ScoreBlock<kKeyTiles, kRowTiles>& d,
                                                          const AttentionProblem& problem,
@@ -177,7 +189,7 @@ __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, k
       d[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? d[k][r][e] * up : 0.0f;
     });
   }
-  for_scores_and_stats<kKeyTiles, kRowTiles>(
+  for_scores_and_stats<kKeyTiles, kRowTiles, Stats>(
       delta, lane, [&](int k, int r, int e, float row_delta) { d[k][r][e] -= row_delta; });
   if (problem.soft_cap > 0.0f) {
     const float cap = problem.soft_cap, inverse = 1.0f / cap;
@@ -191,7 +203,7 @@ __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, k
     const float slope = modify.slope;
     const int from_diagonal = i0 + modify.offset - j0;
     for_all([&](int k, int r, int e) {
-      const int distance = from_diagonal + score_row(r, e, lane) - score_key(k, e, lane);
+      const int distance = from_diagonal + row_of_score(r, e, lane) - key_of_score(k, e, lane);
       s[k][r][e] -= slope * fabsf(static_cast<float>(distance));
     });
   }
@@ -199,15 +211,16 @@ __device__ __forceinline__ void featured_score_gradients(ScoreBlock<kKeyTiles, k
     modify.with_bias([&](auto bias_at) {
       for_all([&](int k, int r, int e) {
         if (is_set<kRowTiles>(visible, k, r, e))  // the others may lie outside
-          s[k][r][e] += bias_at(i0 + score_row(r, e, lane), j0 + score_key(k, e, lane));
+          s[k][r][e] += bias_at(i0 + row_of_score(r, e, lane), j0 + key_of_score(k, e, lane));
       });
     });
-  for_scores_and_stats<kKeyTiles, kRowTiles>(lse, lane, [&](int k, int r, int e, float row_lse) {
-    float p = exp2_approx(s[k][r][e] - row_lse);
-    if (!is_set<kRowTiles>(visible, k, r, e)) p = 0.0f;
-    s[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? p * problem.dropout_scale : 0.0f;
-    d[k][r][e] *= p;
-  });
+  for_scores_and_stats<kKeyTiles, kRowTiles, Stats>(
+      lse, lane, [&](int k, int r, int e, float row_lse) {
+        float p = exp2_approx(s[k][r][e] - row_lse);
+        if (!is_set<kRowTiles>(visible, k, r, e)) p = 0.0f;
+        s[k][r][e] = is_set<kRowTiles>(kept, k, r, e) ? p * problem.dropout_scale : 0.0f;
+        d[k][r][e] *= p;
+      });
 }
 
 }  // namespace jax_baracuda

@@ -23,15 +23,21 @@ cudaError_t prepare(int device, const ForwardKernel& kernel) {
   return error;
 }
 
+// Behind the segment ranges, on a whole piece of 16 bytes.
+int64_t hopper_workspace_begin(const AttentionProblem& p) {
+  return (segment_range_bytes(p) + 15) / 16 * 16;
+}
+
 }  // namespace
 
 cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, bool portable,
-                                   ForwardPlan* plan) {
+                                   int64_t workspace_bytes, ForwardPlan* plan) {
   int device = 0, sm_shared = 0, cta_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
   if (!portable) {
-    cudaError_t error = plan_hopper_forward(device, dtype, problem, &plan->hopper);
-    if (error != cudaSuccess || plan->hopper) return error;
+    cudaError_t error = plan_hopper_forward(
+        device, dtype, problem, workspace_bytes - hopper_workspace_begin(problem), &plan->hopper);
+    if (error != cudaSuccess || plan->hopper.kernel) return error;
   }
   if (cudaError_t error = shared_per_multiprocessor(device, &sm_shared); error != cudaSuccess)
     return error;
@@ -53,16 +59,17 @@ cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem,
 }
 
 int64_t forward_workspace_bytes(const AttentionProblem& problem) {
-  return segment_range_bytes(problem) + kHopperWorkspaceBytes;
+  return hopper_workspace_begin(problem) + kHopperWorkspaceBytes;
 }
 
 cudaError_t launch_attention_forward(const ForwardPlan& plan, ForwardParams params, void* workspace,
                                      cudaStream_t stream) {
   if (cudaError_t error = launch_segment_ranges(&params, workspace, stream); error != cudaSuccess)
     return error;
-  if (plan.hopper)
-    return launch_hopper_forward(
-        *plan.hopper, params, static_cast<char*>(workspace) + segment_range_bytes(params), stream);
+  if (plan.hopper.kernel)
+    return launch_hopper_forward(plan.hopper, params,
+                                 static_cast<char*>(workspace) + hopper_workspace_begin(params),
+                                 stream);
   const ForwardKernel& kernel = *plan.portable;
   const int tiles = (params.max_q + kernel.tile.m - 1) / kernel.tile.m;
   // Packed calls have a row of CTAs a pack more, for the tokens of no sequence.

@@ -54,7 +54,10 @@ ffi::Error plan(ForwardCall& c, ForwardParams* p, ForwardPlan* chosen) {
   p->lse_head_stride = p->q_rows;
   p->lse_row_stride = 1;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_forward(dtype, *p, c.portable, chosen), kOp);
+  return to_ffi_error(
+      plan_attention_forward(dtype, *p, c.portable, static_cast<int64_t>(c.workspace->size_bytes()),
+                             chosen),
+      kOp);
 }
 
 ffi::Error initialize(ForwardCall c) {

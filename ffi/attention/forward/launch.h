@@ -29,20 +29,20 @@ const std::vector<ForwardKernel>& forward_kernels();
 
 // The kernel that serves a call: one of the two.
 struct ForwardPlan {
-  const HopperKernel* hopper = nullptr;
+  HopperCall hopper;
   const ForwardKernel* portable = nullptr;
 };
 
 // Chooses the kernel for the current device and makes it ready. Called in the initialize stage. `portable`: one that runs
-// on every GPU, whatever this one is.
+// on every GPU, whatever this one is. More workspace than forward_workspace_bytes() lets keys be split.
 cudaError_t plan_attention_forward(DType dtype, const AttentionProblem& problem, bool portable,
-                                   ForwardPlan* plan);
+                                   int64_t workspace_bytes, ForwardPlan* plan);
 
 // Enqueues it: the same launches for every call with the same shapes.
 cudaError_t launch_attention_forward(const ForwardPlan& plan, ForwardParams params, void* workspace,
                                      cudaStream_t stream);
 
-// Bytes of the workspace that launch_attention_forward takes.
+// Bytes of the workspace that launch_attention_forward takes at least.
 int64_t forward_workspace_bytes(const AttentionProblem& problem);
 
 }  // namespace jax_baracuda

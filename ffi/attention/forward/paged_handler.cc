@@ -18,21 +18,24 @@ struct PrefillCall {
   ffi::AnyBuffer query, qo_indptr, k_pages, v_pages;
   PageOperands pages;
   ffi::AnyBuffer sinks, alibi_slopes;
-  ffi::Result<ffi::AnyBuffer> out, lse;
+  ffi::Result<ffi::AnyBuffer> out, lse, workspace;
   PagedAttributes attributes;
+  bool portable;  // whether to leave out the kernels of one architecture
 
   template <class Binding>
   static auto bind(Binding&& binding) {
     return PagedAttributes::bind(
-        PageOperands::bind(std::forward<Binding>(binding)
-                               .template Arg<ffi::AnyBuffer>()   // query
-                               .template Arg<ffi::AnyBuffer>()   // qo_indptr
-                               .template Arg<ffi::AnyBuffer>()   // k_pages
-                               .template Arg<ffi::AnyBuffer>())  // v_pages
-            .template Arg<ffi::AnyBuffer>()                      // sinks
-            .template Arg<ffi::AnyBuffer>()                      // alibi_slopes
-            .template Ret<ffi::AnyBuffer>()                      // out
-            .template Ret<ffi::AnyBuffer>());                    // lse
+               PageOperands::bind(std::forward<Binding>(binding)
+                                      .template Arg<ffi::AnyBuffer>()   // query
+                                      .template Arg<ffi::AnyBuffer>()   // qo_indptr
+                                      .template Arg<ffi::AnyBuffer>()   // k_pages
+                                      .template Arg<ffi::AnyBuffer>())  // v_pages
+                   .template Arg<ffi::AnyBuffer>()                      // sinks
+                   .template Arg<ffi::AnyBuffer>()                      // alibi_slopes
+                   .template Ret<ffi::AnyBuffer>()                      // out
+                   .template Ret<ffi::AnyBuffer>()                      // lse
+                   .template Ret<ffi::AnyBuffer>())                     // workspace
+        .template Attr<bool>("portable");
   }
 };
 
@@ -47,12 +50,17 @@ ffi::Error plan(PrefillCall& c, ForwardParams* p, ForwardPlan* chosen) {
   if (!has_shape(*c.out, c.query.element_type(), {p->q_rows, p->heads, p->dim}) ||
       !has_shape(*c.lse, ffi::F32, {p->q_rows, p->heads}))
     return invalid_argument(kOp, "out must be like query and lse float32 [T, Hq]");
+  if (static_cast<int64_t>(c.workspace->size_bytes()) < forward_workspace_bytes(*p))
+    return invalid_argument(kOp, "the workspace is too small");
   p->out = c.out->untyped_data();
   p->lse = c.lse->typed_data<float>();
   p->lse_head_stride = 1;
   p->lse_row_stride = p->heads;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(plan_attention_forward(dtype, *p, true, chosen), kOp);
+  return to_ffi_error(
+      plan_attention_forward(dtype, *p, c.portable, static_cast<int64_t>(c.workspace->size_bytes()),
+                             chosen),
+      kOp);
 }
 
 ffi::Error initialize(PrefillCall c) {
@@ -66,7 +74,8 @@ ffi::Error execute(cudaStream_t stream, PrefillCall c) {
   ForwardPlan chosen;
   if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
   if (c.lse->element_count() == 0) return ffi::Error::Success();
-  return to_ffi_error(launch_attention_forward(chosen, params, nullptr, stream), kOp);
+  return to_ffi_error(launch_attention_forward(chosen, params, c.workspace->untyped_data(), stream),
+                      kOp);
 }
 
 }  // namespace

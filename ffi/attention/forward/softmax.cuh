@@ -18,17 +18,18 @@ __device__ __forceinline__ int score_column(int n, int e, int lane) {
   return 8 * n + 2 * (lane % 4) + (e & 1);
 }
 
-// Hides the keys that positions hide. i0: first row of the warp; j0: first key of the block.
-template <int kRowTiles, int kN>
-__device__ __forceinline__ void hide_by_position(Scores<kRowTiles, kN>& s,
-                                                 const Visibility& visible, int i0, int j0,
-                                                 int lane) {
+// Hides the keys that positions hide. row_of(r, half): the row of the sequence that entries 2 half, 2 half + 1 of row
+// tile r belong to; j0: first key of the block.
+template <int kRowTiles, int kN, class RowOf>
+__device__ __forceinline__ void hide_by_position_of(Scores<kRowTiles, kN>& s,
+                                                    const Visibility& visible, RowOf row_of, int j0,
+                                                    int lane) {
   const int column = j0 + score_column(0, 0, lane);
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int i = i0 + score_row(r, 2 * half, lane);
+      const int i = row_of(r, half);
       const Visibility::Keys keys = visible.keys_of_rows(i, i + 1);
       // Bounds on the distance from this lane's first column, which the compiler knows for every element.
       const int begin = keys.begin - column, end = keys.end - column,
@@ -43,11 +44,20 @@ __device__ __forceinline__ void hide_by_position(Scores<kRowTiles, kN>& s,
         }
     }
 }
+// The same; i0: first row of the warp.
+template <int kRowTiles, int kN>
+__device__ __forceinline__ void hide_by_position(Scores<kRowTiles, kN>& s,
+                                                 const Visibility& visible, int i0, int j0,
+                                                 int lane) {
+  hide_by_position_of<kRowTiles, kN>(
+      s, visible, [=](int r, int half) { return i0 + score_row(r, 2 * half, lane); }, j0, lane);
+}
 
 // Hides the keys of other segments; keys past the operands' end are hidden already.
-template <int kRowTiles, int kN>
-__device__ __forceinline__ void hide_by_segment(Scores<kRowTiles, kN>& s, const Segments& segments,
-                                                int rows, int keys, int i0, int j0, int lane) {
+template <int kRowTiles, int kN, class RowOf>
+__device__ __forceinline__ void hide_by_segment_of(Scores<kRowTiles, kN>& s,
+                                                   const Segments& segments, int rows, int keys,
+                                                   RowOf row_of, int j0, int lane) {
 #pragma unroll
   for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
@@ -57,9 +67,16 @@ __device__ __forceinline__ void hide_by_segment(Scores<kRowTiles, kN>& s, const 
       for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          if (segments.q[min(i0 + score_row(r, 2 * half, lane), rows - 1)] != id)
+          if (segments.q[min(row_of(r, half), rows - 1)] != id)
             s[r][n][2 * half + e] = negative_infinity();
     }
+}
+template <int kRowTiles, int kN>
+__device__ __forceinline__ void hide_by_segment(Scores<kRowTiles, kN>& s, const Segments& segments,
+                                                int rows, int keys, int i0, int j0, int lane) {
+  hide_by_segment_of<kRowTiles, kN>(
+      s, segments, rows, keys, [=](int r, int half) { return i0 + score_row(r, 2 * half, lane); },
+      j0, lane);
 }
 
 // Applies `change(&score, i, j)` to every score that is visible so far: only those lie within the operands for sure.

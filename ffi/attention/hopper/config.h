@@ -1,52 +1,203 @@
 // Tiles of the Hopper forward kernel and the choice among them. Host-safe.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include "attention/params.h"
 #include "common/dtype.h"
 
 namespace jax_baracuda {
 
+enum class TileUse {
+  kAny,
+  kDiagonal,  // a warpgroup that sees no more than the first half of a block multiplies no more
+  kFewTiles,  // a tile's rows may be those of all heads of a group, and its keys may be split over CTAs
+  kPages,  // keys in pages; without features a tile's rows may be those of several heads of a group
+};
+
 // A CTA has `groups` warpgroups of 64 query rows each and goes over the keys n at a time.
 struct HopperTile {
+  bool features;   // see has_features()
   int dim, dim_v;  // head dims rounded up to these
   int n, groups;
   int query_stages;       // 2: the next tile's queries are loaded while this one is at work
   bool pingpong;          // the warpgroups issue their products in turns
   bool overlap;           // softmax while P.V of the same warpgroup runs: takes registers
   int keys, causal_keys;  // for as many keys or more, without and with a causal mask
+  TileUse use = TileUse::kAny;
 
   constexpr int m() const { return 64 * groups; }
+  // Warpgroups pass over blocks that they see nothing of. With 128 keys a block and rows on the usual diagonal there are
+  // none; with two buffers of queries the blocks of all tiles are one sequence; with features registers are short. Requests
+  // in pages may have rows for one warpgroup alone.
+  constexpr bool skips() const {
+    return query_stages == 1 && !features &&
+           (use == TileUse::kDiagonal || use == TileUse::kPages ||
+            (use == TileUse::kAny && n % 64 != 0));
+  }
   constexpr bool operator==(const HopperTile& o) const {
-    return dim == o.dim && dim_v == o.dim_v && n == o.n && groups == o.groups;
+    return features == o.features && dim == o.dim && dim_v == o.dim_v && n == o.n &&
+           groups == o.groups && use == o.use;
   }
 };
+
+constexpr int kNever = 1 << 30;
 
 // The compiled tiles, which instantiations.cmake names; the first that fits is taken. Long blocks and many rows need less
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {64, 64, 128, 3, 1, true, false, 0, 2048},
-    {64, 64, 128, 2, 2, true, false, 0, 0},
-    {96, 96, 176, 2, 1, true, false, 1024, 4096},
-    {96, 96, 128, 2, 2, true, false, 0, 0},
-    {128, 128, 128, 2, 1, true, true, 0, 0},
-    {192, 128, 128, 2, 1, false, false, 0, 0},
-    {192, 192, 112, 2, 1, false, false, 0, 0},
-    {256, 256, 80, 2, 1, false, false, 0, 0},
+    {false, 64, 64, 128, 3, 1, true, false, 0, 2048},
+    {false, 64, 64, 128, 2, 2, true, false, 0, kNever},
+    {false, 64, 64, 128, 2, 1, true, false, kNever, 0, TileUse::kDiagonal},
+    {false, 96, 96, 176, 2, 1, true, false, 1024, 4096},
+    {false, 96, 96, 128, 2, 2, true, false, 0, 0},
+    {false, 128, 128, 128, 2, 1, true, true, 0, 2048},
+    {false, 128, 128, 128, 2, 1, true, true, kNever, 0, TileUse::kDiagonal},
+    {false, 192, 128, 128, 2, 1, false, false, 0, 2048},
+    {false, 192, 128, 128, 2, 1, false, false, kNever, 0, TileUse::kDiagonal},
+    {false, 192, 192, 112, 2, 1, false, false, 0, 0},
+    {false, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {true, 64, 64, 128, 2, 1, true, false, 0, 0},
+    {true, 128, 128, 112, 2, 1, true, false, 0, 0},
+    {true, 192, 192, 112, 2, 1, false, false, 0, 0},
+    {true, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
+    {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
+    {false, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
+    {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
+    {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {false, 96, 96, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kPages},
+    {false, 192, 192, 112, 2, 1, false, false, 0, 0, TileUse::kPages},
+    {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kPages},
+    {true, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {true, 128, 128, 112, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {true, 192, 192, 112, 2, 1, false, false, 0, 0, TileUse::kPages},
+    {true, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kPages},
 };
 // clang-format on
 
-inline const HopperTile* choose_hopper_tile(int dim, int dim_v, bool causal, int keys) {
+inline const HopperTile* choose_hopper_tile(bool features, int dim, int dim_v, bool causal,
+                                            int keys) {
   for (const HopperTile& tile : kHopperTiles)
-    if (dim <= tile.dim && dim_v <= tile.dim_v && keys >= (causal ? tile.causal_keys : tile.keys))
+    if (tile.features == features && tile.use != TileUse::kFewTiles &&
+        tile.use != TileUse::kPages && dim <= tile.dim && dim_v <= tile.dim_v &&
+        keys >= (causal ? tile.causal_keys : tile.keys))
       return &tile;
   return nullptr;
 }
 
-constexpr HopperTile hopper_tile(int dim, int dim_v, int n, int groups) {
+inline const HopperTile* choose_paged_tile(bool features, int dim) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.dim == dim && tile.dim_v == dim_v && tile.n == n && tile.groups == groups) return tile;
+    if (tile.use == TileUse::kPages && tile.features == features && dim <= tile.dim) return &tile;
+  return nullptr;
+}
+
+// The tile for few tiles that adds a row up as `usual` does: whether it is taken depends on the batch, and unless keys
+// are split the bits of a row must not.
+inline const HopperTile* few_tile_like(const HopperTile& usual) {
+  for (const HopperTile& tile : kHopperTiles)
+    if (tile.use == TileUse::kFewTiles && !usual.features && tile.dim == usual.dim &&
+        tile.dim_v == usual.dim_v && tile.n == usual.n)
+      return &tile;
+  return nullptr;
+}
+
+constexpr HopperTile hopper_tile(bool features, int dim, int dim_v, int n, int groups,
+                                 TileUse use) {
+  for (const HopperTile& tile : kHopperTiles)
+    if (tile.features == features && tile.dim == dim && tile.dim_v == dim_v && tile.n == n &&
+        tile.groups == groups && tile.use == use)
+      return tile;
   return {};
+}
+
+// The choice depends on shapes alone, so that the workspace can be sized where a call is traced: it counts on as many
+// CTAs as an H100 or H200 has SMs.
+inline constexpr int kPlannedCtas = 132;
+inline constexpr int kMaxKeySplits = 32;
+inline constexpr int kLeastSplitKeys = 256;  // of a split: shapes.py has the same number
+inline constexpr int kCombineCost = 3;       // of the second kernel, in blocks of keys
+
+// What serves a call: a tile, `packed` heads in the rows of one, the keys of one split over `splits` CTAs.
+struct HopperPlan {
+  const HopperTile* tile = nullptr;
+  int packed = 1, splits = 1;
+
+  int rows() const { return tile->m() / packed; }  // of a sequence, in a tile
+  // Rows of tiles: one a sequence, head or group of heads, and split.
+  int64_t lines(const AttentionProblem& p) const {
+    return int64_t{p.packs} * p.sequences * (p.heads / packed) * splits;
+  }
+  int64_t tiles(const AttentionProblem& p) const { return (p.max_q + rows() - 1) / rows(); }
+  // Tiles of all lines. Of requests in pages only as many as there are rows for, however uneven those are.
+  int64_t total(const AttentionProblem& p) const {
+    if (!p.pages.indptr) return tiles(p) * lines(p);
+    return (int64_t{p.q_rows} / rows() + p.sequences) * (p.heads / packed);
+  }
+  // The most keys that a tile sees.
+  int64_t keys(const AttentionProblem& p) const {
+    const int right = p.causal ? 0 : p.window_right;
+    if (p.window_left < 0 || right < 0) return p.max_k;
+    return std::min<int64_t>(p.max_k, int64_t{p.window_left} + right + 1 + rows() + p.sink_tokens);
+  }
+  // Time of the call in blocks of keys, were all tiles equal.
+  int64_t cost(const AttentionProblem& p) const {
+    const int64_t rounds = (tiles(p) * lines(p) + kPlannedCtas - 1) / kPlannedCtas;
+    const int64_t blocks = (keys(p) + tile->n - 1) / tile->n;
+    return rounds * ((blocks + splits - 1) / splits) + (splits > 1 ? kCombineCost : 0);
+  }
+};
+
+// Outputs of one split, and their LSE, in float32.
+inline int64_t split_bytes(const AttentionProblem& p) {
+  return int64_t{p.packs} * p.q_rows * p.heads * (p.dim_v + 1) * 4;
+}
+
+// How many heads of a group share a tile of m rows: as many as leave nine tenths of it in use, for all lengths. A request
+// that decodes then reads its keys once for so many heads.
+inline int choose_packed_heads(int group, int m) {
+  int packed = 1;
+  for (int heads = 2; heads <= std::min(group, m); ++heads)
+    if (group % heads == 0 && 10 * (m / heads * heads) >= 9 * m) packed = heads;
+  return packed;
+}
+
+// The plan for keys in pages, which are never split.
+inline HopperPlan choose_paged_plan(const AttentionProblem& p) {
+  HopperPlan plan;
+  const bool features = has_features(p);
+  plan.tile = choose_paged_tile(features, std::max(p.dim, p.dim_v));
+  if (plan.tile && !features) plan.packed = choose_packed_heads(p.group, plan.tile->m());
+  return plan;
+}
+
+// The plan of a problem; without a tile where the kernel does not take it. `spare`: bytes of the workspace for splits.
+inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int64_t spare) {
+  if (p.pages.indptr) return choose_paged_plan(p);
+  HopperPlan plan;
+  plan.tile = choose_hopper_tile(has_features(p), p.dim, p.dim_v, p.causal, p.max_k);
+  HopperPlan best;
+  best.tile = plan.tile ? few_tile_like(*plan.tile) : nullptr;
+  if (!best.tile || p.max_q < 1 || p.max_k < 1) return plan;
+  HopperPlan grouped = best;
+  grouped.packed = p.group;
+  if (p.group <= best.tile->m() &&
+      grouped.tiles(p) * grouped.lines(p) < best.tiles(p) * best.lines(p))
+    best = grouped;
+  // Where sequences share a pack, nobody knows afterwards which sequence a row was of.
+  const bool sink_each = p.sinks && p.sinks_stride && p.cu_seqlens_q;
+  const int64_t most = std::min<int64_t>(
+      {kMaxKeySplits, p.max_k / kLeastSplitKeys, spare / std::max<int64_t>(split_bytes(p), 1),
+       kPlannedCtas / std::max<int64_t>(best.tiles(p) * best.lines(p), 1)});
+  for (HopperPlan split = best; !sink_each && split.splits < most;) {
+    ++split.splits;
+    if (split.cost(p) < best.cost(p)) best = split;
+  }
+  // The usual tiles are better known: they stay where little is gained.
+  return 4 * best.cost(p) < 3 * plan.cost(p) ? best : plan;
 }
 
 }  // namespace jax_baracuda

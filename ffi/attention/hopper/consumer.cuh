@@ -6,18 +6,20 @@
 #include "attention/hopper/epilogue.cuh"
 #include "attention/hopper/params.h"
 #include "attention/hopper/traits.cuh"
+#include "device/divide.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
 
-// Hides the keys from each row's end on: the causal diagonal and the end of the sequence.
-template <int kN>
-__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, int i0,
+// Hides the keys from each row's end on: the causal diagonal and the end of the sequence. row_of(half): the row of the
+// sequence.
+template <int kN, class RowOf>
+__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, RowOf row_of,
                                          int j0, int lane) {
   const int column = j0 + score_column(0, 0, lane);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int i = i0 + score_row(0, 2 * half, lane);
+    const int i = row_of(half);
     const int end =
         (visible.causal ? min(visible.kv_len, i + visible.offset + 1) : visible.kv_len) - column;
 #pragma unroll
@@ -34,15 +36,18 @@ struct Consumer {
   using Query = typename Traits::Query;
   using Key = typename Traits::Key;
   using Value = typename Traits::Value;
-  static constexpr int kN = Traits::kN, kDimV = Traits::kDimV;
+  static constexpr int kN = Traits::kN, kDimV = Traits::kDimV, kHalfN = Traits::kHalfN;
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
   using FlatScores = float[kScores];
+  using FlatHalf = float[kHalfN / 2];
   using FlatOutput = float[kOut];
+  using Weights = uint32_t[kN / 16][4];
   static constexpr float kTolerated = 8.0f;
 
+  const HopperForwardParams& all;
   const ForwardParams& p;
   typename Traits::Control& control;
-  const float scale;  // of scores, to base 2
+  const float scale;  // of scores, to base 2; modified ones are logits in base 2 already
 
   const uint64_t queries, keys, values;  // descriptors
   RingPlace<Traits::kStages> key_place, value_place;
@@ -51,9 +56,10 @@ struct Consumer {
 
   __device__ __forceinline__ Consumer(const HopperForwardParams& params,
                                       typename Traits::Control& control, uint32_t shared, int group)
-      : p(params.problem),
+      : all(params),
+        p(params.problem),
         control(control),
-        scale(params.problem.scale * kLog2E),
+        scale(Traits::kFeatures ? 1.0f : params.problem.scale * kLog2E),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
         values(Value::descriptor(shared + Traits::kValueOffset)) {}
@@ -61,6 +67,10 @@ struct Consumer {
   // Where this thread is: read anew where it is seldom needed, so that it takes no register in between.
   struct Place {
     int lane, warp_row;  // warp_row: first row of the warp within the tile
+    // The lane's two rows.
+    __device__ __forceinline__ int row(int half) const {
+      return warp_row + score_row(0, 2 * half, lane);
+    }
   };
   __device__ __forceinline__ Place place() const {
     int thread;
@@ -87,62 +97,91 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void issue_scores(float (&s)[kScores]) const {
+  // Q K^T with the first kKeys keys of the block.
+  template <int kKeys>
+  __device__ __forceinline__ void issue_scores(float (&s)[kKeys / 2]) const {
     const uint64_t q = advance(queries, query_place.stage * Query::kBytes);
     const uint64_t k = advance(keys, key_place.stage * Key::kBytes);
 #pragma unroll
     for (int d = 0; d < Traits::kDim; d += 16)
-      WarpgroupMma<T, kN>::shared(s, advance(q, Query::column_offset(d)),
-                                  advance(k, Key::column_offset(d)), d > 0);
+      WarpgroupMma<T, kKeys>::shared(s, advance(q, Query::column_offset(d)),
+                                     advance(k, Key::column_offset(d)), d > 0);
     warpgroup_commit();
   }
-  __device__ __forceinline__ void issue_output(float (&out)[kOut],
-                                               const uint32_t (&weights)[kN / 16][4]) const {
+  template <int kKeys>
+  __device__ __forceinline__ void issue_output(float (&out)[kOut], const Weights& weights) const {
     const uint64_t v = advance(values, value_place.stage * Value::kBytes);
 #pragma unroll
-    for (int n = 0; n < kN; n += 16)
+    for (int n = 0; n < kKeys; n += 16)
       WarpgroupMma<T, kDimV>::registers(out, weights[n / 16], advance(v, Value::row_offset(n)), 1);
     warpgroup_commit();
   }
 
-  __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
+  // The row of the sequence that one of this lane's two rows of the tile is. In a packed tile, rows of the same place in
+  // the sequence follow each other, head after head.
+  __device__ __forceinline__ int row_of(const QueryTile& tile, const Place& at, int half) const {
+    if constexpr (Traits::kPacked)
+      return tile.first_row + static_cast<int>(divide(at.row(half), all.few.packed));
+    return tile.first_row + at.row(half);
+  }
+
+  template <int kKeys>
+  __device__ __forceinline__ void mask(Scores<1, kKeys>& s, const KeyBlock& block) const {
     if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
-      const QueryTile& tile = control.tile[tile_slot];
-      const auto [lane, warp_row] = place();
-      const int i = tile.first_row + warp_row;
-      if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, i, block.first_key, lane);
+      const auto& tile = control.tile[tile_slot];
+      const Place at = place();
+      const auto row = [&](int half) { return row_of(tile, at, half); };
+      const auto row_in_tile = [&](int, int half) { return row_of(tile, at, half); };
+      if (block.flags & kEndMasked) hide_end<kKeys>(s, tile.visible, row, block.first_key, at.lane);
       if (block.flags & kPositionMasked)
-        hide_by_position<1, kN>(s, tile.visible, i, block.first_key, lane);
-      if (block.flags & kSegmentMasked)
-        hide_by_segment<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
-                               tile.visible.kv_len, i, block.first_key, lane);
+        hide_by_position_of<1, kKeys>(s, tile.visible, row_in_tile, block.first_key, at.lane);
+      if (!Traits::kPaged && block.flags & kSegmentMasked)
+        hide_by_segment_of<1, kKeys>(s, Segments(p, tile.sequence), tile.visible.q_len,
+                                     tile.visible.kv_len, row_in_tile, block.first_key, at.lane);
     }
+  }
+
+  // Soft cap, ALiBi and bias; hidden scores are -inf already.
+  __device__ __forceinline__ void modify(Scores<1, kN>& s, const KeyBlock& block) const {
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    modify_scores<1, kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+  }
+  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
+    if (Traits::kPaged || !p.dropout_seed) return;
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
 
   // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
   // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
   // whether that is anything but 1 in some row of the warp.
-  __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
+  template <int kKeys>
+  __device__ __forceinline__ bool weigh(Scores<1, kKeys>& s, OnlineSoftmax<1>& softmax,
                                         float (&rescale)[2]) const {
     bool moved = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float top0 = s[0][0][2 * half], top1 = s[0][0][2 * half + 1];
 #pragma unroll
-      for (int n = 1; n < kN / 8; ++n) {
+      for (int n = 1; n < kKeys / 8; ++n) {
         top0 = fmaxf(top0, s[0][n][2 * half]);
         top1 = fmaxf(top1, s[0][n][2 * half + 1]);
       }
       const float before = softmax.maximum[0][half];
       float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
-      if ((top - before) * scale <= kTolerated) top = before;
-      moved = moved || top != before;
+      const float jump = (top - before) * scale;  // not a number as long as no key was seen
+      const bool moves = jump > kTolerated;
+      if (!moves) top = before;
+      moved = moved || moves;
       const float shift = top == negative_infinity() ? 0.0f : top * scale;
       softmax.maximum[0][half] = top;
-      rescale[half] = exp2_approx(before * scale - shift);
+      // Exactly 1 for a row that did not move: another row of the warp, maybe another request's, may have.
+      rescale[half] = exp2_approx(moves ? -jump : 0.0f);
       float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
 #pragma unroll
-      for (int n = 0; n < kN / 8; ++n) {
+      for (int n = 0; n < kKeys / 8; ++n) {
         float& a = s[0][n][2 * half];
         float& b = s[0][n][2 * half + 1];
         a = exp2_approx(a * scale - shift);
@@ -155,10 +194,10 @@ struct Consumer {
     return __any_sync(0xffffffffu, moved);
   }
 
-  static __device__ __forceinline__ void pack(const Scores<1, kN>& s,
-                                              uint32_t (&weights)[kN / 16][4]) {
+  template <int kKeys>
+  static __device__ __forceinline__ void pack(const Scores<1, kKeys>& s, Weights& weights) {
 #pragma unroll
-    for (int n = 0; n < kN / 8; ++n)
+    for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         weights[n / 2][n % 2 * 2 + half] = pack_pair<T>(s[0][n][2 * half], s[0][n][2 * half + 1]);
@@ -182,18 +221,59 @@ struct Consumer {
     named_barrier_sync(4 + threadIdx.x / 128, 128);
   }
 
+  // Where in the output one of this lane's two rows is.
+  __device__ __forceinline__ OutputRow output_row(const QueryTile& tile, const Place& at,
+                                                  int half) const {
+    const int row = row_of(tile, at, half);
+    const bool there = row < tile.sequence.q_rows;
+    if constexpr (Traits::kPacked) {
+      const int in_tile = row - tile.first_row;
+      const int head = at.row(half) - in_tile * static_cast<int>(all.few.packed.divisor);
+      return {row, tile.head + head, there && in_tile < all.few.rows};
+    }
+    return {row, tile.head, there};
+  }
+
   __device__ __forceinline__ void finish(int slot, OnlineSoftmax<1>& softmax,
                                          float (&factor)[2]) const {
-    const QueryTile& tile = control.tile[slot];
-    const auto [lane, warp_row] = place();
-    finish_rows(p, tile.sequence, tile.head, tile.first_row + warp_row, softmax, scale, lane,
-                factor);
+    const auto& tile = control.tile[slot];
+    const Sequence& sequence = tile.sequence;
+    const Place at = place();
+    const auto row_at = [&](int half) { return output_row(tile, at, half); };
+    const float* sinks = p.sinks ? p.sinks + sequence.index * p.sinks_stride : nullptr;
+    const auto lse_at = [&](const OutputRow& r) {
+      const int64_t row = sequence.q_first - static_cast<int64_t>(sequence.pack) * p.q_rows + r.row;
+      return lse_of(p, sequence.pack, r.head, row);
+    };
+    if constexpr (Traits::kFewTiles) {
+      if (all.few.splits > 1) {  // sinks come in when the splits are added up
+        const auto split_at = [&](const OutputRow& r) {
+          return &split_lse(all, tile.split, sequence.q_first + r.row, r.head);
+        };
+        finish_rows(sequence, nullptr, softmax, scale, at.lane, row_at, split_at, factor);
+        return;
+      }
+    }
+    finish_rows(sequence, sinks, softmax, scale, at.lane, row_at, lse_at, factor);
+    if constexpr (Traits::kFeatures) {
+      factor[0] *= p.dropout_scale;
+      factor[1] *= p.dropout_scale;
+    }
   }
   __device__ __forceinline__ void store(int slot, const float (&out)[kDimV / 8][4],
                                         const float (&factor)[2]) const {
-    const QueryTile& tile = control.tile[slot];
-    const auto [lane, warp_row] = place();
-    store_rows<T, kDimV>(p, tile.sequence, tile.head, tile.first_row + warp_row, out, factor, lane);
+    const auto& tile = control.tile[slot];
+    const Place at = place();
+    const auto row_at = [&](int half) { return output_row(tile, at, half); };
+    if constexpr (Traits::kFewTiles) {
+      if (all.few.splits > 1) {
+        const int64_t elements = int64_t{p.packs} * p.q_rows * p.heads * p.dim_v;
+        store_split_rows<kDimV>(p, tile.sequence, all.few.out + tile.split * elements, row_at, out,
+                                factor, at.lane);
+        return;
+      }
+    }
+    store_rows<T, kDimV>(p, tile.sequence, row_at, out, factor, at.lane);
   }
 
   // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
@@ -209,16 +289,26 @@ struct Consumer {
   // What a warpgroup holds of the block at hand and of the tile.
   struct State {
     Scores<1, kN> s;
-    uint32_t weights[kN / 16][4];
+    Weights weights;
     float out[kDimV / 8][4];
     OnlineSoftmax<1> softmax;
     KeyBlock block;
 
     __device__ __forceinline__ FlatScores& scores() { return reinterpret_cast<FlatScores&>(s); }
+    __device__ __forceinline__ Scores<1, kHalfN>& half() {
+      return reinterpret_cast<Scores<1, kHalfN>&>(s);
+    }
+    __device__ __forceinline__ FlatHalf& half_scores() { return reinterpret_cast<FlatHalf&>(s); }
     __device__ __forceinline__ FlatOutput& output() { return reinterpret_cast<FlatOutput&>(out); }
     __device__ __forceinline__ void clear_output() {
 #pragma unroll
       for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
+    }
+    __device__ __forceinline__ void rescale_output(const float (&factor)[2]) {
+#pragma unroll
+      for (int c = 0; c < kDimV / 8; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[c][e] *= factor[e >> 1];
     }
   };
 
@@ -248,18 +338,94 @@ struct Consumer {
     key_place.next();
   }
 
-  // The first block of a tile, with nothing to overlap with.
+  // From products to weights, as weigh().
+  __device__ __forceinline__ bool score(State& r, float (&rescale)[2]) const {
+    mask<kN>(r.s, r.block);
+    if constexpr (Traits::kFeatures) modify(r.s, r.block);
+    const bool moved = weigh<kN>(r.s, r.softmax, rescale);
+    if constexpr (Traits::kFeatures) drop(r.s, r.block);
+    return moved;
+  }
+
+  // The first block of a tile that this warpgroup multiplies in full, with nothing to overlap with.
   __device__ __forceinline__ void begin(State& r) {
     float rescale[2];
+    const bool turn = is_later_block(r);
     wait(control.query_full[query_place.stage], query_place.parity);
+    if (turn) take_turn();
     warpgroup_arrive();
-    issue_scores(r.scores());
+    issue_scores<kN>(r.scores());
     warpgroup_wait<0>();
     hold(r.scores());
+    if (turn) give_turn();
     release_keys(r.block);
-    mask(r.s, r.block);
-    weigh(r.s, r.softmax, rescale);
-    pack(r.s, r.weights);
+    const bool moved = score(r, rescale);
+    if constexpr (Traits::kHalves)
+      if (turn && moved) r.rescale_output(rescale);
+    pack<kN>(r.s, r.weights);
+  }
+
+  // Of the blocks of a tile, every warpgroup takes a turn for each but the first, whatever it does with it.
+  __device__ __forceinline__ bool is_later_block(const State& r) const {
+    return Traits::kSkips && !(r.block.flags & kFirstBlock);
+  }
+  // What the producer says of the block for this warpgroup: kHidden or kHalf.
+  __device__ __forceinline__ bool says(const KeyBlock& block, int what) const {
+    return __any_sync(0xffffffffu, block.flags & what << (threadIdx.x / 128 - 1));
+  }
+
+  // A block that this warpgroup sees nothing of. Its buffers are given back when they are full: an arrival before that
+  // could count for the buffers' use before.
+  __device__ __forceinline__ void pass_over(State& r) {
+    wait(control.query_full[query_place.stage], query_place.parity);
+    if (is_later_block(r)) {
+      take_turn();
+      give_turn();
+    }
+    release_keys(r.block);
+    wait_values();
+    release(control.value_empty[value_place.stage]);
+    value_place.next();
+  }
+
+  // A block that this warpgroup sees no more of than the first half, from its scores to its output.
+  __device__ __forceinline__ void attend_half(State& r, uint32_t shared_values) {
+    float rescale[2];
+    const bool turn = is_later_block(r);
+    wait(control.query_full[query_place.stage], query_place.parity);
+    if (turn) take_turn();
+    warpgroup_arrive();
+    issue_scores<kHalfN>(r.half_scores());
+    warpgroup_wait<0>();
+    hold(r.half_scores());
+    if (turn) give_turn();
+    release_keys(r.block);
+    mask<kHalfN>(r.half(), r.block);
+    weigh<kHalfN>(r.half(), r.softmax, rescale);  // the first: there is no output to rescale
+    pack<kHalfN>(r.half(), r.weights);
+    clean_values(r.block, shared_values);
+    wait_values();
+    warpgroup_arrive();
+    issue_output<kHalfN>(r.output(), r.weights);
+    end_output(r);
+  }
+
+  // The first blocks of a tile as far as this warpgroup does not need all of them: passes over them or multiplies half.
+  // Whether a block is left: it has then been waited for.
+  __device__ __forceinline__ bool pass_hidden(State& r, uint32_t shared_values) {
+    while (says(r.block, kHidden)) {
+      pass_over(r);
+      if (r.block.flags & kLastBlock) return false;
+      next_block(r);
+    }
+    if constexpr (Traits::kHalves) {
+      if (says(r.block, kHalf)) {
+        attend_half(r, shared_values);
+        if (r.block.flags & kLastBlock) return false;
+        next_block(r);
+      }
+    }
+    return true;
   }
 
   // The scores of the next block, which next_block() has waited for, and the output of the one before; kNewTile: that was
@@ -274,10 +440,10 @@ struct Consumer {
     }
     take_turn();
     warpgroup_arrive();
-    issue_scores(r.scores());
+    issue_scores<kN>(r.scores());
     wait_values();
     warpgroup_arrive();
-    issue_output(r.output(), r.weights);
+    issue_output<kN>(r.output(), r.weights);
     give_turn();
     if constexpr (kNewTile) {
       finish(ending_slot, r.softmax, factor);
@@ -287,21 +453,17 @@ struct Consumer {
     hold(r.scores());
     release_keys(r.block);
     if constexpr (!Traits::kOverlap) end_output(r);
-    mask(r.s, r.block);
-    const bool moved = weigh(r.s, r.softmax, rescale);
+    const bool moved = score(r, rescale);
     if constexpr (Traits::kOverlap) {
       weights_before_wait(r.softmax);
       end_output(r);
     }
-    pack(r.s, r.weights);
+    pack<kN>(r.s, r.weights);
     if constexpr (kNewTile) {
       store(ending_slot, r.out, factor);
       r.clear_output();
     } else if (moved) {
-#pragma unroll
-      for (int c = 0; c < kDimV / 8; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) r.out[c][e] *= rescale[e >> 1];
+      r.rescale_output(rescale);
     }
   }
 
@@ -316,8 +478,10 @@ struct Consumer {
   __device__ __forceinline__ void end(State& r) {
     wait_values();
     warpgroup_arrive();
-    issue_output(r.output(), r.weights);
+    issue_output<kN>(r.output(), r.weights);
     end_output(r);
+  }
+  __device__ __forceinline__ void conclude(State& r) {
     float factor[2];
     finish(tile_slot, r.softmax, factor);
     store(tile_slot, r.out, factor);
@@ -342,18 +506,24 @@ struct Consumer {
           step<false>(r);
       }
       end(r);
+      conclude(r);
     } else {
       while (next_block(r)) {
-        begin(r);
-        while (true) {
-          const KeyBlock before = r.block;
-          const bool more = !(before.flags & kLastBlock);
-          if (more) next_block(r);
-          clean_values(before, shared_values);
-          if (!more) break;
-          step<false>(r);
+        bool more = true;
+        if constexpr (Traits::kSkips) more = pass_hidden(r, shared_values);
+        if (more) {
+          begin(r);
+          while (true) {
+            const KeyBlock before = r.block;
+            more = !(before.flags & kLastBlock);
+            if (more) next_block(r);
+            clean_values(before, shared_values);
+            if (!more) break;
+            step<false>(r);
+          }
+          end(r);
         }
-        end(r);
+        conclude(r);
         r.softmax = OnlineSoftmax<1>();
         r.clear_output();
         next_tile();

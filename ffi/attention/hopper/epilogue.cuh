@@ -40,37 +40,45 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int lane) {
   }
 }
 
-// What a lane's two rows of the output are multiplied with, 0 for rows that see no key; writes their LSE. `first_row`
-// is the warp's, within the sequence.
-__device__ __forceinline__ void finish_rows(const ForwardParams& p, const Sequence& sequence,
-                                            int head, int first_row, OnlineSoftmax<1>& softmax,
-                                            float scale, int lane, float (&factor)[2]) {
-  const float* sink = p.sinks ? p.sinks + sequence.index * p.sinks_stride + head : nullptr;
-  const int64_t pack_row = sequence.q_first - static_cast<int64_t>(sequence.pack) * p.q_rows;
+// A row of the output: within the sequence, and its head. Rows of a tile that are none of the sequence's are not there.
+struct OutputRow {
+  int row, head;
+  bool there;
+};
+
+// What a lane's two rows of the output are multiplied with, 0 for rows that see no key; writes their LSE. row_at(half) is
+// the OutputRow; sinks has a logit a head or is null; lse_at(row) is where its LSE goes.
+template <class RowAt, class LseAt>
+__device__ __forceinline__ void finish_rows(const Sequence& sequence, const float* sinks,
+                                            OnlineSoftmax<1>& softmax, float scale, int lane,
+                                            RowAt row_at, LseAt lse_at, float (&factor)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    const OutputRow r = row_at(half);
     float lse;
-    factor[half] = softmax.finish(0, half, scale, sink, &lse);
-    const int row = first_row + score_row(0, 2 * half, lane);
-    if (row >= sequence.q_len) {
+    factor[half] = softmax.finish(0, half, scale, sinks ? sinks + r.head : nullptr, &lse);
+    if (r.row >= sequence.q_len) {
       factor[half] = 0.0f;
       lse = negative_infinity();
     }
-    if (lane % 4 == 0 && row < sequence.q_rows)
-      *lse_of(p, sequence.pack, head, pack_row + row) = lse;
+    if (lane % 4 == 0 && r.there) *lse_at(r) = lse;
   }
 }
 
-template <class T, int kDimV>
+// Where a row of the output starts.
+__device__ __forceinline__ int64_t output_at(const ForwardParams& p, const Sequence& sequence,
+                                             const OutputRow& r) {
+  return ((sequence.q_first + r.row) * p.heads + r.head) * static_cast<int64_t>(p.dim_v);
+}
+
+template <class T, int kDimV, class RowAt>
 __device__ __forceinline__ void store_rows(const ForwardParams& p, const Sequence& sequence,
-                                           int head, int first_row,
-                                           const float (&out)[kDimV / 8][4],
+                                           RowAt row_at, const float (&out)[kDimV / 8][4],
                                            const float (&factor)[2], int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = first_row + score_row(0, 2 * half, lane);
-    T* to = static_cast<T*>(p.out) +
-            ((sequence.q_first + row) * p.heads + head) * static_cast<int64_t>(p.dim_v);
+    const OutputRow r = row_at(half);
+    T* to = static_cast<T*>(p.out) + output_at(p, sequence, r);
 #pragma unroll
     for (int c = 0; c < kDimV / 8; c += 4) {
       uint32_t words[4];
@@ -82,8 +90,30 @@ __device__ __forceinline__ void store_rows(const ForwardParams& p, const Sequenc
       }
       transpose_quad(words, lane);
       const int column = 8 * (c + lane % 4);
-      if (row < sequence.q_rows && column < p.dim_v)
+      if (r.there && column < p.dim_v)
         *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
+// The same in float32, for one split of the keys: `to` is where the split's output of all rows starts. Rows that saw no
+// key are left out.
+template <int kDimV, class RowAt>
+__device__ __forceinline__ void store_split_rows(const ForwardParams& p, const Sequence& sequence,
+                                                 float* to, RowAt row_at,
+                                                 const float (&out)[kDimV / 8][4],
+                                                 const float (&factor)[2], int lane) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const OutputRow r = row_at(half);
+    if (!r.there || factor[half] == 0.0f) continue;
+    float* row = to + output_at(p, sequence, r);
+#pragma unroll
+    for (int c = 0; c < kDimV / 8; ++c) {
+      const int column = 8 * c + 2 * (lane % 4);
+      if (column < p.dim_v)
+        *reinterpret_cast<float2*>(row + column) =
+            make_float2(out[c][2 * half] * factor[half], out[c][2 * half + 1] * factor[half]);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <cuda.h>  // CUtensorMap; nothing of it is linked
 
 #include "attention/params.h"
+#include "common/divisor.h"
 
 namespace jax_baracuda {
 
@@ -14,13 +15,30 @@ struct TileOrder {
   int tiles;  // of a row
   int rows;
   int section;   // rows
-  int* counter;  // tiles taken so far beyond one a CTA; starts at 0
+  int* counter;  // tiles taken so far beyond one a CTA; starts at 0. Null: there are none
+};
+
+// Calls with few tiles (TileUse::kFewTiles) and with pages. The rows of a tile are those of `packed` heads, row by row, and
+// a tile's blocks of keys are cut into `splits` spans, of which a CTA takes one; with pages `splits` is 1.
+struct FewTiles {
+  Divisor packed;
+  int rows;  // of the sequence, in a tile
+  int splits;
+  float* out;  // of the splits, where there are several: [splits, packs * q_rows, Hq, Dv]
+  float* lse;  // [splits, packs * q_rows, Hq]
+};
+
+// A block of keys from pages: so many boxes of so many rows, a divisor of the block and of a page.
+struct PageBoxes {
+  int count, rows;
 };
 
 struct HopperForwardParams {
   CUtensorMap query, key, value;
   ForwardParams problem;
-  TileOrder order;
+  TileOrder order;  // with pages only the counter: see SequenceWalk
+  FewTiles few;
+  PageBoxes boxes;
 };
 
 }  // namespace jax_baracuda

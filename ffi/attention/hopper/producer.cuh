@@ -5,10 +5,37 @@
 #include "attention/forward/epilogue.cuh"
 #include "attention/hopper/schedule.cuh"
 #include "attention/hopper/traits.cuh"
+#include "device/divide.cuh"
 #include "device/math.cuh"
+#include "device/page_table.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
+
+// The blocks of keys that a tile sees, by position and segment. Requests in pages have no segments, and the loading warp no
+// registers to spare for them.
+template <class Traits>
+struct BlockWalk {
+  SegmentBlocks segments;
+
+  __device__ __forceinline__ BlockWalk(const ForwardParams& p, const Sequence& sequence,
+                                       const Visibility& visible, int i0, int i1)
+      : segments(Segments(p, sequence), visible, i0, i1) {}
+  __device__ __forceinline__ int before(const KeyBlocks<Traits::kN>& blocks, int block) const {
+    if constexpr (Traits::kPaged) return blocks.before(block);
+    return segments.before(blocks, block);
+  }
+  __device__ __forceinline__ bool has_mixed_segments(int block) const {
+    if constexpr (Traits::kPaged) return false;
+    return segments.segments.any() &&
+           segments.template overlap<Traits::kN>(block) == Overlap::kSome;
+  }
+};
+
+// Where a block of keys lies: that of its box, or in pages of this lane's box.
+struct BoxPlace {
+  int row = -1, head, pack;  // in pages: row of the page, head, page
+};
 
 template <class Traits>
 struct Producer {
@@ -25,114 +52,235 @@ struct Producer {
   RingPlace<Traits::kStages> key_place, value_place;
   int tile_slot = 0;
   // The block of values that is due: it is loaded after the next block of keys, which the consumers need first.
-  int value_row = -1, value_head = 0, value_pack = 0;
+  BoxPlace due_value;
 
   __device__ __forceinline__ Producer(const HopperForwardParams& p,
                                       typename Traits::Control& control, uint32_t shared, int lane)
       : p(p), control(control), shared(shared), lane(lane) {}
 
   template <class TileT>
-  __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, uint32_t barrier,
-                                       int row, int head, int pack, uint64_t policy) {
-    mbarrier_arrive_expect(barrier, TileT::kBytes);
+  __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                           const BoxPlace& place, uint64_t policy) {
 #pragma unroll
     for (int panel = 0; panel < TileT::kPanels; ++panel)
-      tma_load(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns, row, head,
-               pack, policy);
+      tma_load(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns, place.row,
+               place.head, place.pack, policy);
   }
-
   __device__ __forceinline__ void load_query(int row, int head, int pack) {
     const int stage = query_place.stage;
-    load<Query>(shared + stage * Query::kBytes, p.query, shared_address(&control.query_full[stage]),
-                row, head, pack, kEvictFirst);
+    const uint32_t to = shared + stage * Query::kBytes,
+                   barrier = shared_address(&control.query_full[stage]);
+    if constexpr (Traits::kPacked) {
+      // A box of rows and heads, which may not fill the tile: what is below it then belongs to no row.
+      mbarrier_arrive_expect(barrier, p.few.rows * p.few.packed.divisor * Traits::kDim * 2);
+      copy_box<Query>(to, p.query, barrier, {head, row, pack}, kEvictFirst);
+    } else {
+      mbarrier_arrive_expect(barrier, Query::kBytes);
+      copy_box<Query>(to, p.query, barrier, {row, head, pack}, kEvictFirst);
+    }
     query_place.next();
   }
-  __device__ __forceinline__ void load_key(int row, int head, int pack) {
+  // All lanes. What lane 0 wrote before is there for whoever waits for the barrier.
+  template <class TileT>
+  __device__ __forceinline__ void load_block(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                             const BoxPlace& place) {
+    if (lane == 0) mbarrier_arrive_expect(barrier, TileT::kBytes);
+    if constexpr (Traits::kPaged) {
+      __syncwarp();
+      const BoxPlace box = {place.row, place.head, page_in_store(p.problem.pages, place.pack)};
+      if (lane < p.boxes.count)
+        copy_box<TileT>(to + lane * p.boxes.rows * TileT::row_offset(1), map, barrier, box,
+                        kEvictLast);
+    } else {
+      if (lane == 0) copy_box<TileT>(to, map, barrier, place, kEvictLast);
+    }
+  }
+  __device__ __forceinline__ void load_key(const BoxPlace& place) {
     const int stage = key_place.stage;
-    load<Key>(shared + Traits::kKeyOffset + stage * Key::kBytes, p.key,
-              shared_address(&control.key_full[stage]), row, head, pack, kEvictLast);
+    load_block<Key>(shared + Traits::kKeyOffset + stage * Key::kBytes, p.key,
+                    shared_address(&control.key_full[stage]), place);
     key_place.next();
   }
   __device__ __forceinline__ void load_due_value() {
-    if (value_row < 0) return;
+    if (due_value.row < 0) return;
     const int stage = value_place.stage;
     mbarrier_wait(shared_address(&control.value_empty[stage]), value_place.parity ^ 1);
-    if (lane == 0)
-      load<Value>(shared + Traits::kValueOffset + stage * Value::kBytes, p.value,
-                  shared_address(&control.value_full[stage]), value_row, value_head, value_pack,
-                  kEvictLast);
+    load_block<Value>(shared + Traits::kValueOffset + stage * Value::kBytes, p.value,
+                      shared_address(&control.value_full[stage]), due_value);
     value_place.next();
-    value_row = -1;
+    due_value.row = -1;
   }
 
-  // All blocks of one tile.
-  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0) {
+  // In pages: what lies past the history is past the end of a page, too, so that it comes as zeros. The page is the table's.
+  __device__ __forceinline__ BoxPlace find_block(const Sequence& sequence, int kv_head,
+                                                 int first_key) const {
+    if constexpr (Traits::kPaged) {
+      const PageTable& pages = p.problem.pages;
+      const int token = first_key + lane * p.boxes.rows;
+      if (lane >= p.boxes.count || token >= sequence.kv_len)
+        return {static_cast<int>(pages.page_size.divisor), kv_head, 0};
+      return {row_in_page(pages, token), kv_head, page_of(pages, sequence.first_entry, token)};
+    } else {
+      const int64_t first =
+          sequence.k_first - static_cast<int64_t>(sequence.pack) * p.problem.k_rows;
+      return {static_cast<int>(first) + first_key, kv_head, sequence.pack};
+    }
+  }
+
+  // Whether a block has rows of values past the sequence's last one that may be anything: those past the end of an array, or
+  // of a page, are zeros.
+  __device__ __forceinline__ bool is_padded(const Sequence& sequence, int block) const {
+    if ((block + 1) * Traits::kN <= sequence.kv_len) return false;
+    if constexpr (Traits::kPaged) return sequence.kv_len % p.boxes.rows != 0;
+    const int64_t first = sequence.k_first - static_cast<int64_t>(sequence.pack) * p.problem.k_rows;
+    return first + sequence.kv_len < p.problem.k_rows;
+  }
+
+  // Rows of a sequence in a tile.
+  __device__ __forceinline__ int tile_rows() const {
+    return Traits::kPacked ? p.few.rows : Traits::kM;
+  }
+
+  // Heads of a group in a tile.
+  __device__ __forceinline__ int packed_heads() const {
+    return Traits::kPacked ? p.few.packed.divisor : 1;
+  }
+
+  // The row of the sequence, from the tile's first one, that a row of the tile is of.
+  __device__ __forceinline__ int row_of(int row) const {
+    return Traits::kPacked ? static_cast<int>(divide(row, p.few.packed)) : row;
+  }
+
+  // Of a tile, or of a split of it, without keys: zeros and -inf.
+  __device__ __forceinline__ void store_nothing(const Sequence& sequence, int pack_row, int head,
+                                                int i0, int split) {
+    const int end = min(i0 + tile_rows(), sequence.q_rows);
+    if constexpr (Traits::kFewTiles) {
+      if (p.few.splits > 1) {
+        const int heads = p.few.packed.divisor;
+        for (int at = lane; at < (end - i0) * heads; at += 32)
+          split_lse(p, split, sequence.q_first + i0 + at / heads, head + at % heads) =
+              negative_infinity();
+        return;
+      }
+    }
+    for (int h = 0; h < packed_heads(); ++h)
+      store_no_attention<typename Traits::T>(p.problem, sequence.pack, head + h, pack_row + i0,
+                                             pack_row + end, lane, 32);
+  }
+
+  // What a warpgroup sees less of a block: the first blocks of a tile may lie past its last row's keys.
+  __device__ __forceinline__ int hidden_parts(const Visibility& visible, int i0, int first_key) {
+    int flags = 0;
+    if constexpr (Traits::kSkips) {
+#pragma unroll
+      for (int g = 0; g < Traits::kGroups; ++g) {
+        const auto keys = visible.keys_of_rows(i0 + row_of(64 * g), i0 + row_of(64 * g + 63) + 1);
+        const int end = max(keys.end, keys.sink_end);
+        if (end <= first_key)
+          flags |= kHidden << g;
+        else if (Traits::kHalves && end <= first_key + Traits::kHalfN)
+          flags |= kHalf << g;
+      }
+    }
+    return flags;
+  }
+
+  // All blocks of one tile, or of a split of it.
+  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0, int split) {
     constexpr int kN = Traits::kN;
     const ForwardParams& problem = p.problem;
     const Visibility visible(problem, sequence);
-    const int i1 = min(i0 + Traits::kM, sequence.q_len);
-    const KeyBlocks<kN> blocks(visible, i0, i1);
-    const Segments segments(problem, sequence);
-    const SegmentBlocks segment_blocks(segments, visible, i0, i1);
-    int block = i0 < i1 ? segment_blocks.before(blocks, blocks.last) : -1;
+    const int i1 = min(i0 + tile_rows(), sequence.q_len);
+    // Rows past the last one may see anything, unless what they see looks something up.
+    const KeyBlocks<kN> blocks(visible, i0, Traits::kFeatures ? i0 + Traits::kM : i1);
+    const BlockWalk<Traits> walk(problem, sequence, visible, i0, i1);
+    int from = blocks.last, stop = -1;  // blocks before `from` and after `stop`
+    if constexpr (Traits::kFewTiles) {
+      const int count = blocks.count(), begin = count * split / p.few.splits,
+                end = count * (split + 1) / p.few.splits;
+      from = blocks.at(begin) + 1;
+      stop = end < count ? blocks.at(end) : -1;
+    }
+    int block = i0 < i1 ? walk.before(blocks, from) : -1;
     const int pack_row =
         static_cast<int>(sequence.q_first - static_cast<int64_t>(sequence.pack) * problem.q_rows);
-    if (block < 0) {
-      store_no_attention<typename Traits::T>(problem, sequence.pack, head, pack_row + i0,
-                                             pack_row + min(i0 + Traits::kM, sequence.q_rows), lane,
-                                             32);
+    if (block <= stop) {
+      store_nothing(sequence, pack_row, head, i0, split);
       return;
     }
+    const int kv_head = head / problem.group;
+    BoxPlace place = find_block(sequence, kv_head, block * kN);
     // The only buffer of queries is free when all products of the last tile with keys are done, which is no time to
     // wait for its last values.
     if (Traits::kQueryStages == 1) load_due_value();
     mbarrier_wait(shared_address(&control.query_empty[query_place.stage]), query_place.parity ^ 1);
     if (lane == 0) {
-      control.tile[tile_slot] = {sequence, visible, head, i0};
+      auto& tile = control.tile[tile_slot];
+      static_cast<QueryTile&>(tile) = {sequence, visible, head, i0};
+      if constexpr (Traits::kFewTiles) tile.split = split;
+      if constexpr (Traits::kFeatures && Traits::kPaged)
+        tile.modify.set_slope(problem, sequence, head);
+      else if constexpr (Traits::kFeatures)
+        tile.modify = ScoreModifier(problem, sequence, head);
       load_query(pack_row + i0, head, sequence.pack);
     } else {
       query_place.next();
     }
     tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
 
-    const int kv_head = head / problem.group;
-    const int key_first =
-        static_cast<int>(sequence.k_first - static_cast<int64_t>(sequence.pack) * problem.k_rows);
     int flags = kFirstBlock;
-    while (block >= 0) {
-      const int next = segment_blocks.before(blocks, block);
-      if (next < 0) flags |= kLastBlock;
-      if (!blocks.whole(block)) flags |= visible.has_window() ? kPositionMasked : kEndMasked;
-      if (problem.query_segments && segment_blocks.template overlap<kN>(block) == Overlap::kSome)
-        flags |= kSegmentMasked;
-      if ((block + 1) * kN > sequence.kv_len && key_first + sequence.kv_len < problem.k_rows)
-        flags |= kPaddedBlock;
+    while (block > stop) {
+      const int next = walk.before(blocks, block);
+      if (next <= stop) flags |= kLastBlock;
+      flags |= hidden_parts(visible, i0, block * kN);
+      if (!blocks.whole(block))
+        flags |= Traits::kFeatures || visible.has_window() ? kPositionMasked : kEndMasked;
+      if (walk.has_mixed_segments(block)) flags |= kSegmentMasked;
+      if (is_padded(sequence, block)) flags |= kPaddedBlock;
+      const BoxPlace following = find_block(sequence, kv_head, max(next, 0) * kN);
       mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
-      const int row = key_first + block * kN;
-      if (lane == 0) {
-        control.block[key_place.stage] = {block * kN, flags};
-        load_key(row, kv_head, sequence.pack);
-      } else {
-        key_place.next();
-      }
+      if (lane == 0) control.block[key_place.stage] = {block * kN, flags};
+      load_key(place);
       load_due_value();
-      value_row = row;
-      value_head = kv_head;
-      value_pack = sequence.pack;
+      due_value = place;
+      place = following;
       block = next;
       flags = 0;
     }
   }
 
-  __device__ __forceinline__ void run() {
+  // All tiles of this CTA, of requests in pages and of other sequences.
+  __device__ __forceinline__ void load_requests() {
+    const ForwardParams& problem = p.problem;
+    SequenceWalk walk(problem, p.order.counter, tile_rows(), problem.heads / packed_heads());
+    for (int index, head, tile; walk.next(&index, &head, &tile);)
+      load_tile(find_request(problem, index), head * packed_heads(), tile * tile_rows(), 0);
+  }
+  __device__ __forceinline__ void load_sequences() {
     const ForwardParams& problem = p.problem;
     TileWalk walk(p.order);
     for (int row, tile; walk.next(&row, &tile);) {
-      const Sequence sequence = find_sequence(problem, row / problem.heads);
+      int split = 0, packed = 1;
+      if constexpr (Traits::kFewTiles) {
+        split = row % p.few.splits;
+        row /= p.few.splits;
+        packed = p.few.packed.divisor;
+      }
+      const int heads = problem.heads / packed;
+      const Sequence sequence = find_sequence(problem, row / heads);
       // A sequence longer than max_q: the first CTA of its row goes on.
-      for (int i0 = tile * Traits::kM; i0 < sequence.q_rows; i0 += p.order.tiles * Traits::kM)
-        load_tile(sequence, row % problem.heads, i0);
+      for (int i0 = tile * tile_rows(); i0 < sequence.q_rows; i0 += p.order.tiles * tile_rows())
+        load_tile(sequence, row % heads * packed, i0, split);
     }
+  }
+
+  __device__ __forceinline__ void run() {
+    const ForwardParams& problem = p.problem;
+    if constexpr (Traits::kPaged)
+      load_requests();
+    else
+      load_sequences();
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
     if (lane == 0) {
       control.block[key_place.stage] = {0, kNoBlock};
@@ -153,6 +301,13 @@ struct Producer {
       const int end = clamped(cu[problem.sequences], begin, problem.q_rows);
       store_no_attention<typename Traits::T>(problem, pack, head, 0, begin, lane, 32);
       store_no_attention<typename Traits::T>(problem, pack, head, end, problem.q_rows, lane, 32);
+      if constexpr (Traits::kFewTiles) {
+        for (int split = 0; p.few.splits > 1 && split < p.few.splits; ++split)
+          for (int row = lane; row < problem.q_rows; row += 32)
+            if (row < begin || row >= end)
+              split_lse(p, split, static_cast<int64_t>(pack) * problem.q_rows + row, head) =
+                  negative_infinity();
+      }
     }
   }
 };

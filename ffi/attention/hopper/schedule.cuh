@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/hopper/params.h"
+#include "attention/sequence.cuh"
 
 namespace jax_baracuda {
 
@@ -17,7 +18,8 @@ class TileWalk {
     const int place = __shfl_sync(0xffffffffu, next_, 0);
     if (place >= order_.tiles * order_.rows) return false;
     // The answer is needed a tile later: there is time.
-    if (threadIdx.x % 32 == 0) next_ = gridDim.x + atomicAdd(order_.counter, 1);
+    if (threadIdx.x % 32 == 0)
+      next_ = order_.counter ? gridDim.x + atomicAdd(order_.counter, 1) : 0x7fffffff;
     const int section = place / (order_.section * order_.tiles);
     const int in_section = place - section * order_.section * order_.tiles;
     const int first = section * order_.section;
@@ -30,6 +32,56 @@ class TileWalk {
  private:
   const TileOrder& order_;
   int next_;  // of lane 0
+};
+
+// The same for packed sequences of any lengths: one after the other, of each the last tiles of all heads first. A warp adds
+// up the tiles of 32 sequences at a time, so that those without rows cost nothing.
+class SequenceWalk {
+ public:
+  // `rows` of a tile; `heads`: groups of them that share one.
+  __device__ __forceinline__ SequenceWalk(const ForwardParams& p, int* counter, int rows, int heads)
+      : p_(p), counter_(counter), rows_(rows), heads_(heads), next_(blockIdx.x) {
+    add_up();
+  }
+
+  __device__ __forceinline__ bool next(int* index, int* head, int* tile) {
+    const unsigned place = __shfl_sync(kAll, next_, 0);
+    while (place - before_ >= __shfl_sync(kAll, end_, 31)) {
+      before_ += __shfl_sync(kAll, end_, 31);
+      first_ += 32;
+      if (first_ >= p_.sequences) return false;
+      add_up();
+    }
+    if (threadIdx.x % 32 == 0) next_ = counter_ ? gridDim.x + atomicAdd(counter_, 1) : 0x7fffffff;
+    const int owner = __ffs(__ballot_sync(kAll, place - before_ < end_)) - 1;
+    const unsigned to_end = __shfl_sync(kAll, end_, owner) - 1 - (place - before_);
+    *index = first_ + owner;
+    *head = to_end % heads_;
+    *tile = to_end / heads_;
+    return true;
+  }
+
+ private:
+  static constexpr unsigned kAll = 0xffffffffu;
+
+  __device__ __forceinline__ void add_up() {
+    const int lane = threadIdx.x % 32, index = first_ + lane;
+    end_ = 0;
+    if (index < p_.sequences) end_ = (packed_rows(p_, index).count + rows_ - 1) / rows_ * heads_;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const unsigned other = __shfl_up_sync(kAll, end_, step);
+      if (lane >= step) end_ += other;
+    }
+  }
+
+  const ForwardParams& p_;
+  int* counter_;
+  int rows_, heads_;
+  int next_;       // of lane 0
+  int first_ = 0;  // sequence of lane 0
+  unsigned before_ = 0,
+           end_;  // tiles: before that sequence; from there up to the end of this lane's
 };
 
 }  // namespace jax_baracuda

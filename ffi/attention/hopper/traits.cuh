@@ -1,7 +1,12 @@
 // The shapes of one instantiation of the Hopper forward kernel and its shared memory.
 #pragma once
 
+#include <type_traits>
+
+#include "attention/hopper/config.h"
+#include "attention/hopper/params.h"
 #include "attention/key_blocks.cuh"
+#include "attention/score.cuh"
 #include "attention/sequence.cuh"
 #include "device/cluster.cuh"
 #include "device/mbarrier.cuh"
@@ -18,6 +23,9 @@ enum BlockFlags {
   kSegmentMasked = 16,
   kPaddedBlock = 32,  // rows past the sequence's last key may hold anything
   kNoBlock = 64,      // all tiles are done
+  // Of the first blocks of a tile, for warpgroup g shifted by g: it sees nothing of the block, or of the first half alone.
+  kHidden = 1 << 8,
+  kHalf = 1 << 12,
 };
 
 struct KeyBlock {
@@ -30,11 +38,17 @@ struct QueryTile {
   Visibility visible;
   int head, first_row;
 };
+struct ModifiedQueryTile : QueryTile {
+  ScoreModifier modify;
+};
+struct SplitQueryTile : QueryTile {
+  int split;  // head is the first of those in the tile
+};
 
-template <int kQueryStages, int kStages>
+template <int kQueryStages, int kStages, class QueryTile>
 struct HopperControl {
-  static constexpr int kTiles =
-      4;  // at most three are in use: the one that ends, the current, the one being loaded
+  // At most three are in use: the one that ends, the current, the one being loaded.
+  static constexpr int kTiles = 4;
 
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
   uint64_t key_full[kStages], key_empty[kStages];
@@ -45,28 +59,48 @@ struct HopperControl {
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
 template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_,
-          bool kPingpong_, bool kOverlap_>
+          bool kPingpong_, bool kOverlap_, bool kFeatures_, TileUse kUse_, bool kSkips_>
 struct HopperTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
   static constexpr int kStages = 2, kQueryStages = kQueryStages_;
+  static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
+  static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
+  static constexpr bool kHalves = kUse_ == TileUse::kDiagonal;
+  static constexpr bool kFewTiles = kUse_ == TileUse::kFewTiles;
+  static constexpr bool kPaged = kUse_ == TileUse::kPages;
+  static constexpr bool kPacked = kFewTiles || (kPaged && !kFeatures);  // rows of several heads
+  static constexpr int kHalfN = kN / 2;
+  static_assert(!kHalves || kHalfN % 16 == 0, "the depth of a product");
+  static_assert(!kFewTiles || !(kFeatures || kSkips || kHalves));
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
-  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
-  static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : 232;
+  // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
+  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : kPaged ? 56 : 40;
+  static constexpr int kConsumerRegisters =
+      kGroups == 3 ? 160 : (504 - kProducerRegisters) / 2 / 8 * 8;
 
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;
   using Value = PanelTile<kN, kDimV>;
-  using Control = HopperControl<kQueryStages, kStages>;
+  using Tile = std::conditional_t<kFeatures, ModifiedQueryTile,
+                                  std::conditional_t<kFewTiles, SplitQueryTile, QueryTile>>;
+  using Control = HopperControl<kQueryStages, kStages, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   static constexpr int kControlOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
+
+// The LSE of one split of the keys: of a row of the operands, over all packs, and a head.
+__device__ __forceinline__ float& split_lse(const HopperForwardParams& p, int split, int64_t row,
+                                            int head) {
+  const int64_t rows = int64_t{p.problem.packs} * p.problem.q_rows;
+  return p.few.lse[(split * rows + row) * p.problem.heads + head];
+}
 
 // A place in a ring of buffers; the parity that a consumer waits for is that of the round.
 template <int kStages>

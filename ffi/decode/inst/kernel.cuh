@@ -37,9 +37,11 @@ DecodeKernel decode_kernel_entry() {
           head_tile,
           vector,
           paged,
-          [](int max_shared_bytes) {
-            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        max_shared_bytes);
+          [](int max_shared_bytes, bool wide) {
+            const cudaError_t error = cudaFuncSetAttribute(
+                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes);
+            if (error != cudaSuccess || !wide) return error;
+            return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
           },
           [](int threads, int shared_bytes, int* ctas_per_sm) {
             return cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas_per_sm, kernel, threads,

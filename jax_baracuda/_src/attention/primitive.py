@@ -36,8 +36,8 @@ TARGETS: dict[shapes.Pass, str] = {
 def kernel_call(kind: shapes.Pass, *operands: jax.Array, **options: Any) -> Results:
     """The CUDA kernel of a pass on the arrays of one device.
 
-    The forward pass takes `portable` besides: whether to leave out kernels of one architecture,
-    for comparisons.
+    The forward and the backward pass take `portable` besides: whether to leave out kernels of one
+    architecture, for comparisons.
     """
     named = dict(zip(shapes.OPERANDS[kind], operands, strict=True))
     scratch = shapes.workspace_bytes(kind, shapes.kernel_shape(named))
@@ -70,7 +70,9 @@ def _attributes(
     attributes |= {name: np.int64(value) for name, value in integers.items()}
     if kind == "forward":
         return attributes | {"portable": portable}
-    return attributes | ({"deterministic": deterministic} if kind == "backward" else {})
+    if kind == "backward":
+        return attributes | {"deterministic": deterministic, "portable": portable}
+    return attributes
 
 
 def forward_reference(*operands: jax.Array, deterministic: bool, **options: Any) -> Results:

@@ -31,6 +31,12 @@ DIMENSIONS = {
 }
 OPTIONS = tuple(DIMENSIONS)[3:]
 MAX_ROWS = 2**30  # so that sums and differences of places fit int32
+# The kernel for Hopper GPUs splits the keys of a call whose tiles of query rows are fewer than the
+# SMs that it counts on. The same numbers are in ffi/attention/hopper/config.h.
+SPLIT_SMS = 132
+SPLIT_TILE_ROWS = 128
+MAX_SPLITS = 32
+LEAST_SPLIT_KEYS = 256
 # Results, and operands of the backward kernels.
 DIMENSIONS |= {"out": "bsqe", "lse": "bqs", "dout": "bsqe", "dlse": "bqs", "delta": "bqs"}
 # The kernels, and the operands of each.
@@ -68,6 +74,11 @@ class AttentionShape:
     dtype: str
     sequences: int  # a pack; 1 when dense
     segments: bool  # whether segment ids are given
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether sizes are unknown, as they may be in an exported program."""
+        return not all(isinstance(n, int) for n in (self.batch, self.query_rows, self.keys))
 
     @property
     def group(self) -> int:
@@ -234,10 +245,13 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
     """Scratch memory of a kernel: it depends on shapes and static options alone.
 
     Blocks of rows and keys remember the span of their segment ids, to skip pairs that share none.
+    The forward pass keeps the outputs of spans of keys, see split_bytes().
     The backward pass keeps dQ in float32, delta, and counters that order the sums of dQ; the kernel
     for Hopper GPUs counts its rows in blocks, of which every sequence begins one.
     """
-    if kind != "backward":
+    if kind == "forward":
+        return 256 + _segment_bytes(shape) + split_bytes(shape)
+    if kind == "bias_grad":
         return 256 + _segment_bytes(shape)
     rows = shape.batch * shape.query_rows * shape.q_heads
     padded = -(-shape.head_dim // 32) * 32
@@ -246,15 +260,45 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
     return 2048 + _segment_bytes(shape) + max(portable, _hopper_backward_bytes(shape))
 
 
+def split_bytes(shape: AttentionShape) -> int:
+    """Outputs and LSE of the most spans into which the forward kernel may split the keys.
+
+    They are float32. 0 where it never splits them, and where sizes are symbolic: without the
+    workspace the kernel does without splits.
+    """
+    if shape.symbolic or not may_split(shape):
+        return 0
+    rows = shape.batch * shape.query_rows * shape.q_heads
+    if not rows:
+        return 0
+    splits = min(SPLIT_SMS * SPLIT_TILE_ROWS // rows, shape.keys // LEAST_SPLIT_KEYS, MAX_SPLITS)
+    return 4 * splits * rows * (shape.value_dim + 1) if splits > 1 else 0
+
+
+def may_split(shape: AttentionShape) -> bool:
+    """Whether the kernel for Hopper GPUs may split the keys of one of these sequences.
+
+    Whether it does depends on the batch, and the bits of the result on that.
+    """
+    rows = shape.query_rows * shape.q_heads
+    return (
+        shape.dtype != "float32"
+        and (shape.head_dim | shape.value_dim) % 8 == 0
+        and shape.keys >= 2 * LEAST_SPLIT_KEYS
+        and (2 * rows <= SPLIT_SMS * SPLIT_TILE_ROWS or shape.sequences > 1)
+    )
+
+
 def _hopper_backward_bytes(shape: AttentionShape) -> int:
     """As ffi/attention/hopper/backward lays its workspace out; 0 for what that does not take."""
     dim = max(shape.head_dim, shape.value_dim)
-    if shape.dtype == "float32" or dim > 128 or not shape.query_rows:
+    tile = next((tile for tile in (64, 96, 128, 192, 256) if dim <= tile), 0)
+    if shape.dtype == "float32" or not tile or not shape.query_rows:
         return 0
-    tile = next(tile for tile in (64, 96, 128) if dim <= tile)
     block = 128 if tile == 64 else 64
+    turns = 2 * (block // 64) if tile <= 128 else 16  # half as many rows a block with features
     blocks = shape.query_rows // block + max(shape.sequences, 1)
-    return shape.batch * shape.q_heads * blocks * (4 * block * (tile + 2) + 4 * 8)
+    return shape.batch * shape.q_heads * blocks * (4 * block * (tile + 2) + 4 * turns)
 
 
 def _segment_bytes(shape: AttentionShape) -> int:

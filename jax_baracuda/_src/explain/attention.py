@@ -12,6 +12,8 @@ from jax_baracuda._src.attention import dot_product, masked, shapes
 from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.explain import info
 
+HOPPER = "flash_attention_wgmma"  # the forward kernel for Hopper GPUs
+
 
 def flash_attention(
     query: Any,
@@ -27,7 +29,8 @@ def flash_attention(
     arrays = _take_arrays(options)
     shape = shapes.check_operands(query, key, value, **arrays)
     static = shapes.check_options(shape.head_dim, **options)
-    return _attention("flash_attention", shape, static, implementation, arrays)
+    features = _has_features(static, arrays)
+    return _attention("flash_attention", shape, static, implementation, features)
 
 
 def flash_attention_varlen(
@@ -50,7 +53,8 @@ def flash_attention_varlen(
     longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
     shape = shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
     static = shapes.check_options(shape.head_dim, **longest, **options)
-    return _attention("flash_attention_varlen", shape, static, implementation, arrays)
+    features = _has_features(static, arrays)
+    return _attention("flash_attention_varlen", shape, static, implementation, features)
 
 
 def dot_product_attention(
@@ -68,7 +72,7 @@ def dot_product_attention(
     implementation: str | None = None,
     return_residual: bool = False,
 ) -> info.KernelInfo:
-    del is_causal, return_residual
+    del return_residual
     arrays = (query, key, value, bias, mask, query_seq_lengths, key_value_seq_lengths)
     avals = (None if array is None else info.aval(array) for array in arrays)
     operands = dot_product.check_operands(
@@ -88,9 +92,10 @@ def dot_product_attention(
         )
     shape = shapes.check_operands(query, key, value)
     shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
-    static = shapes.check_options(shape.head_dim)
-    added = None if shape.segments else mask if bias is None else bias
-    return _attention(op, shape, static, implementation, {"bias": added})
+    static = shapes.check_options(shape.head_dim, scale=scale)
+    added = not shape.segments and (bias is not None or mask is not None)
+    static["causal"] = bool(is_causal)
+    return _attention(op, shape, static, implementation, added or static["scale"] <= 0)
 
 
 def products(dtype: str) -> str:
@@ -113,7 +118,7 @@ def _attention(
     shape: shapes.AttentionShape,
     options: shapes.AttentionOptions,
     implementation: str | None,
-    arrays: dict[str, Any],
+    features: bool,
 ) -> info.KernelInfo:
     validation.check_implementation(implementation)
     if implementation != "reference":
@@ -122,8 +127,12 @@ def _attention(
         return info.reference(op, shape.dtype, implementation)
     deterministic = options["deterministic"] or compat.deterministic_ops()
     repeats = "too" if deterministic else "with deterministic=True"
-    name, why = _forward_kernel(shape, options, arrays)
-    backward = shapes.workspace_bytes("backward", shape)
+    name, backward, why = _kernels(shape, features)
+    splits = False
+    if name == HOPPER and not shape.symbolic:
+        splits = not features and shapes.may_split(shape)
+        why = _tiles(shape, options, features)
+    scratch = shapes.workspace_bytes("backward", shape)
     targets = (registry.FLASH_ATTENTION, registry.FLASH_ATTENTION_BACKWARD)
     obstacle = next(filter(None, map(info.obstacle, targets)), "")
     return info.KernelInfo(
@@ -134,29 +143,57 @@ def _attention(
         dtype=shape.dtype,
         accumulator="float32",
         deterministic=deterministic,
-        batch_invariant=True,
+        batch_invariant=not splits,
         workspace_bytes=shapes.workspace_bytes("forward", shape),
         note=f"{products(shape.dtype)}{why}; the output repeats bit for bit, gradients {repeats}; "
-        f"the backward pass takes {backward} bytes of workspace{obstacle}",
+        f"the backward pass runs {backward} and takes {scratch} bytes of workspace{obstacle}",
     )
 
 
-def _forward_kernel(
-    shape: shapes.AttentionShape, options: shapes.AttentionOptions, arrays: dict[str, Any]
-) -> tuple[str, str]:
-    """The kernel of the forward pass; on a Hopper GPU, what keeps a call from its own kernel."""
+def _has_features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> bool:
+    """Whether scores go through more than a positive scale and a mask."""
+    added = any(arrays.get(name) is not None for name in ("bias", "alibi_slopes"))
+    dropped = options["dropout_rate"] > 0 or options["logits_soft_cap"] > 0
+    return added or dropped or options["scale"] <= 0
+
+
+def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, features: bool) -> str:
+    """The plan of the Hopper kernel, which it makes from the shapes alone."""
+    plan = registry.hopper_plan(
+        features=features,
+        causal=options["causal"],
+        packs=shape.batch,
+        sequences=shape.sequences,
+        query_rows=options["max_seqlen_q"] or shape.query_rows,
+        keys=options["max_seqlen_k"] or shape.keys,
+        q_heads=shape.q_heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        value_dim=shape.value_dim,
+        split_bytes=shapes.split_bytes(shape),
+    )
+    if not plan:
+        return ""
+    text = f", in tiles of {plan['rows']} rows and {plan['keys']} keys"
+    if plan["packed"] > 1:
+        text += f", the rows those of {plan['packed']} heads"
+    return text + (f", the keys split over {plan['splits']} CTAs" if plan["splits"] > 1 else "")
+
+
+def _kernels(shape: shapes.AttentionShape, features: bool) -> tuple[str, str, str]:
+    """The kernels of both passes; on a Hopper GPU, what keeps a call from its own kernels."""
+    forward, backward = "flash_attention_mma", "flash_attention_backward_mma"
     if registry.serving_architecture() != "90a":
-        return "flash_attention_mma", ""
+        return forward, backward, ""
     obstacles = {
         "float32": shape.dtype == "float32",
         "head dimensions that are not multiples of 8": (shape.head_dim | shape.value_dim) % 8 > 0,
-        "bias": arrays.get("bias") is not None,
-        "alibi_slopes": arrays.get("alibi_slopes") is not None,
-        "logits_soft_cap": options["logits_soft_cap"] > 0,
-        "dropout": options["dropout_rate"] > 0,
-        "a scale that is not positive": options["scale"] <= 0,
     }
     found = [name for name, there in obstacles.items() if there]
-    if not found:
-        return "flash_attention_wgmma", ""
-    return "flash_attention_mma", f" (flash_attention_wgmma does not take {', '.join(found)})"
+    if found:
+        return forward, backward, f" ({HOPPER} does not take {' or '.join(found)})"
+    dim = max(shape.head_dim, shape.value_dim)
+    if not features or dim <= 64 or 96 < dim <= 128:
+        pairs = "_pair" if dim > 128 else ""  # of CTAs, for a block of keys
+        backward = f"flash_attention_backward_wgmma{pairs}"
+    return HOPPER, backward, ""

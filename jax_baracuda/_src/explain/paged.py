@@ -60,18 +60,29 @@ def paged_prefill(
     shapes.check_prefill_options(shape.head_dim, kv_layout=kv_layout, **options)
     if not info.runs_on_cuda(implementation):
         return info.reference(op, shape.dtype, implementation)
+    name, why = _prefill_kernel(shape)
     return info.KernelInfo(
         op=op,
-        name="paged_prefill_mma",
+        name=name,
         implementation="cuda",
         arch=registry.serving_architecture(),
         dtype=shape.dtype,
         accumulator="float32",
         deterministic=True,
         batch_invariant=True,
-        workspace_bytes=0,
-        note=f"{products(shape.dtype)}{info.obstacle(registry.PAGED_PREFILL)}",
+        workspace_bytes=shapes.PREFILL_WORKSPACE_BYTES,
+        note=f"{products(shape.dtype)}{why}{info.obstacle(registry.PAGED_PREFILL)}",
     )
+
+
+def _prefill_kernel(shape: shapes.PagedShape) -> tuple[str, str]:
+    """The kernel of paged_prefill; on a Hopper GPU, what keeps a call from its own kernel."""
+    if registry.serving_architecture() != "90a":
+        return "paged_prefill_mma", ""
+    found = shapes.hopper_obstacles(shape)
+    if not found:
+        return "paged_prefill_wgmma", ""
+    return "paged_prefill_mma", f" (paged_prefill_wgmma does not take {' or '.join(found)})"
 
 
 def _check(

@@ -18,7 +18,7 @@ MAX_WORKSPACE = 4 << 20
 MAX_SPLITS = 8
 _NIBBLES = 8
 
-SMALL_ROWS = 32  # more rows go to the kernel for Hopper where there is one
+SMALL_ROWS = 8  # more rows go to the kernels for Hopper where there are any
 
 
 class MatmulOptions(TypedDict):
@@ -155,5 +155,8 @@ def workspace_bytes(rows: Any, strips: int, tiles: int) -> int:
 
 
 def kernel_name(rows: int, arch: str | None) -> str:
-    """The kernel that serves so many rows on a built architecture; None is the newest."""
-    return "int4_large" if rows > SMALL_ROWS and arch in (None, "90a") else "int4_small"
+    """The kernels that serve so many rows on a built architecture; None is the newest.
+
+    Which tile, and which of the two ``wgmma`` kernels, the extension chooses by its cost model.
+    """
+    return "int4_wgmma" if rows > SMALL_ROWS and arch in (None, "90a") else "int4_small"

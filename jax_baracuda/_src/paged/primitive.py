@@ -33,11 +33,16 @@ def decode_kernel(*operands: jax.Array, **options: Any) -> Results:
     return tuple(call(*operands, **primitives.attributes(options)))[:2]
 
 
-def prefill_kernel(*operands: jax.Array, **options: Any) -> Results:
-    """paged_prefill's CUDA kernel on the arrays of one device."""
+def prefill_kernel(*operands: jax.Array, portable: bool = False, **options: Any) -> Results:
+    """paged_prefill's CUDA kernel on the arrays of one device.
+
+    ``portable`` leaves out kernels of one architecture, for comparisons.
+    """
     query, k_pages, v_pages, qo_indptr, *rest = operands
-    call = jax.ffi.ffi_call(registry.PAGED_PREFILL, primitives.state_types(query))
-    return tuple(call(query, qo_indptr, k_pages, v_pages, *rest, **primitives.attributes(options)))
+    workspace = jax.ShapeDtypeStruct((shapes.PREFILL_WORKSPACE_BYTES,), jnp.uint8)
+    call = jax.ffi.ffi_call(registry.PAGED_PREFILL, (*primitives.state_types(query), workspace))
+    attributes = primitives.attributes(options | {"portable": portable})
+    return tuple(call(query, qo_indptr, k_pages, v_pages, *rest, **attributes))[:2]
 
 
 def decode_reference(*operands: jax.Array, num_splits: int, **options: Any) -> Results:

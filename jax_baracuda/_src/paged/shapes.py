@@ -105,6 +105,21 @@ def decode_workspace_bytes(shape: PagedShape, num_splits: int) -> int:
     return decode_shapes.workspace_bytes(contiguous, num_splits)
 
 
+# Scratch memory of paged_prefill: the counter of tiles of the kernel for Hopper GPUs.
+PREFILL_WORKSPACE_BYTES = 256
+
+
+def hopper_obstacles(shape: PagedShape) -> list[str]:
+    """What keeps a call of paged_prefill from the kernel for Hopper GPUs."""
+    obstacles = {
+        "float32": shape.dtype == "float32",
+        "head dimensions that are not multiples of 8": shape.head_dim % 8 > 0,
+        "page sizes that are not multiples of 16": shape.page_size % 16 > 0,
+        "a store or a table that is empty": 0 in (shape.pages, shape.entries),
+    }
+    return [name for name, there in obstacles.items() if there]
+
+
 def check_prefill_options(
     head_dim: int,
     *,

@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kAroundThreads)
       p.lse2[block * (2 * kRows) + kRows + in_block] = delta;
       if (row < s.q_rows) p.delta[place.rows + row] = delta;
     }
-    if (p.deterministic && threadIdx.x < kAddingWarps)
-      p.turns[block * kAddingWarps + threadIdx.x] = 0;
+    if (p.deterministic && threadIdx.x < Traits::kTurns)
+      p.turns[block * Traits::kTurns + threadIdx.x] = 0;
   }
 }
 
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kAroundThreads)
   const Sequence& s = place.sequence;
   const int part = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (part >= Traits::kQueryParts) return;
-  const bool by_columns = Traits::kSplit == QuerySplit::kColumns;
+  const bool by_columns = Traits::kQueryColumns < Traits::kDim;
   const int first_row = part % 4 * 16 + (by_columns ? 0 : part / 4 * 64);
   const int first_column = by_columns ? part / 4 * kColumns : 0;
   for (; place.block * kRows < s.q_rows; place.block += blocks) {

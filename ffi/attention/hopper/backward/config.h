@@ -6,10 +6,13 @@
 
 namespace jax_baracuda {
 
-// How two warpgroups share the work on dQ: by columns, by rows (of 128), or by turns, a row block each.
-enum class QuerySplit { kColumns, kRows, kTurns };
+// How two warpgroups share the work on dQ: by columns, by rows (of 128), or by turns, a row block each. kPair: two CTAs
+// share the keys, and the columns of dQ.
+enum class QuerySplit { kColumns, kRows, kTurns, kPair };
 
-// A CTA takes 128 keys, 64 a warpgroup, and goes over the query rows `rows` at a time.
+inline constexpr int kHopperBackwardKeys = 128;  // of a tile
+
+// A CTA, or a pair of them, takes 128 keys, 64 a warpgroup or a CTA, and goes over the query rows `rows` at a time.
 struct HopperBackwardTile {
   int dim, dim_v;  // head dims rounded up to these
   int rows;        // 64 or 128
@@ -17,9 +20,16 @@ struct HopperBackwardTile {
   // Where registers are short: dP is asked for when the weights are there, and the gradients of the scores are computed
   // from weights that have been rounded to 16 bits, as the products take them.
   bool late, rounded_weights;
+  bool features = false;  // see has_features()
 
+  constexpr int ctas() const { return split == QuerySplit::kPair ? 2 : 1; }
+  constexpr int cta_keys() const { return kHopperBackwardKeys / ctas(); }
+  // Columns of a panel in shared memory: a CTA's half of the head dim is whole panels.
+  constexpr int panel(int columns) const { return columns / ctas() % 64 == 0 ? 64 : 32; }
+  // Who waits for turns of their own to add to dQ of a row block: warpgroups, or warps of both CTAs.
+  constexpr int turns() const { return split == QuerySplit::kPair ? 16 : 2; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
-    return dim == o.dim && dim_v == o.dim_v;
+    return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }
 };
 
@@ -28,17 +38,22 @@ constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {64, 64, 128, QuerySplit::kRows, true, true},
     {96, 96, 64, QuerySplit::kTurns, true, true},
     {128, 128, 64, QuerySplit::kColumns, false, false},
+    {192, 128, 64, QuerySplit::kPair, false, true},
+    {192, 192, 64, QuerySplit::kPair, false, true},
+    {256, 256, 64, QuerySplit::kPair, false, true},
+    {64, 64, 64, QuerySplit::kTurns, false, false, true},
+    {128, 128, 64, QuerySplit::kColumns, false, false, true},
 };
 
-inline const HopperBackwardTile* choose_hopper_backward_tile(int dim, int dim_v) {
+inline const HopperBackwardTile* choose_hopper_backward_tile(int dim, int dim_v, bool features) {
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (dim <= tile.dim && dim_v <= tile.dim_v) return &tile;
+    if (dim <= tile.dim && dim_v <= tile.dim_v && features == tile.features) return &tile;
   return nullptr;
 }
 
-constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v) {
+constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v, bool features) {
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (tile.dim == dim && tile.dim_v == dim_v) return tile;
+    if (tile.dim == dim && tile.dim_v == dim_v && tile.features == features) return tile;
   return {};
 }
 

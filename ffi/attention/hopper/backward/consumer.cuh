@@ -7,13 +7,13 @@
 // A warpgroup waits for S(i) with dP(i) under way, and writes dQ(i - 1) with dK(i) and S(i + 1) under way.
 #pragma once
 
-#include "attention/backward/walk.cuh"
+#include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
+#include "attention/hopper/backward/scores.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
 #include "device/math.cuh"
 #include "device/tma.cuh"
-#include "device/wgmma_shared.cuh"
 
 namespace jax_baracuda {
 
@@ -28,8 +28,8 @@ struct BackwardConsumer {
   static constexpr int kRows = Traits::kRows, kDim = Traits::kDim, kDimV = Traits::kDimV;
   static constexpr int kKeys = Traits::kKeys, kQueryColumns = Traits::kQueryColumns;
 
-  using Scores = float[kRows / 2];            // 64 keys x kRows: four registers for 8 rows
-  using Operand = uint32_t[kRows / 16][4];    // the same in 16 bits
+  using Scores = KeyScores<Traits>;
+  using Operand = KeyOperand<Traits>;
   using QuerySum = float[kQueryColumns / 2];  // 64 rows
 
   const BackwardParams& p;
@@ -39,8 +39,9 @@ struct BackwardConsumer {
   const float scale;  // of scores, to base 2
 
   RingPlace<Traits::kQueryStages> query_place;
-  uint32_t count = 0;  // row blocks so far: the place of dO and of gradients
-  uint32_t tiles = 0;  // blocks of keys so far
+  uint32_t count = 0;      // row blocks so far: the place of dO and of gradients
+  uint32_t tiles = 0;      // blocks of keys so far
+  uint32_t additions = 0;  // to dQ, in deterministic calls
 
   __device__ __forceinline__ BackwardConsumer(const HopperBackwardParams& params,
                                               typename Traits::Control& control, uint32_t shared,
@@ -75,107 +76,7 @@ struct BackwardConsumer {
     return shared + Traits::kDOutOffset + dout_stage(count) * DOut::kBytes;
   }
 
-  // One arrival a warp.
-  __device__ __forceinline__ void release(uint64_t& barrier) const {
-    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
-  }
-
-  template <int kN, bool kTransposed>
-  static __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_t b,
-                                                  bool begins) {
-    if (begins)
-      WarpgroupMmaShared<T, kN, kTransposed>::begin(d, a, b);
-    else
-      WarpgroupMmaShared<T, kN, kTransposed>::add(d, a, b);
-  }
-
-  // S^T = K Q^T and dP^T = V dO^T.
-  __device__ __forceinline__ void issue_scores(Scores& s) const {
-    const uint64_t k = Key::descriptor(shared + Key::row_offset(64 * group));
-    const uint64_t q = Query::descriptor(query_address());
-#pragma unroll
-    for (int d = 0; d < kDim; d += 16)
-      multiply<kRows, false>(s, advance(k, Key::column_offset(d)),
-                             advance(q, Query::column_offset(d)), d == 0);
-  }
-  __device__ __forceinline__ void issue_weight_gradients(Scores& dp) const {
-    const uint64_t v =
-        Value::descriptor(shared + Traits::kValueOffset + Value::row_offset(64 * group));
-    const uint64_t o = DOut::descriptor(dout_address());
-#pragma unroll
-    for (int d = 0; d < kDimV; d += 16)
-      multiply<kRows, false>(dp, advance(v, Value::column_offset(d)),
-                             advance(o, DOut::column_offset(d)), d == 0);
-  }
-  // dV += P^T dO, dK += dS^T Q: rows of a tile in shared memory are the depth.
-  template <class TileT>
-  static __device__ __forceinline__ void issue_key_gradient(float (&d)[TileT::kDim / 2],
-                                                            const Operand& weights, uint32_t rows,
-                                                            int accumulate) {
-    const uint64_t b = TileT::descriptor(rows);
-#pragma unroll
-    for (int row = 0; row < kRows; row += 16)
-      WarpgroupMma<T, TileT::kDim>::registers(
-          d, weights[row / 16], advance(b, TileT::row_offset(row)), row > 0 || accumulate);
-  }
-  // dQ = dS K
-  __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {
-    const uint32_t first_row =
-        Traits::kSplit == QuerySplit::kRows ? Gradient::row_offset(64 * group) : 0;
-    const uint32_t first_column =
-        Traits::kSplit == QuerySplit::kColumns ? Key::column_offset(kQueryColumns * group) : 0;
-    const uint64_t ds = Gradient::descriptor(shared + Traits::kGradientOffset +
-                                             stage * Gradient::kBytes + first_row);
-    const uint64_t k = Key::descriptor(shared + first_column);
-#pragma unroll
-    for (int key = 0; key < kKeys; key += 16)
-      multiply<kQueryColumns, true>(dq, advance(ds, Gradient::column_offset(key)),
-                                    advance(k, Key::row_offset(key)), key == 0);
-  }
-
-  static __device__ __forceinline__ void pack(const Scores& s, Operand& to) {
-#pragma unroll
-    for (int n = 0; n < kRows / 8; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        to[n / 2][n % 2 * 2 + half] = pack_pair<T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
-  }
-
-  // -inf for what positions or segment ids hide.
-  __device__ __forceinline__ void mask(Scores& s, const KeyTile& tile,
-                                       const RowBlock& block) const {
-    const int j0 = tile.first_key + 64 * group + 16 * warp + lane / 4;
-    const int i0 = block.first_row + 2 * (lane % 4);
-    if (block.flags & kMaskedForFirstGroup << group) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int j = j0 + 8 * half;
-        const Visibility::Rows rows = tile.visible.rows_of_keys(j, j + 1);
-        const auto count = static_cast<unsigned>(rows.end - rows.begin);
-        const auto first = static_cast<unsigned>(i0 - rows.begin);
-#pragma unroll
-        for (int n = 0; n < kRows / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            if (first + (8 * n + e) >= count) s[4 * n + 2 * half + e] = negative_infinity();
-      }
-    }
-    if (block.flags & kSegmentMaskedRows) {
-      const Segments segments(p, tile.sequence);
-      const int last_row = tile.visible.q_len - 1, last_key = tile.visible.kv_len - 1;
-      const int id[2] = {segments.k[min(j0, last_key)], segments.k[min(j0 + 8, last_key)]};
-#pragma unroll
-      for (int n = 0; n < kRows / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int row_id = segments.q[min(i0 + 8 * n + e, last_row)];
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            if (row_id != id[half]) s[4 * n + 2 * half + e] = negative_infinity();
-        }
-    }
-  }
-
+  // Statistics of the rows of a lane's scores.
   __device__ __forceinline__ uint32_t lse_address() const {
     return shared + Traits::kLseOffset + query_place.stage * (kRows * 4) + lane % 4 * 8;
   }
@@ -183,134 +84,91 @@ struct BackwardConsumer {
     return shared + Traits::kDeltaOffset + dout_stage(count) * (kRows * 4) + lane % 4 * 8;
   }
 
-  // Scores to weights, in place and rounded.
-  __device__ __forceinline__ void weigh(Scores& s, Operand& rounded) const {
-    const uint32_t at = lse_address();
-#pragma unroll
-    for (int n = 0; n < kRows / 8; ++n) {
-      const float2 lse = load_shared_float2(at + n * 32);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float x = fmaf(s[4 * n + e], scale, e % 2 ? -lse.y : -lse.x);
-        s[4 * n + e] = exp2_approx(x);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        rounded[n / 2][n % 2 * 2 + half] =
-            pack_pair<T>(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]);
-    }
+  // One arrival a warp.
+  __device__ __forceinline__ void release(uint64_t& barrier) const {
+    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
   }
 
-  // dP to dS, in place.
-  __device__ __forceinline__ void differentiate(const Scores& weights, const Operand& rounded,
-                                                Scores& dp) const {
-    const uint32_t at = delta_address();
-#pragma unroll
-    for (int n = 0; n < kRows / 8; ++n) {
-      const float2 delta = load_shared_float2(at + n * 32);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float2 w = make_float2(weights[4 * n + 2 * half], weights[4 * n + 2 * half + 1]);
-        if constexpr (Traits::kRoundedWeights) w = unpack(rounded[n / 2][n % 2 * 2 + half]);
-        float& a = dp[4 * n + 2 * half];
-        float& b = dp[4 * n + 2 * half + 1];
-        a = w.x * (a - delta.x);
-        b = w.y * (b - delta.y);
-      }
-    }
+  // S^T = K Q^T and dP^T = V dO^T.
+  __device__ __forceinline__ void issue_scores(Scores& s) const {
+    multiply_rows<T, Key, Query>(s, shared + Key::row_offset(64 * group), query_address());
   }
-  static __device__ __forceinline__ float2 unpack(uint32_t pair) { return unpack_pair(pair, T()); }
-  static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+  __device__ __forceinline__ void issue_weight_gradients(Scores& dp) const {
+    multiply_rows<T, Value, DOut>(dp, shared + Traits::kValueOffset + Value::row_offset(64 * group),
+                                  dout_address());
   }
-  static __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
-    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  // dQ = dS K
+  __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {
+    const uint32_t first_row =
+        Traits::kSplit == QuerySplit::kRows ? Gradient::row_offset(64 * group) : 0;
+    const uint32_t first_column =
+        Traits::kSplit == QuerySplit::kColumns ? Key::column_offset(kQueryColumns * group) : 0;
+    multiply_columns<T, Gradient, Key, kQueryColumns, kKeys>(
+        dq, shared + Traits::kGradientOffset + stage * Gradient::kBytes + first_row,
+        shared + first_column, true);
   }
 
   // dS to shared memory, rows of queries.
   __device__ __forceinline__ void store_gradients(const Operand& ds) const {
-    const int row = lane % 8 + lane / 16 * 8, piece = 2 * warp + lane / 8 % 2;
-    const uint32_t at = shared + Traits::kGradientOffset +
-                        gradient_stage(count) * Gradient::kBytes + group * Gradient::kPanelBytes +
-                        Gradient::row_offset(row) + ((piece ^ lane % 8) * 16);
-#pragma unroll
-    for (int i = 0; i < kRows / 16; ++i)
-      store_matrices_transposed(at + Gradient::row_offset(16 * i), ds[i]);
+    store_score_gradients<Traits>(shared + Traits::kGradientOffset +
+                                      gradient_stage(count) * Gradient::kBytes +
+                                      group * Gradient::kPanelBytes,
+                                  ds, warp, lane);
     fence_async_shared();
     __syncwarp();
   }
 
-  // In deterministic calls: when the last addition has ended, the next block of keys may have its turn. One lane.
-  static __device__ __forceinline__ void pass_turn_on(QueryGradientDue& due) {
-    if (!due.added) return;
-    bulk_wait();
-    fence_async_all();
-    pass_turn(due.added);
-    due.added = nullptr;
-  }
   // Remembers the row block before the one at hand.
   __device__ __forceinline__ void set_due() const {
-    const RowBlock& block = control.block[query_stage_before()];
-    QueryGradientDue& due = control.due[4 * group + warp];
-    if (lane == 0) {
-      due.block = block.block;
-      due.turn = block.turn;
-    }
+    if (lane == 0) control.due[4 * group + warp] = control.block[query_stage_before()];
     __syncwarp();
   }
 
   // A warp's part of dQ to the sum in global memory.
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
-    QueryGradientDue& due = control.due[4 * group + warp];
-    const int part = (4 * group + warp) % Traits::kQueryParts;
-    float* to = p.dq_sum + static_cast<int64_t>(due.block) * (kRows * kDim) +
-                part * (Traits::kWarpQueryBytes / 4);
-    if (Traits::kAblate & 16) {
-#pragma unroll
-      for (int i = 0; i < kQueryColumns / 2; i += 4)
-        asm volatile(
-            "red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(to + i * 32 + lane * 4),
-            "f"(dq[i]), "f"(dq[i + 1]), "f"(dq[i + 2]), "f"(dq[i + 3])
-            : "memory");
-      return;
-    }
-    const uint32_t at = shared + Traits::kSumOffset + (4 * group + warp) * Traits::kWarpQueryBytes +
-                        (Traits::kSumStages == 2 ? (count & 1) * 8 * Traits::kWarpQueryBytes : 0);
-    if (Traits::kSumStages == 2)
-      asm volatile("cp.async.bulk.wait_group.read 1;\n" ::: "memory");
-    else if (lane == 0)
-      bulk_wait_read();  // of the last one
+    const int buffer = 4 * group + warp;
+    const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
+    if (p.deterministic) return hand_query_gradient(dq, at);
+    if (lane == 0) bulk_wait_read();  // of the last one
     __syncwarp();
-    if (!(Traits::kAblate & 32)) store_query_sum(at, dq, lane);
-    if (p.deterministic && lane == 0) {
-      pass_turn_on(due);
-      due.added = p.turns + due.block * kAddingWarps + part;
-      wait_for_turn(due.added, due.turn);
-      fence_async_all();
-    }
-    if (Traits::kAblate & 8) return;
-    if (!(Traits::kAblate & 64)) fence_async_shared();
+    store_query_sum(at, dq, lane);
+    fence_async_shared();
     __syncwarp();
     if (lane == 0) {
-      bulk_add(to, at, Traits::kWarpQueryBytes);
+      const int64_t block = control.due[buffer].block;
+      const int part = buffer % Traits::kQueryParts;
+      bulk_add(p.dq_sum + block * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4), at,
+               Traits::kWarpQueryBytes);
       bulk_commit();
     }
   }
-
-  // Zeros to rows [first, ...) of a tile in shared memory: they may be NaN, and 0 times that, too. Every warpgroup does
-  // that for itself.
-  template <class TileT>
-  __device__ __forceinline__ void clear_rows(uint32_t tile, int first) const {
-    constexpr int kPieces = TileT::kColumns / 8;
-    const int rows = TileT::kRows - first;
-    for (int piece = threadIdx.x % 128; piece < rows * kPieces * TileT::kPanels; piece += 128) {
-      const int row = first + piece / kPieces % rows, panel = piece / kPieces / rows;
-      store_shared_16(
-          tile + panel * TileT::kPanelBytes + TileT::row_offset(row) + piece % kPieces * 16,
-          make_uint4(0, 0, 0, 0));
-    }
+  // The same by another thread, at its turn.
+  __device__ __forceinline__ void hand_query_gradient(const QuerySum& dq, uint32_t at) {
+    QueryGradientSum& sum = control.sum[group];
+    wait(sum.empty, additions & 1 ^ 1);
+    ++additions;
+    store_query_sum(at, dq, lane);
     fence_async_shared();
-    named_barrier_sync(1 + group, 128);
+    if (warp == 0 && lane == 0) {
+      sum.block = control.due[4 * group].block;
+      sum.turn = control.due[4 * group].turn;
+    }
+    __syncwarp();
+    release(sum.full);
+  }
+  // No more of them.
+  __device__ __forceinline__ void end_query_gradients() {
+    QueryGradientSum& sum = control.sum[group];
+    wait(sum.empty, additions & 1 ^ 1);
+    if (warp == 0 && lane == 0) sum.block = -1;
+    __syncwarp();
+    release(sum.full);
+  }
+
+  // Every warpgroup clears for itself.
+  template <class TileT>
+  __device__ __forceinline__ void clear(uint32_t tile, int first) const {
+    clear_rows<TileT>(tile, max(first, 0), 1 + group);
   }
 
   // Waits for the queries of the block at hand.
@@ -318,12 +176,12 @@ struct BackwardConsumer {
     wait(control.query_full[query_place.stage], query_place.parity);
     const RowBlock& block = control.block[query_place.stage];
     if (block.flags & kPaddedRows)
-      clear_rows<Query>(query_address(), max(tile.visible.q_len - block.first_row, 0));
+      clear<Query>(query_address(), tile.visible.q_len - block.first_row);
   }
   __device__ __forceinline__ void wait_dout(const KeyTile& tile, const RowBlock& block) const {
     wait(control.dout_full[dout_stage(count)], count / Traits::kDOutStages & 1);
     if (block.flags & kPaddedRows)
-      clear_rows<DOut>(dout_address(), max(tile.visible.q_len - block.first_row, 0));
+      clear<DOut>(dout_address(), tile.visible.q_len - block.first_row);
   }
 
   struct State {
@@ -339,6 +197,25 @@ struct BackwardConsumer {
                                                      bool accumulate) {
     const RowBlock& block = control.block[query_place.stage];
     wait_dout(tile, block);
+    const int flags = block.flags;
+    if constexpr (Traits::kFeatures) {
+      weigh_with_features(r, tile, block, accumulate);
+    } else {
+      weigh_rows(r, tile, block, accumulate);
+    }
+    warpgroup_wait<0>();  // dV: its operand's registers are needed
+    release(control.dout_empty[dout_stage(count)]);
+    if (!Traits::kFeatures) pack_scores<Traits>(r.dp, r.gradients);
+    const int stage = gradient_stage(count);
+    wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
+    store_gradients(r.gradients);
+    release(control.gradient_full[stage]);
+    return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
+  }
+
+  // To dS, in dp, with dV under way.
+  __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
+                                             bool accumulate) {
     if (!Traits::kLate) {
       warpgroup_arrive();
       issue_weight_gradients(r.dp);
@@ -351,27 +228,39 @@ struct BackwardConsumer {
     // dK of the block before is there, too.
     if (!Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
-    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows)) mask(r.s, tile, block);
-    weigh(r.s, r.weights);
+    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
+      mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
+    weigh<Traits>(r.s, scale, lse_address());
+    pack_scores<Traits>(r.s, r.weights);
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r.dp);
       warpgroup_commit();
     }
-    issue_key_gradient<DOut>(r.dv, r.weights, dout_address(), accumulate);
+    multiply_weights<T, DOut, kRows>(r.dv, r.weights, dout_address(), accumulate);
     warpgroup_commit();
     warpgroup_wait<1>();
     hold(r.dp);
     if (Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
-    differentiate(r.s, r.weights, r.dp);
-    warpgroup_wait<0>();  // dV: its operand's registers are needed
-    release(control.dout_empty[dout_stage(count)]);
-    pack(r.dp, r.gradients);
-    const int stage = gradient_stage(count);
-    wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
-    store_gradients(r.gradients);
-    release(control.gradient_full[stage]);
-    return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
+    differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
+  }
+  // The same through soft cap, ALiBi, bias and dropout, for which S and dP are there together.
+  __device__ __forceinline__ void weigh_with_features(State& r, const KeyTile& tile,
+                                                      const RowBlock& block, bool accumulate) {
+    warpgroup_arrive();
+    issue_weight_gradients(r.dp);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    hold(r.s);
+    hold(r.dp);
+    if (accumulate) release(control.query_empty[query_stage_before()]);
+    const uint32_t lse = shared + Traits::kLseOffset + query_place.stage * (kRows * 4);
+    const uint32_t delta = shared + Traits::kDeltaOffset + dout_stage(count) * (kRows * 4);
+    apply_features<Traits>(r.s, r.dp, p, tile, block, group, 64 * group + 16 * warp, lse, delta,
+                           lane, r.weights, r.gradients);
+    warpgroup_arrive();
+    multiply_weights<T, DOut, kRows>(r.dv, r.weights, dout_address(), accumulate);
+    warpgroup_commit();
   }
 
   // Whether this warpgroup computes (its share of) dQ of the row block before.
@@ -389,7 +278,7 @@ struct BackwardConsumer {
   }
   __device__ __forceinline__ void issue_key_gradient(State& r, uint32_t query, bool accumulate) {
     warpgroup_arrive();
-    issue_key_gradient<Query>(r.dk, r.gradients, query, accumulate);
+    multiply_weights<T, Query, kRows>(r.dk, r.gradients, query, accumulate);
     warpgroup_commit();
   }
   // After dQ of the row block before has been waited for.
@@ -408,8 +297,7 @@ struct BackwardConsumer {
     if (Traits::kScoresFirst) warpgroup_commit();  // in the place of dK's
     wait(control.value_full, tiles & 1);
     if (tile.padded)
-      clear_rows<Value>(shared + Traits::kValueOffset,
-                        max(tile.visible.kv_len - tile.first_key, 0));
+      clear<Value>(shared + Traits::kValueOffset, tile.visible.kv_len - tile.first_key);
     bool accumulate = false;  // to dK and dV, and dQ of the row block before is due
 #pragma unroll 1
     while (!differentiate_rows(r, tile, accumulate)) {
@@ -450,36 +338,44 @@ struct BackwardConsumer {
     release(control.query_empty[query_stage_before()]);
     release(control.key_empty);
     finish_query_gradient(r);
-    if (p.deterministic && lane == 0) pass_turn_on(control.due[4 * group + warp]);
   }
 
+  // Zeros for keys that no row sees.
   __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
     const Sequence& s = tile.sequence;
     const int first = tile.first_key + 64 * group + 16 * warp;
+    const int counted = tile.kind == KeyTileKind::kSeen ? s.kv_len - first : 0;
     const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
     store_rows_of_warp<T, kDimV>(static_cast<T*>(p.dv) + row * p.dim_v,
                                  static_cast<int64_t>(p.kv_heads) * p.dim_v, s.k_rows - first,
-                                 s.kv_len - first, p.dim_v, r.dv, 1.0f, lane);
+                                 counted, p.dim_v, r.dv, 1.0f, lane);
     store_rows_of_warp<T, kDim>(static_cast<T*>(p.dk) + row * p.dim,
-                                static_cast<int64_t>(p.kv_heads) * p.dim, s.k_rows - first,
-                                s.kv_len - first, p.dim, r.dk, p.scale, lane);
+                                static_cast<int64_t>(p.kv_heads) * p.dim, s.k_rows - first, counted,
+                                p.dim, r.dk, p.scale, lane);
   }
 
   __device__ __forceinline__ void run() {
-    State r;
     int slot = 0;
-    if (lane == 0) control.due[4 * group + warp].added = nullptr;
     while (true) {
       wait(control.key_full, tiles & 1);
       const KeyTile& tile = control.tile[slot];
-      if (!__any_sync(0xffffffffu, tile.valid)) break;
-      if (tile.padded) clear_rows<Key>(shared, max(tile.visible.kv_len - tile.first_key, 0));
-      process(r, tile);
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
+      State r;
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen)) {
+        if (tile.padded) clear<Key>(shared, tile.visible.kv_len - tile.first_key);
+        process(r, tile);
+      } else {
+        release(control.key_empty);
+        release(control.value_empty);
+      }
       store(r, tile);
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }
-    if (lane == 0) bulk_wait();
+    if (p.deterministic)
+      end_query_gradients();
+    else if (lane == 0)
+      bulk_wait();
   }
 };
 

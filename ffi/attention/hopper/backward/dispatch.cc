@@ -10,7 +10,6 @@ namespace jax_baracuda {
 namespace {
 
 constexpr int kMaxKernels = 32;
-constexpr int kKeys = 128;                 // of a tile
 constexpr int64_t kMaxPlaces = 1ll << 30;  // tiles and row blocks are counted in int32
 
 std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
@@ -28,7 +27,9 @@ cudaError_t prepare(int device, const HopperBackwardKernel& kernel) {
 int64_t row_blocks_of(const AttentionProblem& p, const HopperBackwardTile& tile) {
   return int64_t{p.packs} * p.heads * row_blocks_of_pack(p, tile.rows);
 }
-int64_t tiles_of(const AttentionProblem& p) { return (p.max_k + kKeys - 1) / kKeys; }
+int64_t tiles_of(const AttentionProblem& p) {
+  return (p.max_k + kHopperBackwardKeys - 1) / kHopperBackwardKeys;
+}
 int64_t rows_of(const AttentionProblem& p) { return int64_t{p.packs} * p.sequences * p.kv_heads; }
 
 // The parts of the workspace, each from a multiple of 256 bytes on.
@@ -39,7 +40,7 @@ struct Workspace {
     const int64_t blocks = row_blocks_of(p, tile);
     take(&sums, 4 * blocks * tile.rows * tile.dim);
     take(&stats, 4 * blocks * 2 * tile.rows);
-    take(&turns, 4 * blocks * kAddingWarps);
+    take(&turns, 4 * blocks * tile.turns());
     take(&counter, 4);
   }
 
@@ -55,19 +56,19 @@ struct Workspace {
 }  // namespace
 
 int64_t hopper_backward_workspace_bytes(const AttentionProblem& p) {
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v);
+  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
   return tile ? Workspace(p, *tile).size : 0;
 }
 
 cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem& p,
                                  const HopperBackwardKernel** kernel) {
   *kernel = nullptr;
-  if (hopper_backward_kernels().empty() || dtype == DType::kF32 || has_features(p) ||
+  if (hopper_backward_kernels().empty() || dtype == DType::kF32 || !p.vector_q || !p.vector_v ||
       p.q_rows == 0 || p.k_rows == 0)
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v);
+  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
   if (major != 9 || !tile || row_blocks_of(p, *tile) >= kMaxPlaces ||
       tiles_of(p) * rows_of(p) >= kMaxPlaces)
     return cudaSuccess;
@@ -93,19 +94,19 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   params.tiles = static_cast<int>(tiles_of(p));
   params.rows = static_cast<int>(rows_of(p));
   params.counter = reinterpret_cast<int*>(base + parts.counter);
-  const auto panel = [](int dim) { return dim % 64 == 0 ? 64 : 32; };
   const auto encode = [&](const void* data, int rows, int heads, int dim, int box_rows,
                           int tile_dim, CUtensorMap* map) {
     return encode_tensor_map(kernel.dtype, data, p.packs, rows, heads, dim, box_rows,
-                             panel(tile_dim), map);
+                             tile.panel(tile_dim), map);
   };
   cudaError_t error = encode(p.query, p.q_rows, p.heads, p.dim, tile.rows, tile.dim, &params.query);
   if (error == cudaSuccess)
     error = encode(p.dout, p.q_rows, p.heads, p.dim_v, tile.rows, tile.dim_v, &params.dout);
   if (error == cudaSuccess)
-    error = encode(p.key, p.k_rows, p.kv_heads, p.dim, kKeys, tile.dim, &params.key);
+    error = encode(p.key, p.k_rows, p.kv_heads, p.dim, tile.cta_keys(), tile.dim, &params.key);
   if (error == cudaSuccess)
-    error = encode(p.value, p.k_rows, p.kv_heads, p.dim_v, kKeys, tile.dim_v, &params.value);
+    error =
+        encode(p.value, p.k_rows, p.kv_heads, p.dim_v, tile.cta_keys(), tile.dim_v, &params.value);
   int device = 0, multiprocessors = 0;
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = multiprocessor_count(device, &multiprocessors);
@@ -115,9 +116,12 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   // A block of keys behind the diagonal has the rows at its own part of it for itself: the last one begins.
   params.reverse = p.deterministic && p.causal;
   params.section = p.deterministic ? std::clamp(params.rows, 1, 64) : 1;
-  const int fill = (2 * multiprocessors + params.tiles - 1) / std::max(params.tiles, 1);
+  const int fill =
+      (2 * multiprocessors / tile.ctas() + params.tiles - 1) / std::max(params.tiles, 1);
   params.last = std::min(params.rows, std::max(fill, params.section));
-  const auto ctas = static_cast<int>(std::min<int64_t>(tiles_of(p) * rows_of(p), multiprocessors));
+  // A pair has one tile, and there are less than 2^30 of them.
+  const auto places = static_cast<int>(tiles_of(p) * rows_of(p));
+  const int ctas = tile.ctas() == 1 ? std::min(places, multiprocessors) : tile.ctas() * places;
   const int row_blocks = std::max((p.max_q + tile.rows - 1) / tile.rows, 1);
   return kernel.launch(params, row_blocks, ctas, stream);
 }

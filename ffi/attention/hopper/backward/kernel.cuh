@@ -4,6 +4,7 @@
 
 #include "attention/hopper/backward/consumer.cuh"
 #include "attention/hopper/backward/producer.cuh"
+#include "attention/hopper/backward/writer.cuh"
 
 namespace jax_baracuda {
 
@@ -24,6 +25,10 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   for (int i = 0; i < Traits::kDOutStages; ++i) {
     init(control.dout_full[i], 1);
     init(control.dout_empty[i], kWarps);
+  }
+  for (int i = 0; i < Traits::kGroups; ++i) {
+    init(control.sum[i].full, kWarps / Traits::kGroups);
+    init(control.sum[i].empty, 1);
   }
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
@@ -64,7 +69,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   __syncthreads();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
-    if (threadIdx.x < 32) BackwardProducer<Traits>(p, control, shared, threadIdx.x).run();
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    if (warp == 0)
+      BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
+    else if (p.problem.deterministic && warp <= Traits::kGroups && threadIdx.x % 32 == 0)
+      add_in_turn<Traits>(p.problem, control, shared, warp - 1);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP
     if (threadIdx.x == 96) watch(&done, 9);
 #endif

@@ -21,7 +21,7 @@ struct HopperBackwardKernel {
 };
 
 // Defined by ffi/attention/hopper/backward/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v>
+template <DType dtype, int dim, int dim_v, bool features>
 HopperBackwardKernel hopper_backward_kernel_entry();
 
 // All of them, none in a build without sm_90a: generated from the list in instantiations.cmake.

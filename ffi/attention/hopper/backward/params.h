@@ -7,8 +7,6 @@
 
 namespace jax_baracuda {
 
-inline constexpr int kAddingWarps = 8;  // that may add to dQ of a row block, each at its turn
-
 struct HopperBackwardParams {
   CUtensorMap query, dout, key, value;
   BackwardParams problem;  // lse2, dq_sum and turns: see below
@@ -18,13 +16,13 @@ struct HopperBackwardParams {
   int section;   // rows whose first tiles come first, then their second ones
   int last;      // the same for so many rows at the end, that the CTAs end together
   int reverse;   // the last tiles of a row come first, and add to dQ first
-  int* counter;  // of tiles handed out; null: each CTA takes every gridDim.x-th
+  int* counter;  // of tiles handed out
 };
 
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has
 //   lse2:   kRows statistics {LSE in base 2, +inf where a row counts for nothing}, then kRows of delta
 //   dq_sum: kRows x D floats, in the order in which lanes hold them (see around.cuh)
-//   turns:  for each warp that adds to dq_sum, how many have
+//   turns:  for each part of dq_sum (HopperBackwardTile::turns()), how many blocks of keys have been added
 // Sequence s of a pack starts with block q_begin / kRows + s.
 inline int row_blocks_of_pack(const AttentionProblem& p, int block_rows) {
   return p.cu_seqlens_q ? p.q_rows / block_rows + p.sequences

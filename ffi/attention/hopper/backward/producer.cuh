@@ -17,7 +17,9 @@ struct BackwardProducer {
   using DOut = typename Traits::DOut;
   using Rows = Walk<Traits::kKeys, Traits::kRows>;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
-  static constexpr int kStatBytes = kRows * 4;
+  // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
+  static constexpr bool kPair = Traits::kCtas == 2;
+  static constexpr int kStatBytes = kRows * 4 * Traits::kCtas;
 
   const HopperBackwardParams& p;
   typename Traits::Control& control;
@@ -33,6 +35,9 @@ struct BackwardProducer {
                                               int lane)
       : p(p), control(control), shared(shared), lane(lane) {}
 
+  // Of the CTA in its pair. Asked for anew: the warp has few registers.
+  static __device__ __forceinline__ int rank() { return kPair ? cluster_rank() : 0; }
+
   template <class TileT>
   static __device__ __forceinline__ void load(uint32_t to, const CUtensorMap& map, uint32_t barrier,
                                               int row, int head, int pack, uint64_t policy) {
@@ -42,15 +47,33 @@ struct BackwardProducer {
                pack, policy);
   }
 
+  template <class TileT>
+  __device__ __forceinline__ void load_rows(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                            int row, int head, int pack) const {
+    if constexpr (!kPair) {
+      load<TileT>(to, map, barrier, row, head, pack, kEvictLast);
+    } else {
+      constexpr int kHalf = TileT::kPanels / 2;
+      static_assert(TileT::kPanels % 2 == 0);
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) {
+        const int panel = rank() * kHalf + i;
+        tma_load_multicast(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns,
+                           row, head, pack, 3, kEvictLast);
+      }
+    }
+  }
+
   __device__ __forceinline__ void load_query(const RowBlock& block, int row, int head, int pack) {
     const int stage = query_place.stage;
     mbarrier_wait(shared_address(&control.query_empty[stage]), query_place.parity ^ 1);
     if (lane == 0) {
       const uint32_t barrier = shared_address(&control.query_full[stage]);
       control.block[stage] = block;
+      control.block[stage].head = head;
       mbarrier_arrive_expect(barrier, Query::kBytes + kStatBytes);
-      load<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
-                  head, pack, kEvictLast);
+      load_rows<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
+                       head, pack);
       bulk_load(shared + Traits::kLseOffset + stage * kStatBytes,
                 p.problem.lse2 + static_cast<int64_t>(block.block) * (2 * kRows), kStatBytes,
                 barrier);
@@ -63,43 +86,54 @@ struct BackwardProducer {
     mbarrier_wait(shared_address(&control.dout_empty[stage]), dout_place.parity ^ 1);
     if (lane == 0) {
       const uint32_t barrier = shared_address(&control.dout_full[stage]);
-      mbarrier_arrive_expect(barrier, DOut::kBytes + kStatBytes);
-      load<DOut>(shared + Traits::kDOutOffset + stage * DOut::kBytes, p.dout, barrier, row, head,
-                 pack, kEvictLast);
-      bulk_load(shared + Traits::kDeltaOffset + stage * kStatBytes,
-                p.problem.lse2 + static_cast<int64_t>(block) * (2 * kRows) + kRows, kStatBytes,
-                barrier);
+      mbarrier_arrive_expect(barrier, DOut::kBytes + (kPair ? 0 : kStatBytes));
+      load_rows<DOut>(shared + Traits::kDOutOffset + stage * DOut::kBytes, p.dout, barrier, row,
+                      head, pack);
+      if constexpr (!kPair)
+        bulk_load(shared + Traits::kDeltaOffset + stage * kStatBytes,
+                  p.problem.lse2 + static_cast<int64_t>(block) * (2 * kRows) + kRows, kStatBytes,
+                  barrier);
     }
     dout_place.next();
   }
 
   // Keys and values, when the consumers have done with those before.
   __device__ __forceinline__ void load_keys(const KeyTile& tile, int row) {
+    const int own = rank() * Traits::kCtaKeys;
     mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
     if (lane == 0) {
       const uint32_t barrier = shared_address(&control.key_full);
-      mbarrier_arrive_expect(barrier, Key::kBytes);
-      load<Key>(shared, p.key, barrier, row, tile.kv_head, tile.sequence.pack, kEvictFirst);
+      mbarrier_arrive_expect(barrier, Traits::kAllKeyBytes);
+      load<Key>(shared, p.key, barrier, row + own, tile.kv_head, tile.sequence.pack, kEvictFirst);
+      if constexpr (kPair) {
+        using OtherKey = typename Traits::OtherKey;
+#pragma unroll
+        for (int panel = 0; panel < OtherKey::kPanels; ++panel)
+          tma_load(shared + Traits::kOtherKeyOffset + panel * OtherKey::kPanelBytes, &p.key,
+                   barrier, (rank() * OtherKey::kPanels + panel) * OtherKey::kColumns,
+                   row + Traits::kCtaKeys - own, tile.kv_head, tile.sequence.pack, kEvictFirst);
+      }
     }
     mbarrier_wait(shared_address(&control.value_empty), tile_parity ^ 1);
     if (lane == 0) {
       const uint32_t barrier = shared_address(&control.value_full);
       mbarrier_arrive_expect(barrier, Value::kBytes);
-      load<Value>(shared + Traits::kValueOffset, p.value, barrier, row, tile.kv_head,
+      load<Value>(shared + Traits::kValueOffset, p.value, barrier, row + own, tile.kv_head,
                   tile.sequence.pack, kEvictFirst);
     }
     tile_parity ^= 1;
   }
 
-  // Zeros to rows [begin, end) of `data`. One warp.
-  static __device__ __forceinline__ void store_zeros(void* data, int64_t first, int heads, int head,
-                                                     int dim, int begin, int end, int lane) {
-    auto* to = static_cast<typename Traits::T*>(data);
-#pragma unroll 1
-    for (int row = begin; row < end; ++row)
-#pragma unroll 1
-      for (int column = lane; column < dim; column += 32)
-        to[((first + row) * heads + head) * dim + column] = typename Traits::T(0.0f);
+  // The same without either, for keys that no row sees. Consumers then release both at once: what they have released
+  // before must have been noticed.
+  __device__ __forceinline__ void pass_keys() {
+    mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
+    mbarrier_wait(shared_address(&control.value_empty), tile_parity ^ 1);
+    if (lane == 0) {
+      mbarrier_arrive(shared_address(&control.value_full));
+      mbarrier_arrive(shared_address(&control.key_full));
+    }
+    tile_parity ^= 1;
   }
 
   // What the warp knows of a block of keys is in shared memory: it has few registers.
@@ -122,7 +156,7 @@ struct BackwardProducer {
           (sequence.pack * problem.heads + kv_head * problem.group) * problem.turn_count +
           (problem.cu_seqlens_q ? tile.q_begin / kRows + sequence.index % problem.sequences : 0);
       tile.padded = j0 + kKeys > sequence.kv_len && tile.k_begin + sequence.kv_len < problem.k_rows;
-      tile.valid = 1;
+      tile.kind = KeyTileKind::kSeen;
 #pragma unroll
       for (int group = 0; group < Traits::kGroups; ++group)
         tile.whole[group] = control.walk.whole(j0 + 64 * group, j0 + 64 * group + 64);
@@ -172,16 +206,11 @@ struct BackwardProducer {
     begin_tile(tile, row_of_tiles, index);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();
-    if (rows.at_end(at)) {
-      const BackwardParams& problem = p.problem;
-      const int kv_head = tile.kv_head;
-      const int begin = tile.first_key, end = min(begin + kKeys, rows.k_rows);
-      const int64_t first = tile.sequence.k_first;
-      store_zeros(problem.dk, first, problem.kv_heads, kv_head, problem.dim, begin, end, lane);
-      store_zeros(problem.dv, first, problem.kv_heads, kv_head, problem.dim_v, begin, end, lane);
-      return;
-    }
     tile_slot = tile_slot == 2 ? 0 : tile_slot + 1;
+    if (rows.at_end(at)) {
+      if (lane == 0) tile.kind = KeyTileKind::kUnseen;
+      return pass_keys();
+    }
     bool begins = true;
     while (!rows.at_end(at)) {
       const typename Rows::Place next = rows.after(at);
@@ -195,8 +224,9 @@ struct BackwardProducer {
     }
   }
 
-  __device__ __forceinline__ void run() {
-    KeyTileWalk walk(p);
+  // `first`: place of the first tile.
+  __device__ __forceinline__ void run(int first) {
+    KeyTileWalk<kPair> walk(p, first);
     for (int row, slot; walk.next(&row, &slot);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
       const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
@@ -206,7 +236,7 @@ struct BackwardProducer {
     }
     mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
     if (lane == 0) {
-      control.tile[tile_slot].valid = 0;
+      control.tile[tile_slot].kind = KeyTileKind::kNone;
       mbarrier_arrive(shared_address(&control.key_full));
     }
   }

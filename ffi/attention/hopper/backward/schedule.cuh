@@ -5,27 +5,26 @@
 
 namespace jax_baracuda {
 
-// The first tile of a CTA is that of its number; the others come from a counter that all CTAs share or from every
-// further gridDim.x-th place. Under a causal mask the first block of keys of a row meets most queries: it comes first.
-// A warp walks together.
+// The first tile of a CTA is that of its number; the others come from a counter that all CTAs share. A pair of CTAs has
+// one tile, whose place it took from the counter. Under a causal mask the first block of keys of a row meets most
+// queries: it comes first. A warp walks together.
+template <bool kOnce>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
-  int place = -1;
-  int upcoming = blockIdx.x;  // of lane 0
+  int upcoming;  // of lane 0
 
-  __device__ __forceinline__ explicit KeyTileWalk(const HopperBackwardParams& p) : p(p) {}
+  __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first)
+      : p(p), upcoming(first) {}
 
   // Finds the next tile; false if there is none.
   __device__ __forceinline__ bool next(int* row, int* tile) {
-    const int ctas = gridDim.x, all = p.tiles * p.rows;
-    if (p.counter) {
-      place = __shfl_sync(0xffffffffu, upcoming, 0);
-      // Asked for long before it is needed.
-      if (place < all && threadIdx.x % 32 == 0) upcoming = ctas + atomicAdd(p.counter, 1);
-    } else {
-      place = place < 0 ? blockIdx.x : place + ctas;
-    }
+    const int all = p.tiles * p.rows;
+    const int place = kOnce ? upcoming : __shfl_sync(0xffffffffu, upcoming, 0);
     if (place >= all) return false;
+    if (kOnce)
+      upcoming = all;
+    else if (threadIdx.x % 32 == 0)  // asked for long before it is needed
+      upcoming = gridDim.x + atomicAdd(p.counter, 1);
     const int before = p.rows - p.last;  // rows
     const int section = place < before * p.tiles ? p.section : max(p.last, 1);
     const int base = place < before * p.tiles ? 0 : before, end = base     ? p.rows

@@ -20,12 +20,19 @@ struct RowBlock {
   int first_row, flags;
   int block;  // in the workspace
   int turn;   // how many blocks of keys add to its dQ before; deterministic calls only
+  int head;   // query head
 };
 
-// What a consumer warp knows of the row block whose dQ it will add next, and of the last one.
-struct QueryGradientDue {
+// In deterministic calls, what a warpgroup hands to the thread that adds dQ: the row block, -1 at the end.
+struct QueryGradientSum {
+  uint64_t full, empty;
   int block, turn;
-  int* added;  // null, or where to count that the last addition has ended
+};
+
+enum class KeyTileKind {
+  kNone,    // all tiles are done
+  kUnseen,  // by every row: nothing was loaded
+  kSeen
 };
 
 // A block of keys.
@@ -33,8 +40,8 @@ struct KeyTile {
   Sequence sequence;
   Visibility visible;
   int kv_head, first_key;
-  int padded;                 // keys past the sequence's last key may hold anything
-  int valid;                  // 0: all tiles are done
+  int padded;  // keys past the sequence's last key may hold anything
+  KeyTileKind kind;
   int q_begin, k_begin;       // the sequence's first row and key within its pack
   int first_block;            // of the group's first head, in the workspace
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
@@ -47,7 +54,8 @@ struct HopperBackwardControl {
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
-  QueryGradientDue due[8];
+  QueryGradientSum sum[2];
+  RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   Walk<kKeys, kRows> walk;  // the producer's
@@ -55,17 +63,19 @@ struct HopperBackwardControl {
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
-          bool kRoundedWeights_ = false, bool kScoresFirst_ = false, int kQueryStages_ = 3,
-          int kGradientStages_ = 2, int kSumStages_ = 1, int kAblate_ = 0>
+          bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kScoresFirst_ = false,
+          int kQueryStages_ = 3, int kGradientStages_ = 2>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
-  static constexpr int kKeys = 64 * kGroups;
+  static constexpr int kKeys = kHopperBackwardKeys;
+  static constexpr int kCtas = 1, kCtaKeys = kKeys;
+  static constexpr int kTurns = kGroups;  // to add to dQ of a row block
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
-                       kGradientStages = kGradientStages_, kSumStages = kSumStages_,
-                       kAblate = kAblate_;
+                       kGradientStages = kGradientStages_;
+  static constexpr bool kFeatures = kFeatures_;  // see has_features()
   static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -85,12 +95,13 @@ struct HopperBackwardTraits {
                 Key::kPanels == 1);
 
   using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages>;
+  static constexpr int kAllKeyBytes = Key::kBytes;
   static constexpr int kValueOffset = Key::kBytes;
   static constexpr int kQueryOffset = kValueOffset + Value::kBytes;
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + kSumStages * 8 * kWarpQueryBytes;
+  static constexpr int kLseOffset = kSumOffset + 8 * kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);

@@ -7,17 +7,40 @@
 #include "attention/hopper/backward/around.cuh"
 #include "attention/hopper/backward/kernel.cuh"
 #include "attention/hopper/backward/launch.h"
+#include "attention/hopper/backward/pair_kernel.cuh"
 
 namespace jax_baracuda {
 
-template <DType dtype, int dim, int dim_v>
+template <class Traits>
+constexpr auto main_kernel() {
+  if constexpr (Traits::kCtas == 2)
+    return &hopper_pair_kernel<Traits>;
+  else
+    return &hopper_backward_kernel<Traits>;
+}
+
+// The buffers that fit, where two CTAs share a tile.
+template <class T, int dim, int dim_v, bool features, bool pair>
+struct TraitsOfTile {
+  static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
+  using Traits = HopperBackwardTraits<T, dim, dim_v, tile.rows, tile.split, tile.late,
+                                      tile.rounded_weights, features>;
+};
+template <class T, int dim, int dim_v, bool features>
+struct TraitsOfTile<T, dim, dim_v, features, true> {
+  static constexpr int query_stages = dim > 192 ? 2 : 3;
+  static constexpr int dout_stages = dim > 192 ? 1 : dim_v > 128 ? 2 : 3;
+  using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages>;
+};
+
+template <DType dtype, int dim, int dim_v, bool features>
 HopperBackwardKernel hopper_backward_kernel_entry() {
-  static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v);
+  static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
   static_assert(tile.rows > 0, "no such tile in config.h");
-  using Traits = HopperBackwardTraits<Element<dtype>, dim, dim_v, tile.rows, tile.split, tile.late,
-                                      tile.rounded_weights>;
+  using Traits = typename TraitsOfTile<Element<dtype>, dim, dim_v, features,
+                                       tile.split == QuerySplit::kPair>::Traits;
   static constexpr auto before = hopper_preprocess_kernel<Traits>;
-  static constexpr auto kernel = hopper_backward_kernel<Traits>;
+  static constexpr auto kernel = main_kernel<Traits>();
   static constexpr auto after = hopper_postprocess_kernel<Traits>;
   return {dtype, tile,
           [] {

@@ -1,0 +1,124 @@
+// The second consumer warpgroup of a CTA of a pair: dP^T = V dO^T of its 64 keys, gradients of the scores, which it leaves
+// in the shared memory of both CTAs, dK += dS^T Q. What the tensor cores get from it, of row block i:
+//   dP(i), dQ(i - 1) | dK(i) | dP(i + 1), dQ(i) ...
+// It computes dS(i) with dQ(i - 1) under way, and adds that with dK(i) under way.
+#pragma once
+
+#include "attention/hopper/backward/pair_group.cuh"
+
+namespace jax_baracuda {
+
+template <class Traits>
+struct PairGradients : PairGroup<Traits, 1> {
+  using Base = PairGroup<Traits, 1>;
+  using Base::Base, Base::control, Base::count, Base::lane, Base::p, Base::query_stage, Base::rank,
+      Base::shared, Base::tiles, Base::wait, Base::warp;
+  using typename Base::DOut;
+  using typename Base::Gradient;
+  using typename Base::Operand;
+  using typename Base::Query;
+  using typename Base::T;
+  using typename Base::Value;
+  static constexpr int kRows = Traits::kRows;
+
+  struct State {
+    typename Base::Scores dp;
+    typename Base::Operand gradients;
+    typename Base::QuerySum dq;
+    float dk[Traits::kDim / 2];
+  };
+
+  // dP, which is there, to dS.
+  __device__ __forceinline__ void differentiate_rows(State& r) const {
+    wait(control.weights_full, count & 1);
+    const uint32_t delta = shared + Traits::kDeltaOffset + this->stat_offset();
+#pragma unroll
+    for (int i = 0; i < kRows / 16; ++i) {
+      const uint4 w = load_shared_16(this->weight_address() + i * 512);
+      differentiate<T>(i, {w.x, w.y, w.z, w.w}, r.dp, delta);
+    }
+    this->release(control.weights_empty);
+    pack_scores<Traits>(r.dp, r.gradients);
+  }
+
+  // dS to both CTAs.
+  __device__ __forceinline__ void publish(const Operand& gradients) const {
+    const int stage = this->gradient_stage(count);
+    wait(control.gradient_empty[stage], this->gradient_parity(count) ^ 1);
+    const uint32_t panel = shared + Traits::kGradientOffset + stage * Gradient::kBytes +
+                           rank() * Gradient::kPanelBytes;
+    store_score_gradients<Traits>(panel, gradients, warp, lane);
+    fence_async_shared();
+    named_barrier_sync(Base::kNamedBarrier, 128);
+    if (warp == 0 && lane == 0) {
+      const uint32_t full = shared_address(&control.gradient_full[stage]);
+      mbarrier_arrive_expect(full, Gradient::kPanelBytes);  // of the other CTA
+      bulk_copy_to_cta(panel, Gradient::kPanelBytes, full, rank() ^ 1);
+    }
+    __syncwarp();
+  }
+
+  // A row block, and dQ of the one before. `due`: there is one. Returns whether this is the last one.
+  __device__ __forceinline__ bool process_rows(State& r, const KeyTile& tile, bool due) {
+    const RowBlock& block = this->wait_query(count);
+    warpgroup_wait<0>();  // dK: its operand's registers are needed
+    if (due) this->release_in_both(control.query_empty[query_stage(count - 1)]);
+    this->wait_dout(tile, block);
+    warpgroup_arrive();
+    multiply_rows<T, Value, DOut>(r.dp, shared + Traits::kValueOffset, this->dout_address());
+    warpgroup_commit();
+    this->issue_query_sum(r.dq, due);
+    warpgroup_wait<1>();
+    hold(r.dp);
+    this->release_in_both(control.dout_empty[this->dout_stage(count)]);
+    differentiate_rows(r);
+    publish(r.gradients);
+    warpgroup_arrive();
+    multiply_weights<T, Query, kRows>(r.dk, r.gradients, this->query_address(count), due);
+    warpgroup_commit();
+    warpgroup_wait<1>();
+    hold(r.dq);
+    if (due) this->add_query_sum(r.dq);
+    this->set_due(block);
+    ++count;
+    return __any_sync(0xffffffffu, block.flags & kLastRows);
+  }
+
+  // A block of keys, from its first row block to the last.
+  __device__ __forceinline__ void process(State& r, const KeyTile& tile) {
+    wait(control.value_full, tiles & 1);
+    if (tile.padded)
+      this->template clear<Value>(shared + Traits::kValueOffset,
+                                  tile.visible.kv_len - tile.first_key - Traits::kCtaKeys * rank());
+    bool due = false;
+#pragma unroll 1
+    while (!process_rows(r, tile, due)) due = true;
+    this->release(control.value_empty);
+    this->issue_query_sum(r.dq, true);
+    warpgroup_wait<0>();
+    hold(r.dq);
+    hold(r.dk);
+    this->release_in_both(control.query_empty[query_stage(count - 1)]);
+    this->release(control.key_empty);
+    this->add_query_sum(r.dq);
+  }
+
+  __device__ __forceinline__ void run() {
+    while (true) {
+      wait(control.key_full, tiles & 1);
+      const KeyTile& tile = control.tile[tiles % 3];
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
+      State r;
+      if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen)) {
+        process(r, tile);
+      } else {
+        this->release(control.key_empty);
+        this->release(control.value_empty);
+      }
+      this->template store<Traits::kDim>(p.dk, p.dim, r.dk, p.scale, tile);
+      ++tiles;
+    }
+  }
+};
+
+}  // namespace jax_baracuda

@@ -1,0 +1,370 @@
+// A medium number of rows, on Hopper: out^T = w^T x^T, the weights streaming once through many warpgroups at a time.
+//
+// A warpgroup waits for its weights, makes operands of them, and waits for the tensor cores: that takes several times
+// what it keeps any of them busy, so that an SM needs four to eight. No warp only loads: every thread copies the 16 bytes
+// of a tile that it will multiply itself, and one thread of those that share x loads that by TMA, and the scales.
+// Warpgroups lie next to each other (64 channels each) and behind each other in depth, CTAs of a cluster behind each other
+// again.
+#pragma once
+
+#include <type_traits>
+
+#include "device/bulk.cuh"
+#include "device/divide.cuh"
+#include "device/mbarrier.cuh"
+#include "device/memory.cuh"
+#include "device/tma.cuh"
+#include "device/wgmma.cuh"
+#include "int4/dequantise.cuh"
+#include "int4/exchange.cuh"
+#include "int4/hopper_params.h"
+
+namespace jax_baracuda {
+
+// kN: rows of x. kMaxStages: as many as fit, at most. kScaleSteps: k-steps of 16 that share a scale, 2, 4 or 8.
+template <class T_, int kN_, int kChannelGroups_, int kDepthGroups_, int kMaxStages,
+          int kScaleSteps_>
+struct MediumTraits {
+  using T = T_;
+  static constexpr int kN = kN_, kScaleSteps = kScaleSteps_;
+  static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
+  static constexpr int kGroups = kChannelGroups * kDepthGroups, kThreads = 128 * kGroups;
+  static constexpr int kChannels = kChannelGroups * kStrip;
+  // Few rows leave registers for the sums of a group: scales then multiply those and not the weights, which costs less.
+  static constexpr bool kFolds = kN <= 16;
+  // A chunk of k-steps is made ready while the tensor cores work on the one before it.
+  static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kN <= 32 ? 1 : 4;
+  static_assert(kScaleSteps >= kChunk || !kFolds);
+
+  // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
+  using Rows = PanelTile<kN, kUnit * kDepth>;
+  static constexpr int kWeightBytes = kUnit * kTileBytes;
+  static constexpr int kScaleRows = kSteps / kScaleSteps;
+  static constexpr int kScaleBytes = kScaleRows * kChannels * 3;  // the zero points last
+  static constexpr int kStageBytes =
+      kDepthGroups * (Rows::kBytes + kScaleBytes) + kGroups * kWeightBytes;
+
+  using Exchange = SumExchange<1, kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
+  static constexpr int kMostBytes = 232448 - 512;                     // of an SM, less the barriers
+  static constexpr int kFitting = kMostBytes / kStageBytes;
+  static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
+  static_assert(kStages >= 2);
+  static constexpr int kWeightsOffset = kStages * kDepthGroups * Rows::kBytes;
+  static constexpr int kScalesOffset = kWeightsOffset + kStages * kGroups * kWeightBytes;
+  static constexpr int kRingBytes = kStages * kStageBytes;
+  static constexpr int kBarriersOffset =
+      kRingBytes > Exchange::kBytes ? kRingBytes : Exchange::kBytes;
+  static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages * kDepthGroups + 1) * 8;
+  static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
+};
+
+// Read anew every time: what follows from it is then not kept while the products need the registers.
+__device__ __forceinline__ uint32_t read_thread() {
+  uint32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
+  return thread;
+}
+
+// A number that all lanes have: the reduction tells the compiler so, and what follows from it costs no vector registers.
+__device__ __forceinline__ int shared_by_lanes(int i) {
+  return static_cast<int>(__reduce_max_sync(0xffffffffu, static_cast<unsigned>(i)));
+}
+
+__device__ __forceinline__ void hold(uint4& words) {
+  asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
+}
+
+template <class Traits>
+struct MediumKernel {
+  using T = typename Traits::T;
+  using Rows = typename Traits::Rows;
+  using Exchange = typename Traits::Exchange;
+  static constexpr int kN = Traits::kN, kStages = Traits::kStages, kChunk = Traits::kChunk;
+  static constexpr int kDepthGroups = Traits::kDepthGroups;
+  static constexpr int kScaleSteps = Traits::kScaleSteps;
+  // From a unit of this warpgroup to its next, in tiles and pieces; tiles from the one that is multiplied to the one that is
+  // loaded.
+  static constexpr int kStep = kDepthGroups * Traits::kUnit, kStepPieces = kStep * kTileBytes / 16;
+  static constexpr int kAhead = (kStages - 1) * kStep;
+
+  const HopperParams& params;
+  const Int4Params& p = params.problem;
+  const uint32_t base, thread;
+  const int lane = thread % 32, warp = thread / 32 % 4;  // of the warpgroup
+  const int group = shared_by_lanes(thread / 128);
+  const int channel_group = group % Traits::kChannelGroups,
+            depth_group = group / Traits::kChannelGroups;
+  const int split = blockIdx.x, row_block = blockIdx.y, channel_block = blockIdx.z;
+
+  __device__ __forceinline__ MediumKernel(const HopperParams& params, uint32_t base)
+      : params(params), base(base), thread(read_thread()) {}
+
+  // The part of the depth that this CTA has, in units and in tiles: the last one may have half a unit.
+  __device__ __forceinline__ int first_unit(int split) const {
+    return split * p.split_units + min(split, p.longer_splits);
+  }
+  __device__ __forceinline__ int first_tile() const {  // of this warpgroup
+    return (first_unit(split) + depth_group) * Traits::kUnit;
+  }
+  __device__ __forceinline__ int end_tile() const {
+    return min(first_unit(split + 1) * Traits::kUnit, p.depth_tiles);
+  }
+
+  // This warpgroup's strip. One that is not there: the last one again, for nobody.
+  __device__ __forceinline__ int strip() const {
+    return min(channel_block * Traits::kChannelGroups + channel_group, p.strips - 1);
+  }
+  // What this thread copies of the weights from a tile on, in pieces of 16 bytes.
+  __device__ __forceinline__ uint32_t first_piece(int tile) const {
+    return (static_cast<uint32_t>(strip()) * p.depth_tiles + tile) * (kTileBytes / 16) +
+           thread % 128;
+  }
+
+  // Shared addresses of this depth group, warpgroup, thread in the first stage; the others follow at constant distances.
+  __device__ __forceinline__ uint32_t full(int stage) const {
+    return base + Traits::kBarriersOffset + depth_group * 8 + stage * (kDepthGroups * 8);
+  }
+  __device__ __forceinline__ uint32_t empty(int stage) const { return full(kStages + stage); }
+  __device__ __forceinline__ uint32_t rows_of(int stage) const {
+    return base + depth_group * Rows::kBytes + stage * (kDepthGroups * Rows::kBytes);
+  }
+  __device__ __forceinline__ uint32_t weights_of(int stage) const {
+    return base + Traits::kWeightsOffset + group * Traits::kWeightBytes + thread % 128 * 16 +
+           stage * (Traits::kGroups * Traits::kWeightBytes);
+  }
+  __device__ __forceinline__ uint32_t scales_of(int stage) const {
+    return base + Traits::kScalesOffset + depth_group * Traits::kScaleBytes +
+           stage * (kDepthGroups * Traits::kScaleBytes);
+  }
+  static __device__ __forceinline__ int scale_row(int row) { return row * Traits::kChannels * 2; }
+  static __device__ __forceinline__ int zero_row(int row) {
+    return (Traits::kScaleRows * 2 + row) * Traits::kChannels;
+  }
+
+  // By one thread.
+  __device__ __forceinline__ void init_barriers() const {
+    for (int at = 0; at < kStages * kDepthGroups; ++at) {
+      mbarrier_init(base + Traits::kBarriersOffset + at * 8, 1);
+      mbarrier_init(base + Traits::kBarriersOffset + (kStages * kDepthGroups + at) * 8,
+                    4 * Traits::kChannelGroups);
+    }
+    mbarrier_init_fence();
+  }
+
+  // --- Loads ---
+
+  // Starts to copy this thread's part of a unit, of which and of those after it `left` tiles are there: zeros where none is,
+  // so that no branch parts the lanes.
+  __device__ __forceinline__ void load_own(int stage, int left, uint32_t piece) const {
+    const uint32_t to = weights_of(stage);
+    const uint8_t* from = p.packed + static_cast<uint64_t>(piece) * 16;
+    copy_async_16(to, from, left > 0);
+    copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
+    copy_async_commit();
+  }
+
+  // What warpgroups share of that unit, as soon as the stage is empty. Columns of x past the end become zeros, and meet the
+  // scales of some group: those of one that is there.
+  __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) const {
+    if (thread % (Traits::kChannelGroups * 128) == 0 && left > 0) {
+      // Not worked out before it is needed: that would take registers of all.
+      int first = channel_block * Traits::kChannels, width = p.strips * kStrip;
+      asm volatile("" : "+r"(first), "+r"(width));
+      const int channels = min(Traits::kChannels, width - first);
+      const int first_tile = end_tile() - left;
+      mbarrier_wait(empty(stage), empty_parity);
+      mbarrier_arrive_expect(full(stage), Rows::kBytes + channels * 3 * Traits::kScaleRows);
+#pragma unroll
+      for (int panel = 0; panel < Rows::kPanels; ++panel)
+        tma_load(rows_of(stage) + panel * Rows::kPanelBytes, &params.x, full(stage),
+                 (first_tile + panel) * kDepth, row_block * kN, 0, 0, kEvictLast);
+#pragma unroll
+      for (int row = 0; row < Traits::kScaleRows; ++row) {
+        const int tile =
+            min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
+        const int group =
+            Traits::kScaleRows == 4 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
+        const int64_t at = static_cast<int64_t>(group) * width + first;
+        const uint32_t to = scales_of(stage);
+        bulk_load(to + scale_row(row), static_cast<const T*>(p.scales) + at, channels * 2,
+                  full(stage));
+        bulk_load(to + zero_row(row), p.zeros + at, channels, full(stage));
+      }
+    }
+    __syncwarp();
+  }
+
+  // Fills all stages but one: with weights, and when the barriers are ready with the rest.
+  __device__ __forceinline__ void begin_weights() const {
+    const int tile = first_tile(), left = end_tile() - tile;
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage)
+      load_own(stage, left - stage * kStep, first_piece(tile) + stage * kStepPieces);
+  }
+  __device__ __forceinline__ void begin_shared() const {
+    const int left = end_tile() - first_tile();
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage) load_shared(stage, 1, left - stage * kStep);
+  }
+
+  // --- Products ---
+
+  // The lane's two channels' scales and zero points, of the group that k-step `step` belongs to.
+  __device__ __forceinline__ uint32_t scales_at(int stage, int step) const {
+    return load_shared_4(scales_of(stage) + pair() * 2 + scale_row(step / kScaleSteps));
+  }
+  __device__ __forceinline__ uint32_t zeros_at(int stage, int step) const {
+    return load_shared_2(scales_of(stage) + pair() + zero_row(step / kScaleSteps));
+  }
+  // The first of those channels in the CTA.
+  __device__ __forceinline__ int pair() const {
+    return channel_group * kStrip + warp * 16 + lane / 4 * 2;
+  }
+
+  using Nibbles = std::conditional_t<Traits::kFolds, ExactNibbles<T>, ScaledNibbles<T>>;
+  __device__ __forceinline__ Nibbles nibbles(int stage, int step) const {
+    if constexpr (Traits::kFolds)
+      return Nibbles(zeros_at(stage, step));
+    else
+      return Nibbles(zeros_at(stage, step), scales_at(stage, step));
+  }
+
+  // Products of the chunk that begins with k-step `first`; `fresh`: they are the first of their sums.
+  __device__ __forceinline__ void issue(float (&sums)[kN / 2], const uint32_t (&a)[kChunk][4],
+                                        uint32_t rows, int first, bool fresh) const {
+    const uint64_t start = Rows::descriptor(rows);
+    warpgroup_arrive();
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i)
+      WarpgroupMma<T, kN>::registers_transposed(
+          sums, a[i], advance(start, Rows::column_offset(16 * (first + i))),
+          fresh && i == 0 ? 0 : 1);
+    warpgroup_commit();
+  }
+
+  // Adds the sums of a group, scaled.
+  __device__ __forceinline__ void fold(float (&sums)[kN / 2], const float (&of_group)[kN / 2],
+                                       uint32_t scales) const {
+    const float2 scale = RawNibbles<T>::to_floats(scales);
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i)
+      sums[i] = fmaf(of_group[i], i % 4 < 2 ? scale.x : scale.y, sums[i]);
+  }
+
+  __device__ __forceinline__ void release(int stage) const {
+    mbarrier_arrive_if(empty(stage), lane == 0);
+  }
+
+  // All products of this warpgroup.
+  __device__ __forceinline__ void multiply(float (&sums)[kN / 2]) const {
+    float of_group[Traits::kFolds ? kN / 2 : 1];
+    uint32_t a[2][kChunk][4];
+    uint32_t piece = first_piece(first_tile() + kAhead);
+    int left = end_tile() - first_tile() - kAhead;  // tiles from the unit that is loaded next on
+    int next_stage = 0, parity = 0;
+#pragma unroll 1
+    for (; left > -kAhead; left -= kStep) {
+      const int stage = shared_by_lanes(next_stage);
+      const int before = stage == 0 ? kStages - 1 : stage - 1;  // of the unit before this one
+      copy_async_wait<kStages - 2>();
+      mbarrier_wait(full(stage), parity);
+      Nibbles nibbles = this->nibbles(stage, 0);
+      uint4 words = load_shared_16(weights_of(stage));
+#pragma unroll
+      for (int first = 0; first < Traits::kSteps; first += kChunk) {
+        auto& operands = a[first / kChunk % 2];
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          const int step = first + i;
+          if (step > 0 && step % kScaleSteps == 0) nibbles = this->nibbles(stage, step);
+          nibbles.run(operands[i], step % 4 == 0   ? words.x
+                                   : step % 4 == 1 ? words.y
+                                   : step % 4 == 2 ? words.z
+                                                   : words.w);
+        }
+        const int next = first + kChunk;
+        if constexpr (Traits::kFolds)
+          issue(of_group, operands, rows_of(stage), first, first % kScaleSteps == 0);
+        else
+          issue(sums, operands, rows_of(stage), first, false);
+        if (next % 4 == 0 && next < Traits::kSteps)
+          words = load_shared_16(weights_of(stage) + next / 4 * kTileBytes);
+        if constexpr (Traits::kFolds) {
+          if (next % kScaleSteps == 0) {
+            const uint32_t scales = scales_at(stage, first);
+            warpgroup_wait<0>();
+            hold(of_group);
+            fold(sums, of_group, scales);
+          } else {
+            warpgroup_wait<1>();
+          }
+        } else if (next == Traits::kSteps) {
+          warpgroup_wait<0>();
+          hold(sums);
+        } else {
+          warpgroup_wait<1>();
+        }
+        if constexpr (kChunk == 1) hold(words);  // nothing ahead of the wait, for want of registers
+        if (first == 0) {  // that stage, which is empty or about to be, takes the next load
+          load_own(before, left, piece);
+          load_shared(before, stage == 0 ? parity ^ 1 : parity, left);
+          piece += kStepPieces;
+        }
+      }
+      release(stage);
+      next_stage = stage + 1;
+      if (next_stage == kStages) {
+        next_stage = 0;
+        parity ^= 1;
+      }
+    }
+    copy_async_wait_all();  // of zeros
+  }
+
+  __device__ __forceinline__ Exchange exchange() const {
+    return {base,
+            base + Traits::kBarriersOffset + 2 * kStages * kDepthGroups * 8,
+            p.splits,
+            split,
+            p.rows - row_block * kN,
+            static_cast<int>(thread % (Traits::kChannelGroups * 128)),
+            depth_group};
+  }
+
+  // Quad `quad` of the output: rows from 8 quad on.
+  __device__ __forceinline__ void store(int quad, float4 sum) const {
+    const int row = row_block * kN + quad * 8 + lane % 4 * 2;
+    const int channel =
+        channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
+    if (row < p.rows) store_output<T>(p, row, channel, sum.x, sum.z);
+    if (row + 1 < p.rows) store_output<T>(p, row + 1, channel, sum.y, sum.w);
+  }
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    int4_medium_kernel(const __grid_constant__ HopperParams params) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  const uint32_t base = shared_address(shared_memory);
+  float sums[1][Traits::kN / 2] = {};
+  {
+    const MediumKernel<Traits> kernel(params, base);
+    kernel.begin_weights();
+    if (kernel.thread == 0) {
+      tma_prefetch_map(&params.x);
+      kernel.init_barriers();
+      kernel.exchange().init();
+    }
+    __syncthreads();
+    kernel.begin_shared();
+    kernel.multiply(sums[0]);
+  }
+  const MediumKernel<Traits> kernel(params, base);
+  const auto exchange = kernel.exchange();
+  exchange.arrive();
+  exchange.finish(sums, [&](int quad, float4 sum) { kernel.store(quad, sum); });
+#endif
+}
+
+}  // namespace jax_baracuda
