@@ -43,7 +43,7 @@ class _Sums:
         self.squares[name][at] += square
 
     def noise(self) -> dict[str, float]:
-        return {name: float(np.sqrt(s.max(initial=0.0))) for name, s in self.squares.items()}
+        return {name: float(np.sqrt(np.max(s, initial=0.0))) for name, s in self.squares.items()}
 
 
 def attention_oracle(
