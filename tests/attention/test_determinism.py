@@ -22,6 +22,7 @@ from jax_baracuda.testing import (
     make_attention_inputs,
     run_attention,
 )
+from jax_baracuda.testing.calls import count_differences
 
 # Enough blocks of queries and keys that they run at the same time on every multiprocessor.
 CASES = {
@@ -70,23 +71,6 @@ def operands_of(case: AttentionCase, *, cotangents: bool) -> dict[str, jax.Array
         if inputs.dlse is not None:
             arrays["dlse"] = inputs.dlse
     return jax.tree.map(jnp.asarray, arrays)
-
-
-def count_differences(step, operands, repeats: int) -> int:
-    """The largest number of elements whose bits differ between the first result and another."""
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}
-
-    @jax.jit
-    def differs(a, b):
-        def as_bits(x):
-            return jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-
-        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return sum(jnp.sum(as_bits(x) != as_bits(y)) for x, y in pairs)
-
-    first = step(operands)
-    counts = [differs(step(operands), first) for _ in range(repeats)]
-    return int(jnp.max(jnp.stack(counts)))
 
 
 def bits(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

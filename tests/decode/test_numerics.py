@@ -21,6 +21,7 @@ from jax_baracuda.testing import (
     reference_decode,
     run_decode,
 )
+from jax_baracuda.testing.calls import count_differences
 from jax_baracuda.testing.cases import decode_cases
 
 every_case = pytest.mark.parametrize("case", DECODE_CASES, ids=lambda case: case.name)
@@ -185,18 +186,7 @@ def test_cuda_repeats_bitwise(case):
         jax_baracuda.flash_decode, **case.options(), return_lse=True, implementation="cuda"
     )
     step = jax.jit(lambda operands: call(**operands))
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}
-
-    @jax.jit
-    def differs(a, b):
-        def as_bits(x):
-            return jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-
-        return sum(jnp.sum(as_bits(x) != as_bits(y)) for x, y in zip(a, b, strict=True))
-
-    first = step(inputs)
-    counts = [differs(step(inputs), first) for _ in range(1000)]
-    assert int(jnp.max(jnp.stack(counts))) == 0
+    assert count_differences(step, inputs, 1000) == 0
 
 
 @pytest.mark.gpu
