@@ -136,6 +136,7 @@ def repeat_gradients() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_xla_flag_asks_for_determinism(tmp_path):
     """--xla_gpu_deterministic_ops=true is as good as the argument: the same bits."""
     process = start(tmp_path, "repeat", "--xla_gpu_deterministic_ops=true")
@@ -185,6 +186,7 @@ def train_layers() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_cuda_graph_gives_the_same_bits(tmp_path):
     """Forward and backward in a CUDA graph, every kernel of ours in it, equal those without."""
     folders = {mode: tmp_path / mode for mode in ("none", "body")}

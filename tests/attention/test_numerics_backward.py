@@ -97,6 +97,7 @@ def check_cuda(case: AttentionCase) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(8))
 def test_cuda_random_cases(seed):
     """Random shapes and mixes of options, value and gradients; a seed is another dozen halves."""

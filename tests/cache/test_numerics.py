@@ -73,6 +73,7 @@ def test_cuda_rope(case):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @hypothesis.given(case=append_cases())
 def test_cuda_random_appends(case):

@@ -95,6 +95,7 @@ def test_cuda(case):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @hypothesis.given(case=decode_cases())
 def test_cuda_random_cases(case):

@@ -144,6 +144,7 @@ WHOLE = [(4096, 4096), (4096, 14336), (14336, 4096)]  # the heuristics take othe
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("ic", "oc", "group"), LAYERS)
 def test_kernels(ic, oc, group, dtype):
@@ -158,6 +159,7 @@ def test_kernels(ic, oc, group, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @pytest.mark.parametrize(("ic", "oc"), WHOLE)
 def test_kernels_of_whole_layers(ic, oc):
     raw = int4.make_raw_weight("awq_gemm", ic, oc, 128)

@@ -105,6 +105,7 @@ def test_cuda(case):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @hypothesis.given(case=paged_decode_cases() | paged_prefill_cases())
 def test_cuda_random_cases(case):
