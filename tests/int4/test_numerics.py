@@ -1,6 +1,7 @@
 """int4_matmul against float64 on the exact weight: on this machine's CPU, and on its GPU."""
 
 import dataclasses
+import functools
 
 import hypothesis
 import jax
@@ -179,19 +180,20 @@ def test_kernels_of_whole_layers(ic, oc):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
-@pytest.mark.parametrize("rows", [1, 9, 17, 33, 40, 65, 127, 300])
-def test_kernels_add_a_bias_and_keep_nan_in_its_row(rows, group):
+def test_kernels_add_a_bias_and_keep_nan_in_its_row(group):
     raw = int4.make_raw_weight("gptq_act_order", 456, 136, group)
     weight, bias = raw.convert(), activations(136)
-    x = np.array(activations(rows, 456))
-    clean = np.asarray(int4_matmul(jnp.asarray(x), weight, bias=bias, implementation="cuda"))
-    want = exact(x, raw) + np.asarray(bias, np.float64)
-    assert relative_error(clean, want) < BOUNDS["float16"]
-    x[rows // 2, 455] = np.nan
-    out = np.asarray(int4_matmul(jnp.asarray(x), weight, bias=bias, implementation="cuda"))
-    assert np.isnan(out[rows // 2]).all()
-    rest = np.arange(rows) != rows // 2
-    np.testing.assert_array_equal(out[rest], clean[rest])
+    product = jax.jit(functools.partial(int4_matmul, implementation="cuda"))
+    for rows in (1, 9, 17, 33, 40, 65, 127, 300):
+        x = np.array(activations(rows, 456))
+        clean = np.asarray(product(x, weight, bias=bias))
+        want = exact(x, raw) + np.asarray(bias, np.float64)
+        assert relative_error(clean, want) < BOUNDS["float16"], rows
+        x[rows // 2, 455] = np.nan
+        out = np.asarray(product(x, weight, bias=bias))
+        assert np.isnan(out[rows // 2]).all()
+        rest = np.arange(rows) != rows // 2
+        np.testing.assert_array_equal(out[rest], clean[rest])
 
 
 @pytest.mark.gpu
