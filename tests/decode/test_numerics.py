@@ -182,7 +182,7 @@ def test_cuda_batch_invariance(dtype, splits):
 )
 def test_cuda_repeats_bitwise(case):
     """1000 calls, one result: no race and no atomics in the sums."""
-    inputs = jax.tree.map(jnp.asarray, make_inputs(case).arrays())
+    inputs = jax.device_put(make_inputs(case).arrays())
     call = functools.partial(
         jax_baracuda.flash_decode, **case.options(), return_lse=True, implementation="cuda"
     )
