@@ -28,9 +28,13 @@ import pytest  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Gives the workers of pytest -n few tests at a time: the long ones are the first of all."""
-    if hasattr(config.option, "maxschedchunk"):
-        config.option.maxschedchunk = config.option.maxschedchunk or 2
+    """Gives the workers of pytest -n one test after another, the long ones first of all.
+
+    But for those of `xdist_group("memory")`, which have one worker: none gives memory of the GPU
+    back that it once took.
+    """
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -118,6 +118,7 @@ def test_cuda_random_cases(seed):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 def test_cuda_offsets_past_2_31():
     """Arrays of more than 2^31 elements, forward and backward: the last rows are right."""
     needed = 60e9

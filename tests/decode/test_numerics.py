@@ -238,6 +238,7 @@ def test_cuda_vmap(mapped):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("kv_layout", ["HND", "NHD"])
 def test_cuda_offsets_past_2_31(kv_layout):
     """Caches of more than 2^31 elements: the window lies at their very end."""
@@ -269,6 +270,7 @@ def test_cuda_offsets_past_2_31(kv_layout):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 def test_cuda_reads_every_row_of_a_long_cache():
     """A million rows of one request: with equal keys the log-sum-exp counts them all."""
     capacity = 1_100_000

@@ -234,6 +234,7 @@ def test_cuda_one_long_request_among_short_ones(page_size):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("kind", ["paged_decode", "paged_prefill"])
 @pytest.mark.parametrize("kv_layout", ["HND", "NHD"])
 def test_cuda_offsets_past_2_31(kind, kv_layout):
