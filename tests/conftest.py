@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "loadgroup"
+    if hasattr(config, "workerinput"):
+        config.option.loadgroup = True  # what a worker makes of that
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
