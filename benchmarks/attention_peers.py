@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from peers import be_nice
 from workers import Engine
 
 PASSES = ("fwd", "bwd", "fwdbwd")
@@ -139,7 +140,7 @@ class JaxEngine:
             except Exception as error:
                 self.programs[*job, cell] = error
 
-        with concurrent.futures.ThreadPoolExecutor(max(1, len(jobs))) as pool:
+        with concurrent.futures.ThreadPoolExecutor(max(1, len(jobs)), initializer=be_nice) as pool:
             list(pool.map(build, jobs))
 
     def compile(self, impl: str, passes: str, cell: AttentionCell) -> Any:

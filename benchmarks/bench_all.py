@@ -1,16 +1,14 @@
-"""All benchmarks one after another, the most important first, within a time.
+"""All benchmarks, side by side, within a time.
 
-    python benchmarks/bench_all.py                            # everything, about 15 minutes
-    python benchmarks/bench_all.py --seconds 570 --out $OUT   # each part gets its share of that
-    python benchmarks/bench_all.py --parts attention,training,int4 --seconds 470
-    python benchmarks/bench_all.py --parts decode,paged,decode_step --seconds 490
+    python benchmarks/bench_all.py                            # everything, under ten minutes
+    python benchmarks/bench_all.py --seconds 560 --out $OUT   # and no longer than that
+    python benchmarks/bench_all.py --parts attention,training --one-by-one
 
 Every part is a program of its own that writes its rows as it measures them: whatever ends this one
-early, the files of the parts before are whole, and that of the part that ran holds what it had
-measured. A part that takes longer than its share and what the others left is ended; with less than
-the time of all parts some leave peers or cells out, so where a command may last ten minutes take
-the last two of these. Afterwards
-``python benchmarks/plot.py`` makes plots and tables of the files.
+early, the files hold what was measured. Most of a part's time is compiling, on the CPU; so parts
+run at the same time, as many as the GPU's memory holds, and take turns on the GPU: while one
+measures a cell nothing else runs there (turns.py). With less time than all parts need some leave
+peers or cells out. Afterwards ``python benchmarks/plot.py`` makes plots and tables of the files.
 """
 
 from __future__ import annotations
@@ -24,9 +22,12 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import runs
+import turns
 
 HERE = pathlib.Path(__file__).parent
 
@@ -38,25 +39,29 @@ class Part:
     Attributes:
       name: its own, and that of its file.
       program: beside this one.
-      seconds: that it takes on an H200.
+      seconds: that it uses an H200.
+      gb: of the GPU's memory that it may hold beside other parts.
       options: that it has of "--budget" (it begins less as the end comes near) and "--quick".
     """
 
     name: str
     program: str
     seconds: float
+    gb: float = 0
     options: tuple[str, ...] = ("--budget", "--quick")
 
 
 PARTS = [
-    Part("attention", "bench_attention.py", 180),
-    Part("training", "bench_training.py", 140),
-    Part("decode", "bench_decode.py", 230),
-    Part("int4", "bench_int4.py", 150, ("--quick",)),
-    Part("paged", "bench_paged.py", 200),
-    Part("decode_step", "graph_step.py", 60, ()),
+    Part("attention", "bench_attention.py", 130, 10),
+    Part("training", "bench_training.py", 100, 92),
+    Part("decode", "bench_decode.py", 90, 60),
+    Part("int4", "bench_int4.py", 80, 22, ("--quick",)),
+    Part("paged", "bench_paged.py", 100, 60),
+    Part("decode_step", "graph_step.py", 20, 4, ()),
 ]
+MEMORY_GB = 132  # for all parts that run at the same time
 STOP_SECONDS = 10  # that a part is given to end when it is asked to
+POLL_SECONDS = 0.2
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -64,7 +69,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     names = ", ".join(part.name for part in PARTS)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", help=f"comma list of {names}")
-    parser.add_argument("--seconds", type=float, default=sum(part.seconds for part in PARTS))
+    parser.add_argument("--seconds", type=float, default=1.1 * sum(part.seconds for part in PARTS))
+    parser.add_argument("--one-by-one", action="store_true", help="no two parts at the same time")
+    parser.add_argument("--memory", type=float, default=MEMORY_GB, help=f"GB ({MEMORY_GB})")
     parser.add_argument("--quick", action="store_true", help="the parts' own --quick")
     parser.add_argument("--out", type=pathlib.Path, help="folder; default: results/<gpu>")
     parser.add_argument("--commit", help="the commit for the rows, where git is not there")
@@ -91,25 +98,116 @@ def command(part: Part, limit: float, options: argparse.Namespace) -> list[str]:
     return words
 
 
-def run(words: list[str], limit: float) -> str:
-    """Runs a program for at most so many seconds, and its children with it; how it ended."""
-    process = subprocess.Popen(words, start_new_session=True)
-    try:
-        code = process.wait(limit)
+class Running:
+    """A part that runs, and its children with it."""
+
+    def __init__(self, part: Part, limit: float, options: argparse.Namespace) -> None:
+        self.part, self.limit, self.started = part, limit, time.monotonic()
+        self.process = subprocess.Popen(
+            command(part, limit, options),
+            start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.printer = threading.Thread(target=self.show, daemon=True)
+        self.printer.start()
+
+    def show(self) -> None:
+        """Prints what the part prints, and which part it was."""
+        for line in self.process.stdout or ():
+            print(f"{self.part.name:>11} | {line}", end="", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.started
+
+    def ended(self) -> str | None:
+        """How it ended, None while it runs. It is ended when its time is over."""
+        code = self.process.poll()
+        if code is None and self.seconds < self.limit:
+            return None
+        self.end()
+        self.printer.join(STOP_SECONDS)
+        if code is None:
+            return f"ended after {self.limit:.0f} s"
         return "done" if code == 0 else f"failed (exit code {code})"
-    except subprocess.TimeoutExpired:
-        return f"ended after {limit:.0f} s"
-    finally:
-        end(process)
+
+    def end(self) -> None:
+        """Ends the program and what it started, if they have not ended; it is asked first."""
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, how)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a program and what it started, if they have not ended; it is asked first."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
+class Schedule:
+    """Starts parts as the memory allows, the first ones first."""
+
+    def __init__(self, parts: list[Part], options: argparse.Namespace) -> None:
+        self.waiting, self.running = list(parts), list[Running]()
+        self.options, self.begin = options, time.monotonic()
+        self.total = sum(part.seconds for part in parts)
+        self.ends: list[str] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.options.seconds - (time.monotonic() - self.begin)
+
+    def run(self) -> list[str]:
+        """Runs all parts; how they ended."""
+        try:
+            while self.waiting or self.running:
+                self.start()
+                time.sleep(POLL_SECONDS)
+                self.collect()
+        finally:
+            for running in self.running:
+                running.end()
+        return self.ends
+
+    def start(self) -> None:
+        """Starts the parts that there is room for; those that wait keep their share of the time."""
+        beginning = self.fitting()
+        self.waiting = [part for part in self.waiting if part not in beginning]
+        share = sum(part.seconds for part in self.waiting) / self.total
+        limit = self.left - share * self.options.seconds
+        for part in beginning:
+            if limit > 1:
+                print(f"== {part.name}: at most {limit:.0f} s", flush=True)
+                self.running.append(Running(part, limit, self.options))
+            else:
+                self.report(part, "no time left", 0)
+
+    def fitting(self) -> list[Part]:
+        """The waiting parts that may start now: at least one, if none runs."""
+        found: list[Part] = []
+        held = sum(running.part.gb for running in self.running)
+        for part in self.waiting:
+            alone = not self.running and not found
+            if alone or (not self.options.one_by_one and held + part.gb <= self.options.memory):
+                found.append(part)
+                held += part.gb
+        return found
+
+    def collect(self) -> None:
+        """Takes note of the parts that have ended."""
+        for running in list(self.running):
+            how = running.ended()
+            if how is not None:
+                self.running.remove(running)
+                self.report(running.part, how, running.seconds)
+
+    def report(self, part: Part, how: str, seconds: float) -> None:
+        """Prints how a part ended, and what it left."""
+        self.ends.append(how)
+        out = self.options.out
+        left_behind = f"; {rows_of(out / f'{part.name}.json')}" if out else ""
+        print(f"== {part.name}: {how}, {seconds:.0f} s{left_behind}", flush=True)
 
 
 def rows_of(path: pathlib.Path) -> str:
@@ -127,21 +225,14 @@ def main(arguments: list[str] | None = None) -> int:
     parts = chosen(options.parts)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
-    ends = []
-    for index, part in enumerate(parts):
-        left = options.seconds - (time.monotonic() - begin)
-        limit = left * part.seconds / sum(other.seconds for other in parts[index:])
-        print(f"== {part.name}: at most {limit:.0f} s", flush=True)
-        started = time.monotonic()
-        how = run(command(part, limit, options), limit) if limit > 1 else "no time left"
-        ends.append(how)
-        left_behind = f"; {rows_of(options.out / f'{part.name}.json')}" if options.out else ""
-        seconds = time.monotonic() - started
-        print(f"== {part.name}: {how}, {seconds:.0f} s{left_behind}", flush=True)
+    with tempfile.NamedTemporaryFile() as file, contextlib.ExitStack() as stack:
+        if not options.one_by_one:
+            os.environ[turns.FILE] = file.name
+            stack.callback(os.environ.pop, turns.FILE)
+        ends = Schedule(parts, options).run()
     return int(any(how != "done" for how in ends))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the part that runs is ended with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the parts that run are ended with it
     raise SystemExit(main())

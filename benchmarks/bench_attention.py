@@ -100,23 +100,18 @@ class Run(runs.Run):
             ]
             for engine in self.workers
         }
-        for engine, worker in self.workers.items():
-            if jobs[engine]:
-                worker.send("prepare", jobs[engine], cell)
+        busy = {engine: worker for engine, worker in self.workers.items() if jobs[engine]}
+        for engine, worker in busy.items():
+            worker.send("prepare", jobs[engine], cell)
         first = len(self.rows)
-        for engine, worker in self.workers.items():
-            if jobs[engine]:
-                self.engine(worker, jobs[engine], cell)
+        for engine, worker in self.in_turn(busy):
+            self.engine(worker, jobs[engine], cell)
         print(line(cell, self.rows[first:], self.seconds), flush=True)
         if late and not cell.window:
             print("  past the --budget: the peers were left out", flush=True)
 
     def engine(self, worker: Any, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
-        """Measures the implementations of one engine, which is preparing for them."""
-        try:
-            worker.receive(120)
-        except RuntimeError as error:
-            print(f"  {cell.name}: {error}")  # what it left undone fails in its own measurement
+        """Measures the implementations of one engine, which has prepared for them."""
         seconds = 0.05 if self.options.quick else 0.1
         for impl, passes in jobs:
             answer = attempt(worker, "measure", impl, passes, cell, seconds)

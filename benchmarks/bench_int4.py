@@ -15,23 +15,27 @@ import argparse
 from typing import Any
 
 import runs
+import turns
 from int4_engines import ENGINES, IMPLS, Int4Cell
 from workers import attempt
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 LAYERS = ("4096x4096", "4096x14336", "14336x4096", "8192x28672")
+WHOLE_LAYERS, WHOLE_ROWS = ",".join(LAYERS), ",".join(map(str, ROWS))
+# The other dtype, of whose speed these tell enough.
+BFLOAT16 = [f"{m}x{layer}" for layer in ("4096x4096", "8192x28672") for m in (1, 16, 64, 256, 1024)]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", default=None, help="MxICxOC,... instead of the grid")
-    parser.add_argument("--layers", default=",".join(LAYERS), help="ICxOC,...")
-    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="M,...")
-    parser.add_argument("--dtypes", default="float16", help="float16,bfloat16")
+    parser.add_argument("--layers", default=WHOLE_LAYERS, help="ICxOC,...")
+    parser.add_argument("--rows", default=WHOLE_ROWS, help="M,...")
+    parser.add_argument("--dtypes", help="float16,bfloat16; float16 and some cells of the other")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--impls", default=",".join(IMPLS), help="a comma list of these")
-    parser.add_argument("--quick", action="store_true", help="0.1 s a measurement, not 0.3 s")
+    parser.add_argument("--quick", action="store_true", help="0.1 s a measurement, not 0.15 s")
     runs.add_file_options(parser, "int4")
     return parser.parse_args(arguments)
 
@@ -43,10 +47,14 @@ def cells_of(options: argparse.Namespace) -> list[Int4Cell]:
         names = [
             f"{m}x{layer}" for layer in options.layers.split(",") for m in options.rows.split(",")
         ]
+    dtypes = dict.fromkeys((options.dtypes or "float16").split(","), names)
+    whole = (options.cells, options.layers, options.rows) == (None, WHOLE_LAYERS, WHOLE_ROWS)
+    if options.dtypes is None and whole:
+        dtypes["bfloat16"] = BFLOAT16
     return [
         Int4Cell(*(int(n) for n in name.split("x")), dtype=dtype, group_size=options.group_size)
-        for dtype in options.dtypes.split(",")
-        for name in names
+        for dtype, named in dtypes.items()
+        for name in named
     ]
 
 
@@ -68,11 +76,17 @@ class Run(runs.Run):
 
     def cell(self, cell: Int4Cell) -> None:
         """Measures one cell: every implementation, cuBLAS first."""
-        cublas: float | None = None
         first = len(self.rows)
+        with turns.turn():
+            self.measure(cell)
+        print(line(cell, self.rows[first:], self.seconds), flush=True)
+
+    def measure(self, cell: Int4Cell) -> None:
+        """Adds a row for every implementation."""
+        cublas: float | None = None
         for impl in self.impls:
             worker = self.workers[IMPLS[impl]]
-            answer = attempt(worker, "measure", impl, cell, 0.1 if self.options.quick else 0.3)
+            answer = attempt(worker, "measure", impl, cell, 0.1 if self.options.quick else 0.15)
             numbers: dict[str, Any] = {"ms": None, "tflops": None, "gbps": None}
             if isinstance(answer, str):
                 numbers["error"] = answer[:2000]
@@ -82,7 +96,6 @@ class Run(runs.Run):
                 if cublas:
                     numbers["x_cublas"] = cublas / answer["ms"]
             self.add_row("int4_matmul", "fwd", impl, config_of(cell), numbers)
-        print(line(cell, self.rows[first:], self.seconds), flush=True)
 
 
 def rates(cell: Int4Cell, impl: str, ms: float) -> dict[str, float]:

@@ -128,15 +128,11 @@ class Run(runs.Run):
         for name, worker in busy.items():
             worker.send("prepare", jobs[name], cell)
         ceilings: dict[str, float] = {}
-        for name, worker in busy.items():
-            try:
-                worker.receive(120)
-            except RuntimeError as error:
-                print(f"  {cell.name}: {error}")  # what it left undone fails when it is measured
+        for name, worker in self.in_turn(busy):
             for job in jobs[name]:
                 answer = attempt(worker, "measure", job, cell, self.seconds_each)
                 self.add(cell, job, answer, ceilings)
-            attempt(worker, "release")
+            self.free(worker, cell.bytes * cell.sets)
 
     def add(
         self, cell: PagedCell, job: Job, answer: Any, ceilings: dict[str, float] | None = None

@@ -81,11 +81,25 @@ def targets(layers: Layers) -> Iterator[tuple[str, dict[str, float], float]]:
             f"{dtype}, {inputs} x {outputs}, {m}": cell[OURS]["x_cublas"]
             for (dtype, inputs, outputs), layer in layers.items()
             for m, cell in layer.items()
-            if (sizes is None or (inputs, outputs) in sizes)
+            if dtype == "float16"
+            and (sizes is None or (inputs, outputs) in sizes)
             and m in rows
             and "x_cublas" in cell.get(OURS, {})
         }
         yield what, ratios, target
+    yield "bfloat16, times as fast as float16", _of_dtypes(layers), 0.97
+
+
+def _of_dtypes(layers: Layers) -> dict[str, float]:
+    """Ours in bfloat16 over ours in float16."""
+    ratios = {}
+    for (dtype, inputs, outputs), layer in layers.items():
+        for m, cell in layer.items():
+            other = layers.get(("float16", inputs, outputs), {}).get(m, {})
+            times = [(row.get(OURS) or {}).get("ms") for row in (other, cell)]
+            if dtype == "bfloat16" and all(times):
+                ratios[f"{inputs} x {outputs}, {m}"] = times[0] / times[1]
+    return ratios
 
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:

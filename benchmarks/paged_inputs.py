@@ -56,8 +56,3 @@ def struct(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
 def structs(arrays: Any) -> Any:
     """Those of a tree of arrays."""
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), arrays)
-
-
-def draw() -> None:
-    """Makes the numbers now, before anything is traced or timed."""
-    jax.block_until_ready([_drawn(0.0), _drawn(1.0)])

@@ -30,11 +30,9 @@ class JaxEngine(peers.JaxEngine):
         # Nothing here is a matrix product of XLA's; tuning the checks takes minutes.
         timing.add_xla_flags("--xla_gpu_autotune_level=0")
         super().__init__()
-        import paged_inputs
         import paged_reads
         import paged_writes
 
-        paged_inputs.draw()
         self.benches: dict[type[PagedCell], Any] = {
             DecodeCell: paged_reads.Decode(),
             PrefillCell: paged_reads.Prefill(),
@@ -55,7 +53,7 @@ class JaxEngine(peers.JaxEngine):
             except Exception as error:
                 self.programs[job, cell] = error
 
-        with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(len(jobs), initializer=peers.be_nice) as pool:
             list(pool.map(build, jobs))
 
     def measure(self, job: Job, cell: PagedCell, seconds: float) -> dict[str, Any]:

@@ -275,11 +275,20 @@ class Layers:
             return query, tuple(keys_and_values(shape, index) for index in range(cell.layers))
         return query, *keys_and_values(cell.store_shape(cell.layers * cell.pages * PAGE, PAGE), 0)
 
+    def state_of(self, job: Job, cell: LayersCell) -> Any:
+        """What ``state`` makes, to compile for."""
+        query = struct(cell.batch, cell.query_heads, cell.head_dim)
+        if job.impl in self.UNROLLED:
+            store = struct(*cell.store_shape(cell.pages * PAGE, PAGE))
+            return query, ((store, store),) * cell.layers
+        store = struct(*cell.store_shape(cell.layers * cell.pages * PAGE, PAGE))
+        return query, store, store
+
     def compile(self, job: Job, cell: LayersCell) -> Any:
         """Some steps, what checks one step, and the number of copies of a layer's store."""
-        state, (rows, tables) = jax.eval_shape(
-            lambda: (self.state(job, cell), (self.rows(cell), self.tables(cell)))
-        )
+        row = struct(cell.layers, cell.batch, cell.kv_heads, cell.head_dim)
+        rows, tables = (row, row), structs(self.tables(cell))
+        state = self.state_of(job, cell)
 
         def steps(state: Any, rows: Any, tables: Any) -> Any:
             for _ in range(cell.steps):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rows as result_rows
-from workers import Engine, start_workers
+import turns
+from workers import Engine, Worker, attempt, start_workers
+
+# Past this a worker of jax is ended after a cell: it would keep the memory from other benchmarks.
+LARGE_BYTES = 10e9
 
 
 def add_file_options(parser: argparse.ArgumentParser, name: str) -> None:
@@ -51,6 +55,33 @@ class Run:
     def seconds(self) -> float:
         """Since the run began."""
         return time.monotonic() - self.begin
+
+    def in_turn(self, preparing: Mapping[str, Worker]) -> Iterator[tuple[str, Worker]]:
+        """The workers, one after another, each when it has prepared; all in one turn on the GPU.
+
+        They prepare side by side. Beside other benchmarks all have done so before the turn begins.
+        """
+        waiting = dict(preparing)
+        while waiting and turns.shared():
+            self._receive(*waiting.popitem())
+        with turns.turn():
+            for name, worker in preparing.items():
+                if name in waiting:
+                    self._receive(name, worker)
+                yield name, worker
+
+    def _receive(self, name: str, worker: Worker) -> None:
+        try:
+            worker.receive(180)
+        except RuntimeError as error:
+            print(f"  {name}: {error}")  # what it left undone fails when it is measured
+
+    def free(self, worker: Worker, held: float) -> None:
+        """Frees the memory of a cell that held so many bytes."""
+        if turns.shared() and held > LARGE_BYTES:
+            worker.kill()  # the next request starts it again
+        else:
+            attempt(worker, "release")
 
     def add_row(
         self, op: str, passes: str, impl: str, config: dict[str, Any], numbers: dict[str, Any]

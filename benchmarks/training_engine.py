@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import rows as result_rows
+import turns
 
 # How the example names the attention of an implementation.
 ATTENTION = {
@@ -65,7 +66,10 @@ class TrainingEngine:
     """Trains from one seed on one sequence of windows, and takes the time and the losses."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+        if turns.shared():
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        fraction = "0.64" if turns.shared() else "0.92"
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", fraction)
         sys.path.insert(0, str(result_rows.ROOT / "examples"))
         import jax
 

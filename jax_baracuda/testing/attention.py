@@ -126,7 +126,7 @@ def run_attention(
     )
     device = host() if implementation == "reference" else jax.devices()[0]
     with jax.default_device(device):
-        results = jit_once(call, device.platform)(jax.tree.map(jnp.asarray, arrays))
+        results = jit_once(call, device.platform)(jax.device_put(arrays))
     if not gradients:
         results = dict(zip(("out", "lse"), results, strict=True))
     return {name: np.asarray(array) for name, array in results.items()}

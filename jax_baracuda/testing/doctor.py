@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import jax_baracuda
 from jax_baracuda.testing.attention import (
@@ -182,7 +181,7 @@ def _check_append(case: AppendCase) -> Outcome:
     append = functools.partial(
         getattr(jax_baracuda, case.function), kv_layout=case.kv_layout, rope=case.rope
     )
-    operands = jax.tree.map(jnp.asarray, inputs.arrays)
+    operands = jax.device_put(inputs.arrays)
     names = [name for name in operands if name.endswith(("_pages", "_cache"))]
     stores = {name: operands.pop(name) for name in names}
 
@@ -235,7 +234,7 @@ def _check_attention(case: AttentionCase, *, gradients: bool) -> Outcome:
 
 def _time(op: Callable[..., jax.Array], arrays: dict[str, Any]) -> float:
     """Milliseconds of ``op(query, the other operands)``, whose result is like the query."""
-    operands = jax.tree.map(jnp.asarray, arrays)
+    operands = jax.device_put(arrays)
     query = operands.pop("query")
     return time_chained(op, query, [(operands,)], calls=_calls(), seconds=0.05, samples=3).ms
 

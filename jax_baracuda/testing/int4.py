@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -54,7 +54,7 @@ class RawWeight:
 
     def convert(self) -> Int4Weight:
         """By the constructor of the format."""
-        arrays: dict[str, Any] = {name: jnp.asarray(a) for name, a in self.arrays.items()}
+        arrays: dict[str, Any] = jax.device_put(self.arrays)
         size = {"group_size": self.group_size}
         if self.format == "packed":
             return Int4Weight.from_packed(**arrays, **size)

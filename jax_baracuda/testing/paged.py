@@ -6,7 +6,6 @@ import functools
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_baracuda.testing.attention import check_attention
@@ -52,7 +51,7 @@ def run_paged(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Calls the public function of a case under jit on the default device; (out, lse)."""
     call = paged_function(case, implementation=implementation)
-    arrays = jax.tree.map(jnp.asarray, paged_arrays(case, inputs))
+    arrays = jax.device_put(paged_arrays(case, inputs))
     out, lse = jit_once(call, jax.default_backend())(arrays)
     return np.asarray(out), np.asarray(lse)
 

@@ -22,6 +22,7 @@ from jax_baracuda.testing import (
     make_attention_inputs,
     run_attention,
 )
+from jax_baracuda.testing.calls import count_differences
 
 # Enough blocks of queries and keys that they run at the same time on every multiprocessor.
 CASES = {
@@ -69,24 +70,7 @@ def operands_of(case: AttentionCase, *, cotangents: bool) -> dict[str, jax.Array
         arrays["dout"] = inputs.dout
         if inputs.dlse is not None:
             arrays["dlse"] = inputs.dlse
-    return jax.tree.map(jnp.asarray, arrays)
-
-
-def count_differences(step, operands, repeats: int) -> int:
-    """The largest number of elements whose bits differ between the first result and another."""
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}
-
-    @jax.jit
-    def differs(a, b):
-        def as_bits(x):
-            return jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-
-        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return sum(jnp.sum(as_bits(x) != as_bits(y)) for x, y in pairs)
-
-    first = step(operands)
-    counts = [differs(step(operands), first) for _ in range(repeats)]
-    return int(jnp.max(jnp.stack(counts)))
+    return jax.device_put(arrays)
 
 
 def bits(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -152,6 +136,7 @@ def repeat_gradients() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_xla_flag_asks_for_determinism(tmp_path):
     """--xla_gpu_deterministic_ops=true is as good as the argument: the same bits."""
     process = start(tmp_path, "repeat", "--xla_gpu_deterministic_ops=true")
@@ -201,6 +186,7 @@ def train_layers() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_cuda_graph_gives_the_same_bits(tmp_path):
     """Forward and backward in a CUDA graph, every kernel of ours in it, equal those without."""
     folders = {mode: tmp_path / mode for mode in ("none", "body")}

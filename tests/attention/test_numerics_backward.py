@@ -97,6 +97,7 @@ def check_cuda(case: AttentionCase) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(8))
 def test_cuda_random_cases(seed):
     """Random shapes and mixes of options, value and gradients; a seed is another dozen halves."""
@@ -117,6 +118,7 @@ def test_cuda_random_cases(seed):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 def test_cuda_offsets_past_2_31():
     """Arrays of more than 2^31 elements, forward and backward: the last rows are right."""
     needed = 60e9
@@ -161,7 +163,7 @@ def test_cuda_offsets_past_2_31():
         return {name: last(name, array) for name, array in results.items()}
 
     operands = inputs.arrays() | {"dout": inputs.dout, "dlse": inputs.dlse}
-    results = jax.tree.map(np.asarray, last_rows(jax.tree.map(jnp.asarray, operands)))
+    results = jax.tree.map(np.asarray, last_rows(jax.device_put(operands)))
     oracle = attention_oracle(case, inputs, gradients=True)
     oracle = dataclasses.replace(oracle, results=of_last_rows(oracle.results))
     reference = of_last_rows(reference_attention(case, inputs, gradients=True))

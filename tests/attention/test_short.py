@@ -115,6 +115,7 @@ def test_diagonal(dims, lengths, window):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_many_tiles_of_each_kind_in_one_call():
     """Several tiles a CTA: pipelines, turns and the counter go on from tile to tile."""
     for group, length in ((1, 450), (8, 24)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import bench_all
 import pytest
+import turns
 from bench_all import Part
 
 WRITES = """
@@ -61,7 +63,8 @@ def test_a_part_that_hangs_is_ended_and_leaves_its_file(parts, tmp_path, capsys)
     parts(first=(2, HANGS), second=(1, WRITES))
     out = tmp_path / "out"
     begin = time.monotonic()
-    assert bench_all.main(["--seconds", "6", "--out", str(out)]) == 1
+    arguments = ["--seconds", "6", "--out", str(out), "--one-by-one"]
+    assert bench_all.main(arguments) == 1
     assert time.monotonic() - begin < 20
     printed = capsys.readouterr().out
     assert "first: ended after 4 s" in printed
@@ -83,11 +86,11 @@ def test_a_part_that_fails_does_not_stop_the_next(parts, tmp_path, capsys):
     assert "second: done" in printed
 
 
-def test_what_a_part_leaves_the_next_may_use(parts, tmp_path, capfd):
+def test_what_a_part_leaves_the_next_may_use(parts, tmp_path, capsys):
     parts(first=(1, "pass"), second=(1, WRITES))
-    arguments = ["--seconds", "40", "--out", str(tmp_path / "out")]
+    arguments = ["--seconds", "40", "--out", str(tmp_path / "out"), "--one-by-one"]
     assert bench_all.main([*arguments, "--quick", "--commit", "abc"]) == 0
-    printed = capfd.readouterr().out
+    printed = capsys.readouterr().out
     limit = float(re.search(r"second: at most (\d+) s", printed)[1])
     assert 30 < limit <= 40  # and not the 20 of its share
     assert int(re.search(r"--budget (\d+)", printed)[1]) == pytest.approx(0.8 * limit, abs=1)
@@ -96,3 +99,44 @@ def test_what_a_part_leaves_the_next_may_use(parts, tmp_path, capfd):
     assert bench_all.main([*arguments, "--parts", "second"]) == 0
     with pytest.raises(SystemExit, match="unknown \\['third'\\]"):
         bench_all.main(["--parts", "third"])
+
+
+def test_parts_run_together_as_the_memory_allows(parts, tmp_path):
+    """And the whole time is for all that begin together, but for the share of what has to wait."""
+    parts(a=(1, ""), b=(2, ""), c=(1, ""), d=(1, ""))
+    sizes = dict(a=10, b=90, c=40, d=30)
+    given = [dataclasses.replace(part, gb=sizes[part.name]) for part in bench_all.PARTS]
+    options = bench_all.parse(["--seconds", "100", "--memory", "130"])
+    schedule = bench_all.Schedule(given, options)
+    assert [part.name for part in schedule.fitting()] == ["a", "b", "d"]
+    options.one_by_one = True
+    assert [part.name for part in schedule.fitting()] == ["a"]
+    options.one_by_one, options.memory = False, 5  # the first one starts whatever it takes
+    assert [part.name for part in schedule.fitting()] == ["a"]
+    assert all(part.gb < bench_all.MEMORY_GB for part in bench_all.PARTS)
+
+
+TAKES_TURNS = """
+import sys, time
+sys.path.insert(0, {folder!r})
+import turns
+assert turns.shared()
+for _ in range(5):
+    with turns.turn():
+        with open({log!r}, "a") as file:
+            file.write("begin ")
+        time.sleep(0.05)
+        with open({log!r}, "a") as file:
+            file.write("end ")
+"""
+
+
+def test_parts_take_turns(parts, tmp_path):
+    folder, log = str(Path(turns.__file__).parent), tmp_path / "log"
+    text = TAKES_TURNS.format(folder=folder, log=str(log))
+    parts(first=(1, text), second=(1, text))
+    assert bench_all.main(["--seconds", "60", "--out", str(tmp_path / "out")]) == 0
+    assert log.read_text() == "begin end " * 10
+    assert not turns.shared()
+    with turns.turn(), turns.turn():  # alone there is nothing to wait for
+        pass

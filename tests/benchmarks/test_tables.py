@@ -124,7 +124,8 @@ def test_int4_table_names_the_cells_below_a_target():
     assert "8192 x 28672, M up to 16: at least 3.20 in 5 of 5 cells (3.30 the least)." in text
     assert "M = 128: at least 1.15 in 2 of 4 cells; below at float16, 4096 x 4096, 128" in text
     assert "Did not run: XLA int4 at M = 4096." in text
-    assert text.count(" 1000 us |") == 48
+    assert text.count(" 1000 us |") == 48 + 10
+    assert "bfloat16, times as fast as float16: at least 0.97 in 10 of 10 cells" in text
 
 
 def test_plots_of_every_kind_of_file(tmp_path, monkeypatch, capsys):

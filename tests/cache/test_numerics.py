@@ -73,6 +73,7 @@ def test_cuda_rope(case):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @hypothesis.given(case=append_cases())
 def test_cuda_random_appends(case):
@@ -154,6 +155,7 @@ def store_past_int32(layers, slots, rows):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("paged", [False, True])
 def test_cuda_offsets_past_int32(paged):
     """The last row of a store of 2^31 elements and more."""

@@ -21,6 +21,7 @@ from jax_baracuda.testing import (
     reference_decode,
     run_decode,
 )
+from jax_baracuda.testing.calls import count_differences
 from jax_baracuda.testing.cases import decode_cases
 
 every_case = pytest.mark.parametrize("case", DECODE_CASES, ids=lambda case: case.name)
@@ -94,6 +95,7 @@ def test_cuda(case):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @hypothesis.given(case=decode_cases())
 def test_cuda_random_cases(case):
@@ -180,23 +182,12 @@ def test_cuda_batch_invariance(dtype, splits):
 )
 def test_cuda_repeats_bitwise(case):
     """1000 calls, one result: no race and no atomics in the sums."""
-    inputs = jax.tree.map(jnp.asarray, make_inputs(case).arrays())
+    inputs = jax.device_put(make_inputs(case).arrays())
     call = functools.partial(
         jax_baracuda.flash_decode, **case.options(), return_lse=True, implementation="cuda"
     )
     step = jax.jit(lambda operands: call(**operands))
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}
-
-    @jax.jit
-    def differs(a, b):
-        def as_bits(x):
-            return jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-
-        return sum(jnp.sum(as_bits(x) != as_bits(y)) for x, y in zip(a, b, strict=True))
-
-    first = step(inputs)
-    counts = [differs(step(inputs), first) for _ in range(1000)]
-    assert int(jnp.max(jnp.stack(counts))) == 0
+    assert count_differences(step, inputs, 1000) == 0
 
 
 @pytest.mark.gpu
@@ -247,6 +238,7 @@ def test_cuda_vmap(mapped):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("kv_layout", ["HND", "NHD"])
 def test_cuda_offsets_past_2_31(kv_layout):
     """Caches of more than 2^31 elements: the window lies at their very end."""
@@ -278,6 +270,7 @@ def test_cuda_offsets_past_2_31(kv_layout):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 def test_cuda_reads_every_row_of_a_long_cache():
     """A million rows of one request: with equal keys the log-sum-exp counts them all."""
     capacity = 1_100_000

@@ -79,6 +79,7 @@ def serve_with(flags: str, folder: Path) -> tuple[list[str], Counter[str]]:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_the_captured_step_is_used_again(tmp_path: Path) -> None:
     captured = "body"  # jax 0.11.2 leaves the scan over layers out of the graph, whatever the flags
     plain, _ = serve_with(loops.GRAPH_FLAGS["none"], tmp_path / "none")

@@ -73,6 +73,7 @@ def test_bfloat16_loss_curve_is_that_of_jax_nn(source: np.ndarray) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_loss_curve_is_that_of_cudnn(source: np.ndarray) -> None:
     model = dataclasses.replace(MODEL, dtype="bfloat16", head_dim=64)
     ours = loss_curve(source, model, attention="flash_attention", remat="save_products")

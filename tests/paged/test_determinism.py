@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_baracuda.testing.calls import count_differences
 from jax_baracuda.testing.cases import DecodeCase
 from jax_baracuda.testing.paged import make_paged_inputs, paged_arrays, paged_function, run_paged
 from jax_baracuda.testing.paged_cases import (
@@ -52,7 +52,7 @@ def invariance_case(dtype, splits, page_size):
 
 def run(case, arrays):
     call = paged_function(case, implementation="cuda")
-    out, lse = jax.jit(lambda operands: call(**operands))(jax.tree.map(jnp.asarray, arrays))
+    out, lse = jax.jit(lambda operands: call(**operands))(jax.device_put(arrays))
     return np.asarray(out), np.asarray(lse)
 
 
@@ -117,21 +117,10 @@ REPEATED = [
 @pytest.mark.parametrize("case", REPEATED, ids=lambda case: case.name)
 def test_repeats_bitwise(case):
     """1000 calls, one result: no race and no atomics in the sums."""
-    arrays = jax.tree.map(jnp.asarray, paged_arrays(case, make_paged_inputs(case)))
+    arrays = jax.device_put(paged_arrays(case, make_paged_inputs(case)))
     call = paged_function(case, implementation="cuda")
     step = jax.jit(lambda operands: call(**operands))
-    unsigned = {2: jnp.uint16, 4: jnp.uint32}
-
-    @jax.jit
-    def differs(a, b):
-        def as_bits(x):
-            return jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-
-        return sum(jnp.sum(as_bits(x) != as_bits(y)) for x, y in zip(a, b, strict=True))
-
-    first = step(arrays)
-    counts = [differs(step(arrays), first) for _ in range(1000)]
-    assert int(jnp.max(jnp.stack(counts))) == 0
+    assert count_differences(step, arrays, 1000) == 0
 
 
 @pytest.mark.parametrize("name", ["everything-page-1", "everything-page-16", "window-page-16"])

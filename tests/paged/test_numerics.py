@@ -105,6 +105,7 @@ def test_cuda(case):
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @hypothesis.given(case=paged_decode_cases() | paged_prefill_cases())
 def test_cuda_random_cases(case):
@@ -233,6 +234,7 @@ def test_cuda_one_long_request_among_short_ones(page_size):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("kind", ["paged_decode", "paged_prefill"])
 @pytest.mark.parametrize("kv_layout", ["HND", "NHD"])
 def test_cuda_offsets_past_2_31(kind, kv_layout):

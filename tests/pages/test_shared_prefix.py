@@ -82,7 +82,7 @@ def call(case, pages, implementation=None):
 
 def check(prefix, own, *, pages=Pages(16), implementation=None, **fields):  # noqa: B008 - frozen
     case, inputs, arguments = make_case(prefix, own, pages=pages, **fields)
-    given = jax.tree.map(jnp.asarray, arguments)
+    given = jax.device_put(arguments)
     out, lse = jit_once(call(case, pages, implementation), jax.default_backend())(given)
     for report in check_decode(case, inputs, np.asarray(out), np.asarray(lse)):
         report.check()
