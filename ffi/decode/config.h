@@ -56,6 +56,19 @@ constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int 
   return query + merge + received + barrier + slopes;
 }
 
+// A tile of a ring: keys, and values of which every fourth row is followed by 32 bytes of nothing.
+constexpr int ring_stage_bytes(DType dtype, int dim_tile) {
+  const int tokens = warp_tokens(dtype, dim_tile);
+  return 2 * tokens * dim_tile * element_bytes(dtype) + tokens / 4 * 32;
+}
+
+// Gives every warp a ring of `stages` tiles behind what the layout has already. A tile has a barrier.
+inline void add_rings(DType dtype, int stages, DecodeConfig& c) {
+  c.ring_stages = stages;
+  c.ring_offset = (c.shared_bytes + 127) / 128 * 128;
+  c.shared_bytes = c.ring_offset + c.token_warps * stages * (ring_stage_bytes(dtype, c.dim_tile) + 8);
+}
+
 // Two merge buffers where that does not cost occupancy.
 inline constexpr int kMostSharedForTwoBuffers = 48 * 1024;
 inline constexpr int kMostClusterShared = 227 * 1024;

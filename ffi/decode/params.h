@@ -37,6 +37,8 @@ struct DecodeConfig {
   int head_blocks = 0;    // CTAs' worth of query heads in a group, 1 unless the group is huge
   int merge_buffers = 1;  // 2: rows end with one barrier less
   int shared_bytes = 0;
+  int ring_stages = 0;  // tiles that each warp has in a ring in shared memory; 0: keys travel through registers
+  int ring_offset = 0;  // bytes of shared memory in front of the rings
   // How the rows are spread.
   int splits = 0;        // 0: stream, else pieces per row
   bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
@@ -93,6 +95,8 @@ struct DecodeParams {
   // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.
   Divisor full_row_chunks, full_request_rows;
   int full_piece, full_longer_pieces;
+  // Of a kernel that reads through a ring in shared memory (ring.cuh): tiles of a warp, and where they lie, in bytes.
+  int ring_stages, ring_offset;
 };
 
 }  // namespace jax_baracuda
