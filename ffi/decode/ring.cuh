@@ -21,7 +21,8 @@ namespace jax_baracuda {
 
 // The tiles of one warp. A stage holds its keys as they lie in the cache, then its values, four rows at a time 32 bytes
 // further than they would lie: the lanes that read at the same time read rows four apart, from different banks.
-template <class Tile>
+// kByRow: every row is a copy of its own, wherever it lies.
+template <class Tile, bool kByRow>
 class WarpRing {
  public:
   using Element = typename Tile::Element;
@@ -50,14 +51,27 @@ class WarpRing {
     if (lane == 0) mbarrier_arrive_expect(barrier, 2 * rows * kRowBytes);
     __syncwarp();
     const int64_t from = at.b * p.kv_batch_stride + at.kv_head * p.kv_head_stride +
-                         int64_t{token} * Tile::kDimTile;
-    if (lane == 0 && rows > 0)
-      bulk_load(stage, static_cast<const Element*>(p.key) + from, rows * kRowBytes, barrier);
-    const int own = min(rows - lane * 4, 4);
-    if (lane < Tile::kTokens / 4 && own > 0)
-      bulk_load(stage + kKeyBytes + lane * kFourRows,
-                static_cast<const Element*>(p.value) + from + lane * 4 * Tile::kDimTile,
-                own * kRowBytes, barrier);
+                         token * p.kv_token_stride;
+    const Element* keys = static_cast<const Element*>(p.key) + from;
+    const Element* values = static_cast<const Element*>(p.value) + from;
+    if constexpr (kByRow) {
+#pragma unroll
+      for (int i = lane; i < 2 * Tile::kTokens; i += 32) {
+        const bool value = i >= Tile::kTokens;
+        const int row = value ? i - Tile::kTokens : i;
+        const int place =
+            value ? kKeyBytes + row / 4 * kFourRows + row % 4 * kRowBytes : row * kRowBytes;
+        if (row < rows)
+          bulk_load(stage + place, (value ? values : keys) + row * p.kv_token_stride, kRowBytes,
+                    barrier);
+      }
+    } else {
+      if (lane == 0 && rows > 0) bulk_load(stage, keys, rows * kRowBytes, barrier);
+      const int own = min(rows - lane * 4, 4);
+      if (lane < Tile::kTokens / 4 && own > 0)
+        bulk_load(stage + kKeyBytes + lane * kFourRows, values + lane * 4 * Tile::kDimTile,
+                  own * kRowBytes, barrier);
+    }
     asked_ = asked_ + 1 == stages_ ? 0 : asked_ + 1;
   }
 
@@ -82,7 +96,7 @@ class WarpRing {
   int asked_ = 0, read_ = 0, parity_ = 0;
 };
 
-template <class Tile, int kMaxThreads>
+template <class Tile, bool kByRow, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_ring_kernel(const __grid_constant__ DecodeParams p) {
 #if __CUDA_ARCH__ >= 900
@@ -91,7 +105,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const DecodeShared<Tile> shared(shared_memory, p);
   const int warp = threadIdx.x / 32;
   const int token_offset = warp * Tile::kTokens;
-  WarpRing<Tile> ring(p, shared_memory, warp);
+  WarpRing<Tile, kByRow> ring(p, shared_memory, warp);
   Cursor cursor = first_chunk<kKeys>(p, blockIdx.x);
 
   // What is asked for runs ahead of what is read by as many chunks as a ring has stages.
