@@ -23,7 +23,7 @@ int find_kernel(DType dtype, const DecodeConfig& c) {
   const std::vector<DecodeKernel>& kernels = decode_kernels();
   const auto found = std::find_if(kernels.begin(), kernels.end(), [&](const DecodeKernel& k) {
     return k.dtype == dtype && k.dim_tile == c.dim_tile && k.head_tile == c.head_tile &&
-           k.vector == c.vector && k.paged == c.paged;
+           k.vector == c.vector && k.paged == c.paged && k.ring == (c.ring_stages > 0);
   });
   return found == kernels.end() ? -1 : static_cast<int>(found - kernels.begin());
 }

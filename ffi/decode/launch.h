@@ -26,6 +26,7 @@ struct DecodeKernel {
   int head_tile;
   bool vector;
   bool paged;
+  bool ring;
   cudaError_t (*prepare)(int max_shared_bytes, bool wide);
   cudaError_t (*occupancy)(int threads, int shared_bytes, int* ctas_per_sm);
   cudaError_t (*active_clusters)(const cudaLaunchConfig_t& launch, int* clusters);
@@ -33,7 +34,7 @@ struct DecodeKernel {
 };
 
 // Defined by ffi/decode/inst/, one file an instantiation.
-template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged>
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged, bool ring>
 DecodeKernel decode_kernel_entry();
 
 // All of them: generated from the list in instantiations.cmake.

@@ -97,6 +97,7 @@ struct DecodeParams {
   int full_piece, full_longer_pieces;
   // Of a kernel that reads through a ring in shared memory (ring.cuh): tiles of a warp, and where they lie, in bytes.
   int ring_stages, ring_offset;
+  int ring_copy_rows;  // rows that lie side by side wherever a tile begins: 4, else 1
 };
 
 }  // namespace jax_baracuda

@@ -1,7 +1,7 @@
 // The decode kernel whose warps have several tiles of keys and values under way: each has a ring of them in shared
-// memory, which the copy engine fills. One thread asks for 8 KB with five instructions, far ahead of the arithmetic, so
-// that memory has work from the first microsecond on, at the end of a row and while the parts of a row are merged. For
-// caches whose rows lie side by side (HND, one tile wide, 16-bit elements, up to eight query heads a group).
+// memory, which the copy engine fills. What is asked for is far ahead of the arithmetic, so that memory has work from the
+// first microsecond on, at the end of a row and while the parts of a row are merged. For 16-bit rows as wide as the tile
+// and up to eight query heads a group, sm_90 and newer.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "decode/params.h"
 #include "decode/schedule.cuh"
 #include "decode/shared.cuh"
+#include "decode/source.cuh"
 #include "device/bulk.cuh"
 #include "device/cluster.cuh"
 #include "device/mbarrier.cuh"
@@ -19,10 +20,9 @@
 
 namespace jax_baracuda {
 
-// The tiles of one warp. A stage holds its keys as they lie in the cache, then its values, four rows at a time 32 bytes
+// The tiles of one warp. A stage holds its keys one behind the other, then its values, four rows at a time 32 bytes
 // further than they would lie: the lanes that read at the same time read rows four apart, from different banks.
-// kByRow: every row is a copy of its own, wherever it lies.
-template <class Tile, bool kByRow>
+template <class Tile>
 class WarpRing {
  public:
   using Element = typename Tile::Element;
@@ -32,7 +32,8 @@ class WarpRing {
   static constexpr int kStageBytes = kKeyBytes + Tile::kTokens / 4 * kFourRows;
 
   // Called by full warps.
-  __device__ WarpRing(const DecodeParams& p, void* shared, int warp) : stages_(p.ring_stages) {
+  __device__ WarpRing(const DecodeParams& p, void* shared, int warp)
+      : stages_(p.ring_stages), copy_rows_(p.ring_copy_rows) {
     const uint32_t rings = shared_address(shared) + p.ring_offset;
     tiles_ = rings + warp * stages_ * kStageBytes;
     barriers_ = rings + (p.token_warps * kStageBytes + warp * 8) * stages_;
@@ -41,36 +42,28 @@ class WarpRing {
     __syncwarp();
   }
 
-  // Starts to bring the keys and values from `token` of the row at `at` on, which end at `limit`, to the stage that was
+  // Starts to bring the first `valid` of the keys that the source has found, and their values, to the stage that was
   // read longest ago. All lanes have read it.
-  __device__ __forceinline__ void ask(const DecodeParams& p, const Row& at, int token, int limit) {
+  template <class Source>
+  __device__ __forceinline__ void ask(const DecodeParams& p, const Source& source, int valid) {
     const int lane = threadIdx.x % 32;
-    const int rows = min(max(limit - token, 0), Tile::kTokens);
+    const int rows = min(max(valid, 0), Tile::kTokens);
     const uint32_t barrier = barriers_ + asked_ * 8;
     const uint32_t stage = tiles_ + asked_ * kStageBytes;
     if (lane == 0) mbarrier_arrive_expect(barrier, 2 * rows * kRowBytes);
     __syncwarp();
-    const int64_t from = at.b * p.kv_batch_stride + at.kv_head * p.kv_head_stride +
-                         token * p.kv_token_stride;
-    const Element* keys = static_cast<const Element*>(p.key) + from;
-    const Element* values = static_cast<const Element*>(p.value) + from;
-    if constexpr (kByRow) {
-#pragma unroll
-      for (int i = lane; i < 2 * Tile::kTokens; i += 32) {
-        const bool value = i >= Tile::kTokens;
-        const int row = value ? i - Tile::kTokens : i;
-        const int place =
-            value ? kKeyBytes + row / 4 * kFourRows + row % 4 * kRowBytes : row * kRowBytes;
-        if (row < rows)
-          bulk_load(stage + place, (value ? values : keys) + row * p.kv_token_stride, kRowBytes,
-                    barrier);
-      }
-    } else {
-      if (lane == 0 && rows > 0) bulk_load(stage, keys, rows * kRowBytes, barrier);
-      const int own = min(rows - lane * 4, 4);
-      if (lane < Tile::kTokens / 4 && own > 0)
-        bulk_load(stage + kKeyBytes + lane * kFourRows, values + lane * 4 * Tile::kDimTile,
-                  own * kRowBytes, barrier);
+    // A lane asks for a copy at a time: `copy_rows_` rows that lie side by side, of keys and then of values.
+#pragma unroll 1
+    for (int first = 0; first < 2 * Tile::kTokens; first += 32 * copy_rows_) {
+      const int i = first + lane * copy_rows_;
+      const bool of_values = i >= Tile::kTokens;
+      const int row = i % Tile::kTokens;
+      const int count = min(rows - row, copy_rows_);
+      const Element* store = static_cast<const Element*>(of_values ? p.value : p.key);
+      const Element* from = store + source.offset(p, source.find(row));
+      const uint32_t to =
+          stage + (of_values ? kKeyBytes + row / 4 * 32 : 0) + row * kRowBytes;
+      if (i < 2 * Tile::kTokens && count > 0) bulk_load(to, from, count * kRowBytes, barrier);
     }
     asked_ = asked_ + 1 == stages_ ? 0 : asked_ + 1;
   }
@@ -91,29 +84,32 @@ class WarpRing {
   }
 
  private:
-  int stages_;
+  int stages_, copy_rows_;
   uint32_t tiles_, barriers_;
   int asked_ = 0, read_ = 0, parity_ = 0;
 };
 
-template <class Tile, bool kByRow, int kMaxThreads>
+template <class Tile, class Source, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_ring_kernel(const __grid_constant__ DecodeParams p) {
 #if __CUDA_ARCH__ >= 900
-  constexpr Keys kKeys = Keys::kContiguous;
+  constexpr Keys kKeys = Source::kKeys;
   extern __shared__ uint4 shared_memory[];
   const DecodeShared<Tile> shared(shared_memory, p);
   const int warp = threadIdx.x / 32;
   const int token_offset = warp * Tile::kTokens;
-  WarpRing<Tile, kByRow> ring(p, shared_memory, warp);
+  WarpRing<Tile> ring(p, shared_memory, warp);
   Cursor cursor = first_chunk<kKeys>(p, blockIdx.x);
 
   // What is asked for runs ahead of what is read by as many chunks as a ring has stages.
   Cursor ahead = cursor;
+  Source source(p, token_offset);
+  source.start(p, ahead);
   const auto ask_next = [&] {
     if (ahead.remaining <= 0) return;
-    ring.ask(p, ahead.row, ahead.begin(p) + token_offset, ahead.limit());
+    ring.ask(p, source, ahead.limit() - (ahead.begin(p) + token_offset));
     ahead.advance<kKeys>(p);
+    source.move(p, ahead);
   };
 #pragma unroll 1
   for (int i = 0; i < p.ring_stages; ++i) ask_next();

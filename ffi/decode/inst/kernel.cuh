@@ -5,38 +5,50 @@
 
 #include "decode/kernel.cuh"
 #include "decode/launch.h"
+#include "decode/ring.cuh"
 #include "decode/tile_mma.cuh"
 #include "decode/tile_simt.cuh"
 
 namespace jax_baracuda {
 
-template <DType dtype, int dim_tile, int head_tile, bool vector>
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool ring>
 struct TileFor;
-template <int dim_tile, int head_tile, bool vector>
-struct TileFor<DType::kF16, dim_tile, head_tile, vector> {
-  using Tile = MmaTile<__half, dim_tile, head_tile, vector>;
+template <int dim_tile, int head_tile, bool vector, bool ring>
+struct TileFor<DType::kF16, dim_tile, head_tile, vector, ring> {
+  using Tile = MmaTile<__half, dim_tile, head_tile, vector, ring>;
 };
-template <int dim_tile, int head_tile, bool vector>
-struct TileFor<DType::kBF16, dim_tile, head_tile, vector> {
-  using Tile = MmaTile<__nv_bfloat16, dim_tile, head_tile, vector>;
+template <int dim_tile, int head_tile, bool vector, bool ring>
+struct TileFor<DType::kBF16, dim_tile, head_tile, vector, ring> {
+  using Tile = MmaTile<__nv_bfloat16, dim_tile, head_tile, vector, ring>;
 };
 template <int dim_tile, bool vector>
-struct TileFor<DType::kF32, dim_tile, 4, vector> {
+struct TileFor<DType::kF32, dim_tile, 4, vector, false> {
   using Tile = SimtTile<dim_tile, vector>;
 };
 
-template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged>
-DecodeKernel decode_kernel_entry() {
-  using Tile = typename TileFor<dtype, dim_tile, head_tile, vector>::Tile;
-  static_assert(Tile::kTokens == warp_tokens(dtype, dim_tile));
-  constexpr int max_threads = 32 * max_warps(dtype, dim_tile, head_tile, vector);
+template <class Tile, bool paged, bool ring, int max_threads>
+constexpr auto select_kernel() -> void (*)(DecodeParams) {
   using Source = std::conditional_t<paged, PagedSource, ContiguousSource>;
-  static constexpr auto kernel = decode_kernel<Tile, Source, max_threads>;
+  if constexpr (ring) {
+    return decode_ring_kernel<Tile, Source, max_threads>;
+  } else {
+    return decode_kernel<Tile, Source, max_threads>;
+  }
+}
+
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged, bool ring>
+DecodeKernel decode_kernel_entry() {
+  using Tile = typename TileFor<dtype, dim_tile, head_tile, vector, ring>::Tile;
+  static_assert(Tile::kTokens == warp_tokens(dtype, dim_tile));
+  static_assert(!ring || vector);
+  constexpr int max_threads = 32 * max_warps(dtype, dim_tile, head_tile, vector);
+  static constexpr auto kernel = select_kernel<Tile, paged, ring, max_threads>();
   return {dtype,
           dim_tile,
           head_tile,
           vector,
           paged,
+          ring,
           [](int max_shared_bytes, bool wide) {
             const cudaError_t error = cudaFuncSetAttribute(
                 kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes);
