@@ -1,7 +1,7 @@
 // The decode kernel whose warps have several tiles of keys and values under way: each has a ring of them in shared
 // memory, which the copy engine fills. What is asked for is far ahead of the arithmetic, so that memory has work from the
-// first microsecond on, at the end of a row and while the parts of a row are merged. For 16-bit rows as wide as the tile
-// and up to eight query heads a group, sm_90 and newer.
+// first microsecond on, at the end of a row and while the parts of a row are merged. For caches whose rows lie side by side
+// and are as wide as the tile, 16-bit elements and up to eight query heads a group; sm_90 and newer.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +32,7 @@ class WarpRing {
   static constexpr int kStageBytes = kKeyBytes + Tile::kTokens / 4 * kFourRows;
 
   // Called by full warps.
-  __device__ WarpRing(const DecodeParams& p, void* shared, int warp)
-      : stages_(p.ring_stages), copy_rows_(p.ring_copy_rows) {
+  __device__ WarpRing(const DecodeParams& p, void* shared, int warp) : stages_(p.ring_stages) {
     const uint32_t rings = shared_address(shared) + p.ring_offset;
     tiles_ = rings + warp * stages_ * kStageBytes;
     barriers_ = rings + (p.token_warps * kStageBytes + warp * 8) * stages_;
@@ -42,28 +41,24 @@ class WarpRing {
     __syncwarp();
   }
 
-  // Starts to bring the first `valid` of the keys that the source has found, and their values, to the stage that was
-  // read longest ago. All lanes have read it.
-  template <class Source>
-  __device__ __forceinline__ void ask(const DecodeParams& p, const Source& source, int valid) {
+  // Starts to bring the first `valid` of the keys where the source stands, and their values, to the stage that was read
+  // longest ago. All lanes have read it. A lane asks for four rows, of the keys or of the values.
+  __device__ __forceinline__ void ask(const DecodeParams& p, const ContiguousSource& source,
+                                      int valid) {
+    static_assert(2 * Tile::kTokens / 4 <= 32);
     const int lane = threadIdx.x % 32;
     const int rows = min(max(valid, 0), Tile::kTokens);
     const uint32_t barrier = barriers_ + asked_ * 8;
     const uint32_t stage = tiles_ + asked_ * kStageBytes;
     if (lane == 0) mbarrier_arrive_expect(barrier, 2 * rows * kRowBytes);
     __syncwarp();
-    // A lane asks for a copy at a time: `copy_rows_` rows that lie side by side, of keys and then of values.
-#pragma unroll 1
-    for (int first = 0; first < 2 * Tile::kTokens; first += 32 * copy_rows_) {
-      const int i = first + lane * copy_rows_;
-      const bool of_values = i >= Tile::kTokens;
-      const int row = i % Tile::kTokens;
-      const int count = min(rows - row, copy_rows_);
+    const bool of_values = lane >= Tile::kTokens / 4;
+    const int row = lane * 4 % Tile::kTokens;
+    const int count = min(rows - row, 4);
+    if (lane < 2 * Tile::kTokens / 4 && count > 0) {
       const Element* store = static_cast<const Element*>(of_values ? p.value : p.key);
-      const Element* from = store + source.offset(p, source.find(row));
-      const uint32_t to =
-          stage + (of_values ? kKeyBytes + row / 4 * 32 : 0) + row * kRowBytes;
-      if (i < 2 * Tile::kTokens && count > 0) bulk_load(to, from, count * kRowBytes, barrier);
+      const uint32_t to = stage + (of_values ? kKeyBytes + row / 4 * 32 : 0) + row * kRowBytes;
+      bulk_load(to, store + source.find(row), count * kRowBytes, barrier);
     }
     asked_ = asked_ + 1 == stages_ ? 0 : asked_ + 1;
   }
@@ -84,16 +79,16 @@ class WarpRing {
   }
 
  private:
-  int stages_, copy_rows_;
+  int stages_;
   uint32_t tiles_, barriers_;
   int asked_ = 0, read_ = 0, parity_ = 0;
 };
 
-template <class Tile, class Source, int kMaxThreads>
+template <class Tile, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_ring_kernel(const __grid_constant__ DecodeParams p) {
 #if __CUDA_ARCH__ >= 900
-  constexpr Keys kKeys = Source::kKeys;
+  constexpr Keys kKeys = ContiguousSource::kKeys;
   extern __shared__ uint4 shared_memory[];
   const DecodeShared<Tile> shared(shared_memory, p);
   const int warp = threadIdx.x / 32;
@@ -103,7 +98,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
   // What is asked for runs ahead of what is read by as many chunks as a ring has stages.
   Cursor ahead = cursor;
-  Source source(p, token_offset);
+  ContiguousSource source(p, token_offset);
   source.start(p, ahead);
   const auto ask_next = [&] {
     if (ahead.remaining <= 0) return;

@@ -28,10 +28,11 @@ struct TileFor<DType::kF32, dim_tile, 4, vector, false> {
 
 template <class Tile, bool paged, bool ring, int max_threads>
 constexpr auto select_kernel() -> void (*)(DecodeParams) {
-  using Source = std::conditional_t<paged, PagedSource, ContiguousSource>;
   if constexpr (ring) {
-    return decode_ring_kernel<Tile, Source, max_threads>;
+    static_assert(!paged);
+    return decode_ring_kernel<Tile, max_threads>;
   } else {
+    using Source = std::conditional_t<paged, PagedSource, ContiguousSource>;
     return decode_kernel<Tile, Source, max_threads>;
   }
 }
@@ -41,7 +42,8 @@ DecodeKernel decode_kernel_entry() {
   using Tile = typename TileFor<dtype, dim_tile, head_tile, vector, ring>::Tile;
   static_assert(Tile::kTokens == warp_tokens(dtype, dim_tile));
   static_assert(!ring || vector);
-  constexpr int max_threads = 32 * max_warps(dtype, dim_tile, head_tile, vector);
+  constexpr int max_threads =
+      32 * (ring ? kMaxRingWarps : max_warps(dtype, dim_tile, head_tile, vector));
   static constexpr auto kernel = select_kernel<Tile, paged, ring, max_threads>();
   return {dtype,
           dim_tile,
@@ -49,12 +51,11 @@ DecodeKernel decode_kernel_entry() {
           vector,
           paged,
           ring,
-          [](int max_shared_bytes, bool wide) {
-            const cudaError_t error = cudaFuncSetAttribute(
-                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes);
-            if (error != cudaSuccess || !wide) return error;
-            return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+          [](int max_shared_bytes) {
+            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        max_shared_bytes);
           },
+          [](cudaFuncAttributes* attributes) { return cudaFuncGetAttributes(attributes, kernel); },
           [](int threads, int shared_bytes, int* ctas_per_sm) {
             return cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas_per_sm, kernel, threads,
                                                                  shared_bytes);
