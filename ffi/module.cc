@@ -67,10 +67,12 @@ DType dtype_of(const std::string& name) {
 }
 
 // What the handler would choose on a device with `sms` multiprocessors of which each holds
-// `ctas_per_sm` CTAs of this kernel, and where `pairs` clusters of two fit.
+// `ctas_per_sm` CTAs of this kernel and has `ring_shared` bytes of shared memory for rings (0: none), and where `pairs`
+// clusters of two and `wide_clusters` of eight fit.
 nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int group, int head_dim,
                      int kv_capacity, bool uneven_lengths, int num_splits, int sms, int ctas_per_sm,
-                     int pairs, int64_t workspace_bytes) {
+                     int pairs, int64_t workspace_bytes, bool adjacent_rows, int wide_clusters,
+                     int ring_shared) {
   DecodeShape shape;
   shape.dtype = dtype_of(dtype);
   shape.batch = batch;
@@ -80,10 +82,14 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   shape.kv_capacity = kv_capacity;
   shape.uneven_lengths = uneven_lengths;
   shape.num_splits = num_splits;
+  shape.adjacent_rows = adjacent_rows;
   DecodeDevice device;
   device.sms = sms;
   device.ctas_per_sm = ctas_per_sm;
   device.pairs = pairs;
+  device.wide_clusters = wide_clusters;
+  device.wide_ring_clusters = ring_shared > 0 ? wide_clusters : 0;
+  device.ring_shared = ring_shared;
   DecodeConfig config = choose_layout(shape);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, config), config);
   nb::dict plan;
@@ -96,6 +102,7 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   plan["block_heads"] = config.block_heads;
   plan["head_blocks"] = config.head_blocks;
   plan["shared_bytes"] = config.shared_bytes;
+  plan["ring_stages"] = config.ring_stages;
   plan["splits"] = config.splits;
   plan["cluster"] = config.cluster;
   plan["ctas"] = config.ctas;
@@ -209,7 +216,8 @@ NB_MODULE(_ffi, m) {
   m.def("decode_plan", &decode_plan, nb::kw_only(), nb::arg("dtype"), nb::arg("batch"),
         nb::arg("kv_heads"), nb::arg("group"), nb::arg("head_dim"), nb::arg("kv_capacity"),
         nb::arg("uneven_lengths"), nb::arg("num_splits"), nb::arg("sms"), nb::arg("ctas_per_sm"),
-        nb::arg("pairs"), nb::arg("workspace_bytes"));
+        nb::arg("pairs"), nb::arg("workspace_bytes"), nb::arg("adjacent_rows") = false,
+        nb::arg("wide_clusters") = 0, nb::arg("ring_shared") = 0);
   m.def("attention_tiles", &attention_tiles, nb::kw_only(), nb::arg("dtype"), nb::arg("features"),
         nb::arg("head_dim"), nb::arg("value_dim"), nb::arg("sm_shared"), nb::arg("cta_shared"));
   m.def("int4_plan", &int4_plan, nb::kw_only(), nb::arg("rows"), nb::arg("in_channels"),

@@ -8,9 +8,9 @@
 
 namespace jax_baracuda {
 
-// Of a CTA, and units that each of its threads has under way: 32 KB a CTA. docs/cache.md tells how to try others.
+// Of a CTA, and units that each of its threads has under way: 16 KB a CTA (docs/cache.md has the others).
 inline constexpr int kRowThreads = 256;
-inline constexpr int kRowBatch = 4;
+inline constexpr int kRowBatch = 2;
 // Of a CTA's shared memory for the turns of its tokens, unless one token alone has more.
 inline constexpr int kMostTurnBytes = 32 * 1024;
 inline constexpr int kMostRotaryColumns = 32 * 1024;  // the turns of one token are then 128 KB

@@ -19,7 +19,7 @@ constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
 }
 
 inline constexpr int kMaxSplits = 1024;
-inline constexpr int kMostWideKeys = 8192;  // of a request, for a wide cluster
+inline constexpr int kWideCluster = 8;  // CTAs of a wide cluster
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -56,11 +56,18 @@ constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int 
   return query + merge + received + barrier + slopes;
 }
 
+// A tile of a ring: keys, and values of which every fourth row is followed by 32 bytes of nothing.
+constexpr int ring_stage_bytes(DType dtype, int dim_tile) {
+  const int tokens = warp_tokens(dtype, dim_tile);
+  return 2 * tokens * dim_tile * element_bytes(dtype) + tokens / 4 * 32;
+}
+
 // Two merge buffers where that does not cost occupancy.
 inline constexpr int kMostSharedForTwoBuffers = 48 * 1024;
 inline constexpr int kMostClusterShared = 227 * 1024;
 
-inline void set_token_warps(const DecodeShape& s, int token_warps, int pieces, DecodeConfig& c) {
+inline void set_token_warps(const DecodeShape& s, int token_warps, int pieces, DecodeConfig& c,
+                            int most_buffers = 2) {
   c.token_warps = token_warps;
   c.chunk_tokens = token_warps * warp_tokens(s.dtype, c.dim_tile);
   const auto bytes = [&](int buffers) {
@@ -68,7 +75,8 @@ inline void set_token_warps(const DecodeShape& s, int token_warps, int pieces, D
                                c.block_heads, buffers, pieces);
   };
   // A CTA of a cluster has one row.
-  c.merge_buffers = pieces == 1 && bytes(2) <= kMostSharedForTwoBuffers ? 2 : 1;
+  const bool two = pieces == 1 && most_buffers == 2 && bytes(2) <= kMostSharedForTwoBuffers;
+  c.merge_buffers = two ? 2 : 1;
   c.shared_bytes = bytes(c.merge_buffers);
 }
 
@@ -105,19 +113,32 @@ constexpr int full_row_chunks(const DecodeShape& s, const DecodeConfig& c) {
   return std::max(1, ceil_div(s.kv_capacity, c.chunk_tokens));
 }
 
+// Bytes of the keys and values of a row whose request fills the cache.
+constexpr int64_t full_row_bytes(const DecodeShape& s) {
+  return int64_t{2} * s.kv_capacity * s.head_dim * element_bytes(s.dtype);
+}
+
+// The largest rows for which a wide cluster is faster than the stream and its second kernel (docs/decode.md).
+inline constexpr int64_t kMostWideBytes = 512 * 1024;
+inline constexpr int64_t kMostWideRingBytes = 1024 * 1024;
+
+// Whether wide clusters, of which `at_once` run at once, leave not too much of the device idle.
+inline bool wide_clusters_fit(const DecodeShape& s, const DecodeDevice& device,
+                              const DecodeConfig& c, int64_t rows, int at_once) {
+  return full_row_chunks(s, c) >= kWideCluster && rows <= at_once &&
+         rows * kWideCluster * 4 >= device.sms;
+}
+
 // How many CTAs to give every row as a cluster: no partial results in memory and no second kernel; 1: none. It takes rows
 // whose lengths cannot differ (a cluster cannot help another one) and clusters that all run at once. Pairs shall fill the
 // device, wide clusters are for short problems.
 inline int cluster_pieces(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
                           int64_t rows) {
   if (s.uneven_lengths || c.head_blocks > 1) return 1;
-  const int chunks = full_row_chunks(s, c);
-  if (chunks >= 2 && rows <= device.pairs && rows * 2 * 4 >= int64_t{device.sms} * 3) return 2;
-  const int wide = device.wide_cluster;
-  if (wide > 1 && chunks >= wide && rows <= device.wide_clusters && rows * wide * 4 >= device.sms &&
-      s.kv_capacity <= kMostWideKeys)
-    return wide;
-  return 1;
+  if (full_row_chunks(s, c) >= 2 && rows <= device.pairs && rows * 2 * 4 >= int64_t{device.sms} * 3)
+    return 2;
+  const bool wide = wide_clusters_fit(s, device, c, rows, device.wide_clusters);
+  return wide && full_row_bytes(s) <= kMostWideBytes ? kWideCluster : 1;
 }
 
 // Makes every row a cluster's, if that fits: one CTA an SM, so with as many warps as its keys can feed if `all_warps`.
@@ -137,24 +158,84 @@ inline bool use_clusters(const DecodeShape& s, int pieces, bool all_warps, Decod
   return true;
 }
 
+// Warps of a CTA that reads through rings, tiles of each ring, and CTAs that an SM shall hold.
+struct RingForm {
+  int warps, stages, ctas_per_sm;
+};
+inline constexpr int kMaxRingWarps = 8;
+inline constexpr int kReservedShared = 1024;  // of every CTA, by the system
+
+// Whether there is a kernel that reads this cache through rings.
+inline bool has_rings(const DecodeShape& s, const DecodeConfig& c) {
+  return s.adjacent_rows && !s.paged && s.dtype != DType::kF32 && c.head_tile == 8 &&
+         c.slices == 1 && c.head_blocks == 1 && s.head_dim == c.dim_tile;
+}
+
+// Lets the warps read through rings, if these fit.
+inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm form, int pieces,
+                      DecodeConfig& c) {
+  DecodeConfig ring = c;
+  set_token_warps(s, form.warps, pieces, ring, 1);
+  ring.ring_stages = form.stages;
+  ring.ring_offset = (ring.shared_bytes + 127) / 128 * 128;
+  const int tile = ring_stage_bytes(s.dtype, c.dim_tile) + 8;  // with its barrier
+  ring.shared_bytes = ring.ring_offset + form.warps * form.stages * tile;
+  if ((ring.shared_bytes + kReservedShared) * form.ctas_per_sm > device.ring_shared) return false;
+  c = ring;
+  return true;
+}
+
+// Gives every row a wide cluster that reads through rings, if that fits.
+inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                           DecodeConfig& c) {
+  if (s.uneven_lengths || full_row_bytes(s) > kMostWideRingBytes || c.dim_tile > 128 ||
+      !wide_clusters_fit(s, device, c, rows, device.wide_ring_clusters) ||
+      !use_rings(s, device, {8, 3, 1}, kWideCluster, c))
+    return false;
+  c.splits = kWideCluster;
+  c.cluster = true;
+  return true;
+}
+
+// Rings in the stream: for caches so large that their start matters little, and so small that it is not yet all the same
+// how the bytes come (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
+inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                            DecodeConfig& c) {
+  constexpr int64_t kLeast = 24 << 20, kMost = 96 << 20, kMostForWide = 192 << 20;
+  const int64_t bytes = rows * full_row_bytes(s);
+  if (bytes < kLeast || bytes > kMostForWide || (bytes > kMost && c.dim_tile != 128)) return 0;
+  const RingForm form = c.dim_tile == 256 ? RingForm{4, 3, 1}
+                        : bytes <= kMost  ? RingForm{4, 2, 2}
+                                          : RingForm{8, 3, 1};
+  return use_rings(s, device, form, 1, c) ? form.ctas_per_sm : 0;
+}
+
 inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
   return c.partial_slots * partial_bytes(s, c);
 }
 
-// `slots`: partial results that the workspace can hold.
+// All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
+inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                       int64_t slots, DecodeConfig& c) {
+  const int ring_ctas = has_rings(s, c) ? use_stream_rings(s, device, rows, c) : 0;
+  const int ctas_per_sm = ring_ctas > 0 ? ring_ctas : device.ctas_per_sm;
+  const int64_t row_chunks = full_row_chunks(s, c);
+  c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
+  // One chunk a row, or no room for partial results: every row is one CTA's.
+  if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
+}
+
 inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, int64_t slots,
                             DecodeConfig& c) {
   const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
-  const int64_t row_chunks = full_row_chunks(s, c);
   c.splits = s.num_splits;
   c.cluster = false;
   if (c.splits == 0) {
-    c.ctas = std::min({int64_t{device.sms} * device.ctas_per_sm, rows * row_chunks, slots / 2});
     const int pieces = cluster_pieces(s, device, c, rows);
-    if (pieces == 1 || !use_clusters(s, pieces, true, c)) {
-      // One chunk a row, or no room for partial results: every row is one CTA's.
-      if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
-    }
+    const bool pairs = pieces == 2;
+    const bool clustered = (!pairs && has_rings(s, c) && use_wide_rings(s, device, rows, c)) ||
+                           (pieces > 1 && use_clusters(s, pieces, pairs, c));
+    if (!clustered) use_stream(s, device, rows, slots, c);
   } else if (c.splits == 2 && device.pairs > 0) {
     use_clusters(s, 2, false, c);
   }

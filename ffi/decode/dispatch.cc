@@ -12,18 +12,11 @@ namespace {
 
 constexpr int kMaxKernels = 128;
 
-// CTAs of a wide cluster: 4, 8 or 16; 1: none, as long as they have not been measured to be faster (docs/decode.md).
-#ifndef JAX_BARACUDA_WIDE_CLUSTER
-#define JAX_BARACUDA_WIDE_CLUSTER 1
-#endif
-constexpr int kWideCluster = JAX_BARACUDA_WIDE_CLUSTER;
-static_assert(kWideCluster > 0 && (kWideCluster & (kWideCluster - 1)) == 0);
-
 int find_kernel(DType dtype, const DecodeConfig& c) {
   const std::vector<DecodeKernel>& kernels = decode_kernels();
   const auto found = std::find_if(kernels.begin(), kernels.end(), [&](const DecodeKernel& k) {
     return k.dtype == dtype && k.dim_tile == c.dim_tile && k.head_tile == c.head_tile &&
-           k.vector == c.vector && k.paged == c.paged;
+           k.vector == c.vector && k.paged == c.paged && k.ring == (c.ring_stages > 0);
   });
   return found == kernels.end() ? -1 : static_cast<int>(found - kernels.begin());
 }
@@ -31,7 +24,8 @@ int find_kernel(DType dtype, const DecodeConfig& c) {
 // What was learnt of a kernel on a device. Threads that race store the same answers.
 struct KernelState {
   std::atomic<bool> prepared{false};
-  std::atomic<int> pairs{0}, wide{0};  // see DecodeDevice
+  std::atomic<bool> clusters{false};   // whether its code knows of clusters and of early launches
+  std::atomic<int> pairs{0}, wide{0};  // clusters that run at once; see DecodeDevice
   std::atomic<uint64_t> occupancy{0};  // threads << 40 | shared bytes << 8 | CTAs per SM
 };
 KernelState g_states[kMaxDevices][kMaxKernels];
@@ -63,9 +57,8 @@ int measure_clusters(const DecodeKernel& kernel, const DecodeConfig& layout, int
   return 0;
 }
 
-// Raises the kernel's limits on the current device and measures what fits there, once.
-cudaError_t prepare(const DecodeKernel& kernel, bool clusters, KernelState& state) {
-  if (state.prepared.load(std::memory_order_acquire)) return cudaSuccess;
+// The layout with the most warps and shared memory that a kernel is launched with in clusters.
+DecodeConfig largest_layout(const DecodeKernel& kernel, bool clusters) {
   const int warps = max_warps(kernel.dtype, kernel.dim_tile, kernel.head_tile, kernel.vector);
   DecodeConfig largest;
   largest.shared_bytes = kMostSharedForTwoBuffers;
@@ -83,14 +76,37 @@ cudaError_t prepare(const DecodeKernel& kernel, bool clusters, KernelState& stat
         largest.shared_bytes =
             std::max(largest.shared_bytes, std::min(bytes(pieces), kMostClusterShared));
   }
-  cudaError_t error = kernel.prepare(largest.shared_bytes, clusters && kWideCluster > 8);
+  return largest;
+}
+
+// Of a kernel that reads through rings: all the shared memory that a CTA may have.
+cudaError_t largest_ring_layout(int device, DecodeConfig* largest) {
+  largest->slices = 1;
+  largest->token_warps = kMaxRingWarps;
+  return max_shared_per_block(device, &largest->shared_bytes);
+}
+
+// Raises the kernel's limits on the current device and measures what fits there, once. The code for older devices,
+// which the driver may have compiled for this one, knows nothing of clusters.
+cudaError_t prepare(const DecodeKernel& kernel, int device, int major, KernelState& state) {
+  if (state.prepared.load(std::memory_order_acquire)) return cudaSuccess;
+  cudaFuncAttributes attributes;
+  cudaError_t error = kernel.attributes(&attributes);
+  if (error != cudaSuccess) return error;
+  const bool clusters = major >= 9 && attributes.ptxVersion >= 90;
+  DecodeConfig largest;
+  if (kernel.ring)
+    error = largest_ring_layout(device, &largest);
+  else
+    largest = largest_layout(kernel, clusters);
+  if (error == cudaSuccess) error = kernel.prepare(largest.shared_bytes);
   if (error == cudaSuccess) error = prepare_combine(kernel.dtype, kernel.dim_tile);
   if (error != cudaSuccess) return error;
   if (clusters) {
     state.pairs.store(measure_clusters(kernel, largest, 2), std::memory_order_relaxed);
-    if (kWideCluster > 1)
-      state.wide.store(measure_clusters(kernel, largest, kWideCluster), std::memory_order_relaxed);
+    state.wide.store(measure_clusters(kernel, largest, kWideCluster), std::memory_order_relaxed);
   }
+  state.clusters.store(clusters, std::memory_order_relaxed);
   state.prepared.store(true, std::memory_order_release);
   return cudaSuccess;
 }
@@ -109,6 +125,21 @@ cudaError_t occupancy(const DecodeKernel& kernel, const DecodeConfig& c, KernelS
   return error;
 }
 
+// What the schedule needs to know of the kernel that reads this layout through rings, if there is one that runs here.
+cudaError_t describe_rings(const DecodeShape& shape, const DecodeConfig& layout, int ordinal,
+                           int major, DecodeDevice* device) {
+  if (major < 9 || !has_rings(shape, layout)) return cudaSuccess;
+  DecodeConfig ring = layout;
+  ring.ring_stages = 1;
+  const int index = find_kernel(shape.dtype, ring);
+  if (index < 0 || index >= kMaxKernels) return cudaSuccess;
+  KernelState& state = g_states[ordinal][index];
+  const cudaError_t error = prepare(decode_kernels()[index], ordinal, major, state);
+  if (error != cudaSuccess || !state.clusters.load(std::memory_order_relaxed)) return error;
+  device->wide_ring_clusters = state.wide.load(std::memory_order_relaxed);
+  return shared_per_multiprocessor(ordinal, &device->ring_shared);
+}
+
 }  // namespace
 
 cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, DecodeConfig* config) {
@@ -125,11 +156,11 @@ cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, Decod
   if (index < 0 || index >= kMaxKernels) return cudaErrorInvalidValue;
   const DecodeKernel& kernel = decode_kernels()[index];
   KernelState& state = g_states[ordinal][index];
-  error = prepare(kernel, major >= 9, state);
+  error = prepare(kernel, ordinal, major, state);
   if (error == cudaSuccess) error = occupancy(kernel, *config, state, &device.ctas_per_sm);
+  if (error == cudaSuccess) error = describe_rings(shape, *config, ordinal, major, &device);
   if (error != cudaSuccess) return error;
   device.pairs = state.pairs.load(std::memory_order_relaxed);
-  device.wide_cluster = kWideCluster;
   device.wide_clusters = state.wide.load(std::memory_order_relaxed);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, *config), *config);
   return cudaSuccess;
@@ -137,16 +168,16 @@ cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, Decod
 
 cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
                           const DecodeParams& params, cudaStream_t stream) {
-  int ordinal = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&ordinal);
-  if (error == cudaSuccess) error = compute_major(ordinal, &major);
-  if (error != cudaSuccess) return error;
+  int ordinal = 0;
+  if (cudaError_t error = cudaGetDevice(&ordinal); error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch =
       launch_config(config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
-  error = decode_kernels()[find_kernel(shape.dtype, config)].launch(launch, params);
+  const int index = find_kernel(shape.dtype, config);
+  const cudaError_t error = decode_kernels()[index].launch(launch, params);
   if (error != cudaSuccess || config.partial_slots == 0) return error;
-  return launch_combine(shape.dtype, config.dim_tile, params, major >= 9, stream);
+  const bool early = g_states[ordinal][index].clusters.load(std::memory_order_relaxed);
+  return launch_combine(shape.dtype, config.dim_tile, params, early, stream);
 }
 
 }  // namespace jax_baracuda

@@ -49,6 +49,7 @@ ffi::Error make_plan(DecodeCall& c, DecodePlan* plan) {
     return invalid_argument(kOp, "kv_lengths must be int32 [B]");
   shape.kv_capacity = static_cast<int>(plan->store.rows);
   shape.uneven_lengths = shape.batch > 1 && lengths;
+  shape.adjacent_rows = !c.options.nhd;
   return plan_decode_call(kOp, shape, c.options, &plan->config);
 }
 

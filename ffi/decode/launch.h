@@ -14,26 +14,28 @@ namespace jax_baracuda {
 // in the initialize stage, where loading modules is allowed, and cheap to call again.
 cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, DecodeConfig* config);
 
-// Enqueues the kernels: the same launches for every call with the same shapes.
+// Enqueues the kernels, as planned on this device: the same launches for every call with the same shapes.
 cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
                           const DecodeParams& params, cudaStream_t stream);
 
-// One compiled kernel. prepare() raises its limits on the current device: shared memory, and with `wide` that of
-// eight CTAs to a cluster.
+// One compiled kernel. prepare() raises its limit of shared memory on the current device, and attributes() tells of the code
+// that runs there.
 struct DecodeKernel {
   DType dtype;
   int dim_tile;
   int head_tile;
   bool vector;
   bool paged;
-  cudaError_t (*prepare)(int max_shared_bytes, bool wide);
+  bool ring;
+  cudaError_t (*prepare)(int max_shared_bytes);
+  cudaError_t (*attributes)(cudaFuncAttributes* attributes);
   cudaError_t (*occupancy)(int threads, int shared_bytes, int* ctas_per_sm);
   cudaError_t (*active_clusters)(const cudaLaunchConfig_t& launch, int* clusters);
   cudaError_t (*launch)(const cudaLaunchConfig_t& launch, const DecodeParams& params);
 };
 
 // Defined by ffi/decode/inst/, one file an instantiation.
-template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged>
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged, bool ring>
 DecodeKernel decode_kernel_entry();
 
 // All of them: generated from the list in instantiations.cmake.

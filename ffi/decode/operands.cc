@@ -114,6 +114,8 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   p.head_blocks = config.head_blocks;
   p.splits = config.splits;
   p.cluster = config.cluster;
+  p.ring_stages = config.ring_stages;
+  p.ring_offset = config.ring_offset;
   if (config.cluster) {
     p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.splits);
     while (1 << p.cluster_bits < config.splits) ++p.cluster_bits;

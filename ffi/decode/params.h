@@ -19,6 +19,7 @@ struct DecodeShape {
   int kv_capacity = 0;          // rows of the cache per request; paged: the most that it can have
   bool uneven_lengths = false;  // requests may differ in length
   bool paged = false;
+  bool adjacent_rows = false;  // a request's rows of a head lie side by side
   int num_splits = 0;  // 0: the scheduler spreads the rows over the CTAs; n: every row is cut in n
 };
 
@@ -37,6 +38,9 @@ struct DecodeConfig {
   int head_blocks = 0;    // CTAs' worth of query heads in a group, 1 unless the group is huge
   int merge_buffers = 1;  // 2: rows end with one barrier less
   int shared_bytes = 0;
+  int ring_stages =
+      0;  // tiles that each warp has in a ring in shared memory; 0: keys travel through registers
+  int ring_offset = 0;  // bytes of shared memory in front of the rings
   // How the rows are spread.
   int splits = 0;        // 0: stream, else pieces per row
   bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
@@ -51,8 +55,10 @@ struct DecodeDevice {
   int sms = 0;
   int ctas_per_sm = 0;    // CTAs of the default layout that one SM holds
   int pairs = 0;          // clusters of two CTAs of the largest size that run at once
-  int wide_cluster = 1;   // CTAs of a wide cluster; 1: there are none
-  int wide_clusters = 0;  // that run at once
+  int wide_clusters = 0;  // likewise of kWideCluster CTAs
+  // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its wide clusters.
+  int ring_shared = 0;
+  int wide_ring_clusters = 0;
 };
 
 struct DecodeParams {
@@ -93,6 +99,8 @@ struct DecodeParams {
   // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.
   Divisor full_row_chunks, full_request_rows;
   int full_piece, full_longer_pieces;
+  // Of a kernel that reads through a ring in shared memory (ring.cuh): tiles of a warp, and where they lie, in bytes.
+  int ring_stages, ring_offset;
 };
 
 }  // namespace jax_baracuda

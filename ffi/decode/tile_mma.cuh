@@ -21,11 +21,14 @@
 #include "decode/score.cuh"
 #include "decode/source.cuh"
 #include "device/math.cuh"
+#include "device/memory.cuh"
 #include "device/mma.cuh"
 
 namespace jax_baracuda {
 
-template <class Element_, int kDimTile_, int kHeadTile_, bool kVector_>
+// kGrouped: where the lane holds 8 heads' scores of keys q, q + 4, ... it has those of keys 4 q, 4 q + 1, ... instead, and
+// lanes that read V from shared memory at the same time have rows that are four apart (ring.cuh).
+template <class Element_, int kDimTile_, int kHeadTile_, bool kVector_, bool kGrouped = false>
 class MmaTile {
  public:
   using Element = Element_;
@@ -98,6 +101,37 @@ class MmaTile {
         }
       }
     });
+  }
+
+  // The same from a stage of a ring in shared memory, which has all of the warp's keys.
+  __device__ __forceinline__ void read_keys(uint32_t keys) {
+    static_assert(kGrouped && kHalves);
+    const uint32_t first = keys + lane() % 8 * 16;
+#pragma unroll
+    for (int t = 0; t < kProducts; ++t)
+#pragma unroll
+      for (int j = 0; j < kChunks; ++j)
+        keys_[t][j] = load_shared_16(first + stored_key(t) * kRowBytes + 128 * j);
+  }
+
+  // Four rows at a time lie together. Rows past the `valid` ones are taken as zeros: nobody has written them.
+  __device__ __forceinline__ void read_values(uint32_t values, int four_rows, int valid) {
+    const uint32_t first = values + lane() % 4 * four_rows + lane() / 4 * 16;
+#pragma unroll
+    for (int m = 0; m < kTokens / 16; ++m)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+#pragma unroll
+        for (int j = 0; j < kDimTile / 64; ++j)
+          values_[m][r][j] = load_shared_16(first + m * 4 * four_rows + r * kRowBytes + 128 * j);
+    if (valid >= kTokens) return;
+#pragma unroll
+    for (int m = 0; m < kTokens / 16; ++m)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+#pragma unroll
+        for (int j = 0; j < kDimTile / 64; ++j)
+          if (key_of(m * 4 + r) >= valid) values_[m][r][j] = make_uint4(0, 0, 0, 0);
   }
 
   // S = Q K^T; frees the key registers.
@@ -225,6 +259,7 @@ class MmaTile {
   }
 
  private:
+  static constexpr int kRowBytes = kDimTile * 2;
   static constexpr int kHeadGroups = kHeadTile / 8;
   static constexpr bool kHalves = kHeadTile == 8;
   static constexpr int kProductKeys = kHalves ? 4 : 8;
@@ -235,10 +270,12 @@ class MmaTile {
   __device__ static int lane() { return threadIdx.x % 32; }
   // The key of which this lane holds parts for product t.
   __device__ static int stored_key(int t) {
+    if (kGrouped) return t / 4 * 16 + lane() / 8 * 4 + t % 4;
     return t * kProductKeys + (kHalves ? lane() / 8 : lane() / 4);
   }
   // The i-th of the keys whose scores, and whose values, this lane holds.
   __device__ static int key_of(int i) {
+    if (kGrouped) return i / 4 * 16 + lane() % 4 * 4 + i % 4;
     return kHalves ? i * 4 + lane() % 4 : i / 2 * 8 + lane() % 4 * 2 + i % 2;
   }
   __device__ static uint32_t word(const uint4& v, int i) {

@@ -5,44 +5,57 @@
 
 #include "decode/kernel.cuh"
 #include "decode/launch.h"
+#include "decode/ring.cuh"
 #include "decode/tile_mma.cuh"
 #include "decode/tile_simt.cuh"
 
 namespace jax_baracuda {
 
-template <DType dtype, int dim_tile, int head_tile, bool vector>
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool ring>
 struct TileFor;
-template <int dim_tile, int head_tile, bool vector>
-struct TileFor<DType::kF16, dim_tile, head_tile, vector> {
-  using Tile = MmaTile<__half, dim_tile, head_tile, vector>;
+template <int dim_tile, int head_tile, bool vector, bool ring>
+struct TileFor<DType::kF16, dim_tile, head_tile, vector, ring> {
+  using Tile = MmaTile<__half, dim_tile, head_tile, vector, ring>;
 };
-template <int dim_tile, int head_tile, bool vector>
-struct TileFor<DType::kBF16, dim_tile, head_tile, vector> {
-  using Tile = MmaTile<__nv_bfloat16, dim_tile, head_tile, vector>;
+template <int dim_tile, int head_tile, bool vector, bool ring>
+struct TileFor<DType::kBF16, dim_tile, head_tile, vector, ring> {
+  using Tile = MmaTile<__nv_bfloat16, dim_tile, head_tile, vector, ring>;
 };
 template <int dim_tile, bool vector>
-struct TileFor<DType::kF32, dim_tile, 4, vector> {
+struct TileFor<DType::kF32, dim_tile, 4, vector, false> {
   using Tile = SimtTile<dim_tile, vector>;
 };
 
-template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged>
+template <class Tile, bool paged, bool ring, int max_threads>
+constexpr auto select_kernel() -> void (*)(DecodeParams) {
+  if constexpr (ring) {
+    static_assert(!paged);
+    return decode_ring_kernel<Tile, max_threads>;
+  } else {
+    using Source = std::conditional_t<paged, PagedSource, ContiguousSource>;
+    return decode_kernel<Tile, Source, max_threads>;
+  }
+}
+
+template <DType dtype, int dim_tile, int head_tile, bool vector, bool paged, bool ring>
 DecodeKernel decode_kernel_entry() {
-  using Tile = typename TileFor<dtype, dim_tile, head_tile, vector>::Tile;
+  using Tile = typename TileFor<dtype, dim_tile, head_tile, vector, ring>::Tile;
   static_assert(Tile::kTokens == warp_tokens(dtype, dim_tile));
-  constexpr int max_threads = 32 * max_warps(dtype, dim_tile, head_tile, vector);
-  using Source = std::conditional_t<paged, PagedSource, ContiguousSource>;
-  static constexpr auto kernel = decode_kernel<Tile, Source, max_threads>;
+  static_assert(!ring || vector);
+  constexpr int max_threads =
+      32 * (ring ? kMaxRingWarps : max_warps(dtype, dim_tile, head_tile, vector));
+  static constexpr auto kernel = select_kernel<Tile, paged, ring, max_threads>();
   return {dtype,
           dim_tile,
           head_tile,
           vector,
           paged,
-          [](int max_shared_bytes, bool wide) {
-            const cudaError_t error = cudaFuncSetAttribute(
-                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes);
-            if (error != cudaSuccess || !wide) return error;
-            return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+          ring,
+          [](int max_shared_bytes) {
+            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        max_shared_bytes);
           },
+          [](cudaFuncAttributes* attributes) { return cudaFuncGetAttributes(attributes, kernel); },
           [](int threads, int shared_bytes, int* ctas_per_sm) {
             return cudaOccupancyMaxActiveBlocksPerMultiprocessor(ctas_per_sm, kernel, threads,
                                                                  shared_bytes);
