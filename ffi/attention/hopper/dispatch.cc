@@ -16,10 +16,10 @@ constexpr int64_t kMaxTiles = 1 << 30;  // they are counted in int32
 // Keys and values that are read again and again should stay in this part of the L2 cache.
 constexpr int64_t kCachedBytes = 32 << 20;
 
-// Under a causal mask and with rows of no more tiles than this, a section has no more heads than fill the SMs so many times, so
-// that the keys that are read for the first time are spread over the time of the call.
-constexpr int kShortTiles = 8;
-constexpr int kShortSectionWaves = 1;
+// Under a causal mask and with few tiles a row, a section has no more heads than fill the SMs so many times, so that the
+// keys that are read for the first time are spread over the time of the call.
+constexpr int kShortTiles = 4, kShortSectionWaves = 2;
+constexpr int kMediumTiles = 16, kMediumSectionWaves = 4;
 
 std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
 
@@ -42,9 +42,10 @@ int64_t section_rows(const AttentionProblem& p, const HopperPlan& plan, int ctas
   const int64_t head_bytes = int64_t{p.max_k} * (p.dim + p.dim_v) * 2;
   const int64_t lines_a_head = int64_t{p.group / plan.packed} * plan.splits;
   int64_t heads = std::max<int64_t>(kCachedBytes / std::max<int64_t>(head_bytes, 1), 1);
-  if (p.causal && plan.tiles(p) <= kShortTiles) {
+  if (p.causal && plan.tiles(p) <= kMediumTiles) {
+    const int64_t waves = plan.tiles(p) <= kShortTiles ? kShortSectionWaves : kMediumSectionWaves;
     const int64_t tiles_a_head = plan.tiles(p) * lines_a_head;
-    heads = std::min(heads, (int64_t{kShortSectionWaves} * ctas + tiles_a_head - 1) / tiles_a_head);
+    heads = std::min(heads, (waves * ctas + tiles_a_head - 1) / tiles_a_head);
   }
   return std::min(heads * lines_a_head, plan.lines(p));
 }
