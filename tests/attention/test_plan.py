@@ -81,7 +81,7 @@ def test_no_kernel_where_nothing_fits():
 
 # ---- the Hopper kernel
 
-ANY, DIAGONAL, FEW, PAGES = range(4)
+ANY, TWO_CTAS, FEW, PAGES = range(4)
 
 
 def hopper(
@@ -108,18 +108,48 @@ def hopper(
         # batch, rows, keys, heads; rows x keys of a tile, its use, heads in it, splits
         ((1, 16, 8192, (32, 8)), True, (128, 128, FEW, 4, 16)),
         ((1, 128, 8192, (32, 8)), True, (128, 128, FEW, 1, 4)),
+        ((4, 16, 2048, (32, 8)), True, (128, 128, FEW, 4, 4)),
+        ((1, 1, 32768, (32, 8)), True, (128, 128, FEW, 4, 16)),
         ((1, 1, 32768, (32, 4)), False, (128, 128, FEW, 8, 32)),
+        ((1, 512, 4096, (8, 8)), True, (128, 128, FEW, 1, 4)),
         ((64, 16, 2048, (64, 8)), True, (128, 128, FEW, 8, 1)),
-        ((1, 512, 512, (16, 16)), True, (128, 128, DIAGONAL, 1, 1)),
-        ((32, 512, 512, (16, 16)), True, (128, 128, DIAGONAL, 1, 1)),
+        ((1, 512, 512, (16, 16)), True, (128, 128, ANY, 1, 1)),
+        ((32, 512, 512, (16, 16)), True, (128, 128, ANY, 1, 1)),
         ((32, 512, 512, (16, 16)), False, (128, 128, ANY, 1, 1)),
         ((8, 2048, 2048, (16, 16)), True, (128, 128, ANY, 1, 1)),
-        ((1, 200, 200, (4, 2)), True, (128, 128, DIAGONAL, 1, 1)),
+        ((1, 200, 200, (4, 2)), True, (128, 128, ANY, 1, 1)),
     ],
 )
 def test_plan_of_a_hopper_call(sizes, causal, plan):
     got = hopper(*sizes, (128, 128), causal=causal)
     assert tuple(got[name] for name in ("rows", "keys", "use", "packed", "splits")) == plan
+
+
+@pytest.mark.parametrize(
+    ("length", "causal", "plan"),
+    [
+        # rows x keys of a tile, its use
+        (512, True, (128, 64, TWO_CTAS)),
+        (2048, True, (128, 64, TWO_CTAS)),
+        (4096, True, (192, 128, ANY)),
+        (512, False, (128, 64, TWO_CTAS)),
+        (1024, False, (192, 128, ANY)),
+    ],
+)
+def test_short_calls_of_head_dim_64_share_an_sm(length, causal, plan):
+    got = hopper(16384 // length, length, length, (32, 32), (64, 64), causal=causal)
+    assert tuple(got[name] for name in ("rows", "keys", "use")) == plan
+
+
+@pytest.mark.parametrize("keys", [600, 5000])
+def test_few_tiles_have_the_blocks_of_the_usual_ones(keys):
+    """So that packing a group changes no bits."""
+    for dims in ((64, 64), (128, 128), (192, 128), (256, 256)):
+        usual = hopper(64, 512, keys, (8, 8), dims)
+        few = hopper(40, 16, keys, (64, 8), dims)
+        assert usual["use"] != FEW
+        assert few["use"] == FEW
+        assert few["keys"] == usual["keys"]
 
 
 def test_plans_fill_the_sms_and_not_more():

@@ -1,8 +1,8 @@
 """Short sequences and small batches on the Hopper kernel: what it plans, and that it is right.
 
-Its tiles may hold the rows of all heads of a group, its keys may be split over CTAs, and its
-warpgroups pass over what they see nothing of. Few tiles are planned where they are fewer than SMs,
-so the sizes here are those of single requests. test_determinism.py repeats such calls.
+Its tiles may hold the rows of all heads of a group, its keys may be split over CTAs, and two CTAs
+may share an SM. Few tiles are planned where they are fewer than SMs, so the sizes here are those
+of single requests. test_determinism.py repeats such calls.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def variants() -> dict[str, AttentionCase]:
     return table
 
 
-# The first half of a block, all of it, and neither, for each warpgroup: lengths around tiles, and
-# diagonals between them. Groups are packed where that saves tiles, whatever the number of keys.
+# Lengths around tiles, and diagonals between them: of some blocks one warpgroup sees all, the other
+# nothing. Groups are packed where that saves tiles, whatever the number of keys.
 LENGTHS = [(512, 512), (500, 564), (129, 193), (64, 128), (300, 200), (1023, 1024), (130, 2047)]
 DIMS = [(64, 64), (128, 128), (192, 128), (192, 192), (256, 256)]
 
@@ -118,17 +118,19 @@ def test_diagonal(dims, lengths, window):
 @pytest.mark.long
 def test_many_tiles_of_each_kind_in_one_call():
     """Several tiles a CTA: pipelines, turns and the counter go on from tile to tile."""
-    for group, length in ((1, 450), (8, 24)):
+    sizes = [(1, 450, 450, 128), (8, 24, 450, 128), (1, 130, 2100, 128)]
+    sizes += [(1, 450, 450, 64), (8, 24, 450, 64)]
+    for group, length, keys, dim in sizes:
         case = AttentionCase(
             "many",
             batch=70,
             query_length=length,
-            key_length=450,
+            key_length=keys,
             kv_heads=4,
             group=group,
-            head_dim=128,
+            head_dim=dim,
             is_causal=True,
-            kv_lengths=tuple(450 - 3 * n for n in range(70)),
+            kv_lengths=tuple(keys - 3 * n for n in range(70)),
         )
         inputs = make_attention_inputs(case)
         results = run_attention(case, inputs, implementation="cuda")

@@ -11,7 +11,7 @@ namespace jax_baracuda {
 
 enum class TileUse {
   kAny,
-  kDiagonal,  // a warpgroup that sees no more than the first half of a block multiplies no more
+  kTwoCtas,  // two CTAs share an SM, and one's softmax, start and end overlap with the other's products
   kFewTiles,  // a tile's rows may be those of all heads of a group, and its keys may be split over CTAs
   kPages,  // keys in pages; without features a tile's rows may be those of several heads of a group
 };
@@ -28,41 +28,34 @@ struct HopperTile {
   TileUse use = TileUse::kAny;
 
   constexpr int m() const { return 64 * groups; }
-  // Warpgroups pass over blocks that they see nothing of. With 128 keys a block and rows on the usual diagonal there are
-  // none; with two buffers of queries the blocks of all tiles are one sequence; with features registers are short. Requests
-  // in pages may have rows for one warpgroup alone.
-  constexpr bool skips() const {
-    return query_stages == 1 && !features &&
-           (use == TileUse::kDiagonal || use == TileUse::kPages ||
-            (use == TileUse::kAny && n % 64 != 0));
-  }
+  constexpr int ctas() const { return use == TileUse::kTwoCtas ? 2 : 1; }  // of an SM
+  // Warpgroups pass over blocks that they see nothing of: requests in pages may have rows for one of them alone. Elsewhere
+  // it costs more than it saves; with features registers are short.
+  constexpr bool skips() const { return use == TileUse::kPages && !features; }
   constexpr bool operator==(const HopperTile& o) const {
     return features == o.features && dim == o.dim && dim_v == o.dim_v && n == o.n &&
-           groups == o.groups && use == o.use;
+           groups == o.groups && query_stages == o.query_stages && use == o.use;
   }
 };
-
-constexpr int kNever = 1 << 30;
 
 // The compiled tiles, which instantiations.cmake names; the first that fits is taken. Long blocks and many rows need less
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {false, 64, 64, 128, 3, 1, true, false, 0, 2048},
-    {false, 64, 64, 128, 2, 2, true, false, 0, kNever},
-    {false, 64, 64, 128, 2, 1, true, false, kNever, 0, TileUse::kDiagonal},
+    {false, 64, 64, 128, 3, 1, true, false, 1024, 4096},
+    {false, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {false, 96, 96, 176, 2, 1, true, false, 1024, 4096},
     {false, 96, 96, 128, 2, 2, true, false, 0, 0},
-    {false, 128, 128, 128, 2, 1, true, true, 0, 2048},
-    {false, 128, 128, 128, 2, 1, true, true, kNever, 0, TileUse::kDiagonal},
-    {false, 192, 128, 128, 2, 1, false, false, 0, 2048},
-    {false, 192, 128, 128, 2, 1, false, false, kNever, 0, TileUse::kDiagonal},
+    {false, 128, 128, 128, 2, 2, true, true, 2048, 2048},
+    {false, 128, 128, 128, 2, 1, true, true, 0, 0},
+    {false, 192, 128, 128, 2, 1, false, false, 0, 0},
     {false, 192, 192, 112, 2, 1, false, false, 0, 0},
     {false, 256, 256, 80, 2, 1, false, false, 0, 0},
     {true, 64, 64, 128, 2, 1, true, false, 0, 0},
     {true, 128, 128, 112, 2, 1, true, false, 0, 0},
     {true, 192, 192, 112, 2, 1, false, false, 0, 0},
     {true, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {false, 64, 64, 64, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
     {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
     {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
     {false, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
@@ -106,10 +99,10 @@ inline const HopperTile* few_tile_like(const HopperTile& usual) {
 }
 
 constexpr HopperTile hopper_tile(bool features, int dim, int dim_v, int n, int groups,
-                                 TileUse use) {
+                                 int query_stages, TileUse use) {
   for (const HopperTile& tile : kHopperTiles)
     if (tile.features == features && tile.dim == dim && tile.dim_v == dim_v && tile.n == n &&
-        tile.groups == groups && tile.use == use)
+        tile.groups == groups && tile.query_stages == query_stages && tile.use == use)
       return tile;
   return {};
 }

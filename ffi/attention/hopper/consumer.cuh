@@ -36,10 +36,9 @@ struct Consumer {
   using Query = typename Traits::Query;
   using Key = typename Traits::Key;
   using Value = typename Traits::Value;
-  static constexpr int kN = Traits::kN, kDimV = Traits::kDimV, kHalfN = Traits::kHalfN;
+  static constexpr int kN = Traits::kN, kDimV = Traits::kDimV;
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
   using FlatScores = float[kScores];
-  using FlatHalf = float[kHalfN / 2];
   using FlatOutput = float[kOut];
   using Weights = uint32_t[kN / 16][4];
   static constexpr float kTolerated = 8.0f;
@@ -97,22 +96,19 @@ struct Consumer {
     }
   }
 
-  // Q K^T with the first kKeys keys of the block.
-  template <int kKeys>
-  __device__ __forceinline__ void issue_scores(float (&s)[kKeys / 2]) const {
+  __device__ __forceinline__ void issue_scores(FlatScores& s) const {
     const uint64_t q = advance(queries, query_place.stage * Query::kBytes);
     const uint64_t k = advance(keys, key_place.stage * Key::kBytes);
 #pragma unroll
     for (int d = 0; d < Traits::kDim; d += 16)
-      WarpgroupMma<T, kKeys>::shared(s, advance(q, Query::column_offset(d)),
-                                     advance(k, Key::column_offset(d)), d > 0);
+      WarpgroupMma<T, kN>::shared(s, advance(q, Query::column_offset(d)),
+                                  advance(k, Key::column_offset(d)), d > 0);
     warpgroup_commit();
   }
-  template <int kKeys>
-  __device__ __forceinline__ void issue_output(float (&out)[kOut], const Weights& weights) const {
+  __device__ __forceinline__ void issue_output(FlatOutput& out, const Weights& weights) const {
     const uint64_t v = advance(values, value_place.stage * Value::kBytes);
 #pragma unroll
-    for (int n = 0; n < kKeys; n += 16)
+    for (int n = 0; n < kN; n += 16)
       WarpgroupMma<T, kDimV>::registers(out, weights[n / 16], advance(v, Value::row_offset(n)), 1);
     warpgroup_commit();
   }
@@ -125,19 +121,18 @@ struct Consumer {
     return tile.first_row + at.row(half);
   }
 
-  template <int kKeys>
-  __device__ __forceinline__ void mask(Scores<1, kKeys>& s, const KeyBlock& block) const {
+  __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
     if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
       const auto& tile = control.tile[tile_slot];
       const Place at = place();
       const auto row = [&](int half) { return row_of(tile, at, half); };
       const auto row_in_tile = [&](int, int half) { return row_of(tile, at, half); };
-      if (block.flags & kEndMasked) hide_end<kKeys>(s, tile.visible, row, block.first_key, at.lane);
+      if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, row, block.first_key, at.lane);
       if (block.flags & kPositionMasked)
-        hide_by_position_of<1, kKeys>(s, tile.visible, row_in_tile, block.first_key, at.lane);
+        hide_by_position_of<1, kN>(s, tile.visible, row_in_tile, block.first_key, at.lane);
       if (!Traits::kPaged && block.flags & kSegmentMasked)
-        hide_by_segment_of<1, kKeys>(s, Segments(p, tile.sequence), tile.visible.q_len,
-                                     tile.visible.kv_len, row_in_tile, block.first_key, at.lane);
+        hide_by_segment_of<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
+                                  tile.visible.kv_len, row_in_tile, block.first_key, at.lane);
     }
   }
 
@@ -157,15 +152,14 @@ struct Consumer {
   // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
   // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
   // whether that is anything but 1 in some row of the warp.
-  template <int kKeys>
-  __device__ __forceinline__ bool weigh(Scores<1, kKeys>& s, OnlineSoftmax<1>& softmax,
+  __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
                                         float (&rescale)[2]) const {
     bool moved = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float top0 = s[0][0][2 * half], top1 = s[0][0][2 * half + 1];
 #pragma unroll
-      for (int n = 1; n < kKeys / 8; ++n) {
+      for (int n = 1; n < kN / 8; ++n) {
         top0 = fmaxf(top0, s[0][n][2 * half]);
         top1 = fmaxf(top1, s[0][n][2 * half + 1]);
       }
@@ -181,7 +175,7 @@ struct Consumer {
       rescale[half] = exp2_approx(moves ? -jump : 0.0f);
       float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
+      for (int n = 0; n < kN / 8; ++n) {
         float& a = s[0][n][2 * half];
         float& b = s[0][n][2 * half + 1];
         a = exp2_approx(a * scale - shift);
@@ -194,10 +188,9 @@ struct Consumer {
     return __any_sync(0xffffffffu, moved);
   }
 
-  template <int kKeys>
-  static __device__ __forceinline__ void pack(const Scores<1, kKeys>& s, Weights& weights) {
+  static __device__ __forceinline__ void pack(const Scores<1, kN>& s, Weights& weights) {
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n)
+    for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         weights[n / 2][n % 2 * 2 + half] = pack_pair<T>(s[0][n][2 * half], s[0][n][2 * half + 1]);
@@ -295,10 +288,6 @@ struct Consumer {
     KeyBlock block;
 
     __device__ __forceinline__ FlatScores& scores() { return reinterpret_cast<FlatScores&>(s); }
-    __device__ __forceinline__ Scores<1, kHalfN>& half() {
-      return reinterpret_cast<Scores<1, kHalfN>&>(s);
-    }
-    __device__ __forceinline__ FlatHalf& half_scores() { return reinterpret_cast<FlatHalf&>(s); }
     __device__ __forceinline__ FlatOutput& output() { return reinterpret_cast<FlatOutput&>(out); }
     __device__ __forceinline__ void clear_output() {
 #pragma unroll
@@ -340,9 +329,9 @@ struct Consumer {
 
   // From products to weights, as weigh().
   __device__ __forceinline__ bool score(State& r, float (&rescale)[2]) const {
-    mask<kN>(r.s, r.block);
+    mask(r.s, r.block);
     if constexpr (Traits::kFeatures) modify(r.s, r.block);
-    const bool moved = weigh<kN>(r.s, r.softmax, rescale);
+    const bool moved = weigh(r.s, r.softmax, rescale);
     if constexpr (Traits::kFeatures) drop(r.s, r.block);
     return moved;
   }
@@ -354,24 +343,21 @@ struct Consumer {
     wait(control.query_full[query_place.stage], query_place.parity);
     if (turn) take_turn();
     warpgroup_arrive();
-    issue_scores<kN>(r.scores());
+    issue_scores(r.scores());
     warpgroup_wait<0>();
     hold(r.scores());
     if (turn) give_turn();
     release_keys(r.block);
-    const bool moved = score(r, rescale);
-    if constexpr (Traits::kHalves)
-      if (turn && moved) r.rescale_output(rescale);
-    pack<kN>(r.s, r.weights);
+    score(r, rescale);  // the first: there is no output to rescale
+    pack(r.s, r.weights);
   }
 
   // Of the blocks of a tile, every warpgroup takes a turn for each but the first, whatever it does with it.
   __device__ __forceinline__ bool is_later_block(const State& r) const {
     return Traits::kSkips && !(r.block.flags & kFirstBlock);
   }
-  // What the producer says of the block for this warpgroup: kHidden or kHalf.
-  __device__ __forceinline__ bool says(const KeyBlock& block, int what) const {
-    return __any_sync(0xffffffffu, block.flags & what << (threadIdx.x / 128 - 1));
+  __device__ __forceinline__ bool is_hidden(const KeyBlock& block) const {
+    return __any_sync(0xffffffffu, block.flags & kHidden << (threadIdx.x / 128 - 1));
   }
 
   // A block that this warpgroup sees nothing of. Its buffers are given back when they are full: an arrival before that
@@ -388,42 +374,12 @@ struct Consumer {
     value_place.next();
   }
 
-  // A block that this warpgroup sees no more of than the first half, from its scores to its output.
-  __device__ __forceinline__ void attend_half(State& r, uint32_t shared_values) {
-    float rescale[2];
-    const bool turn = is_later_block(r);
-    wait(control.query_full[query_place.stage], query_place.parity);
-    if (turn) take_turn();
-    warpgroup_arrive();
-    issue_scores<kHalfN>(r.half_scores());
-    warpgroup_wait<0>();
-    hold(r.half_scores());
-    if (turn) give_turn();
-    release_keys(r.block);
-    mask<kHalfN>(r.half(), r.block);
-    weigh<kHalfN>(r.half(), r.softmax, rescale);  // the first: there is no output to rescale
-    pack<kHalfN>(r.half(), r.weights);
-    clean_values(r.block, shared_values);
-    wait_values();
-    warpgroup_arrive();
-    issue_output<kHalfN>(r.output(), r.weights);
-    end_output(r);
-  }
-
-  // The first blocks of a tile as far as this warpgroup does not need all of them: passes over them or multiplies half.
-  // Whether a block is left: it has then been waited for.
-  __device__ __forceinline__ bool pass_hidden(State& r, uint32_t shared_values) {
-    while (says(r.block, kHidden)) {
+  // Passes over the first blocks of a tile that are hidden. Whether a block is left: it has then been waited for.
+  __device__ __forceinline__ bool pass_hidden(State& r) {
+    while (is_hidden(r.block)) {
       pass_over(r);
       if (r.block.flags & kLastBlock) return false;
       next_block(r);
-    }
-    if constexpr (Traits::kHalves) {
-      if (says(r.block, kHalf)) {
-        attend_half(r, shared_values);
-        if (r.block.flags & kLastBlock) return false;
-        next_block(r);
-      }
     }
     return true;
   }
@@ -440,10 +396,10 @@ struct Consumer {
     }
     take_turn();
     warpgroup_arrive();
-    issue_scores<kN>(r.scores());
+    issue_scores(r.scores());
     wait_values();
     warpgroup_arrive();
-    issue_output<kN>(r.output(), r.weights);
+    issue_output(r.output(), r.weights);
     give_turn();
     if constexpr (kNewTile) {
       finish(ending_slot, r.softmax, factor);
@@ -458,7 +414,7 @@ struct Consumer {
       weights_before_wait(r.softmax);
       end_output(r);
     }
-    pack<kN>(r.s, r.weights);
+    pack(r.s, r.weights);
     if constexpr (kNewTile) {
       store(ending_slot, r.out, factor);
       r.clear_output();
@@ -478,7 +434,7 @@ struct Consumer {
   __device__ __forceinline__ void end(State& r) {
     wait_values();
     warpgroup_arrive();
-    issue_output<kN>(r.output(), r.weights);
+    issue_output(r.output(), r.weights);
     end_output(r);
   }
   __device__ __forceinline__ void conclude(State& r) {
@@ -486,49 +442,81 @@ struct Consumer {
     finish(tile_slot, r.softmax, factor);
     store(tile_slot, r.out, factor);
   }
+  __device__ __forceinline__ void begin_anew(State& r) {
+    conclude(r);
+    r.softmax = OnlineSoftmax<1>();
+    r.clear_output();
+    next_tile();
+  }
+
+  // All blocks of all tiles as one sequence: there are two buffers of queries, and the next tile's are there in time.
+  __device__ __forceinline__ void run_joined(State& r, uint32_t shared_values) {
+    if (!next_block(r)) return;
+    begin(r);
+    while (true) {
+      const KeyBlock before = r.block;
+      const bool more = next_block(r);
+      clean_values(before, shared_values);
+      if (!more) break;
+      if (r.block.flags & kFirstBlock)
+        step<true>(r);
+      else
+        step<false>(r);
+    }
+    end(r);
+    conclude(r);
+  }
+
+  // Tile by tile, each a sequence of blocks.
+  __device__ __forceinline__ void run_tiles(State& r, uint32_t shared_values) {
+    while (next_block(r)) {
+      bool more = true;
+      if constexpr (Traits::kSkips) more = pass_hidden(r);
+      if (more) {
+        begin(r);
+        while (true) {
+          const KeyBlock before = r.block;
+          more = !(before.flags & kLastBlock);
+          if (more) next_block(r);
+          clean_values(before, shared_values);
+          if (!more) break;
+          step<false>(r);
+        }
+        end(r);
+      }
+      begin_anew(r);
+    }
+  }
+
+  // One product after the other: the other CTA of the SM has the tensor cores meanwhile.
+  __device__ __forceinline__ void run_plainly(State& r, uint32_t shared_values) {
+    while (next_block(r)) {
+      float rescale[2];
+      if (r.block.flags & kFirstBlock)
+        wait(control.query_full[query_place.stage], query_place.parity);
+      warpgroup_arrive();
+      issue_scores(r.scores());
+      warpgroup_wait<0>();
+      hold(r.scores());
+      release_keys(r.block);
+      if (score(r, rescale)) r.rescale_output(rescale);
+      pack(r.s, r.weights);
+      clean_values(r.block, shared_values);
+      end(r);
+      if (r.block.flags & kLastBlock) begin_anew(r);
+    }
+  }
 
   __device__ __forceinline__ void run(uint32_t shared_values) {
     State r;
     r.clear_output();
     if (Traits::kPingpong && threadIdx.x / 128 == Traits::kGroups) give_turn();
-    if constexpr (Traits::kQueryStages > 1) {
-      // The queries of the next tile are there in time: all tiles are one sequence of blocks.
-      if (!next_block(r)) return;
-      begin(r);
-      while (true) {
-        const KeyBlock before = r.block;
-        const bool more = next_block(r);
-        clean_values(before, shared_values);
-        if (!more) break;
-        if (r.block.flags & kFirstBlock)
-          step<true>(r);
-        else
-          step<false>(r);
-      }
-      end(r);
-      conclude(r);
-    } else {
-      while (next_block(r)) {
-        bool more = true;
-        if constexpr (Traits::kSkips) more = pass_hidden(r, shared_values);
-        if (more) {
-          begin(r);
-          while (true) {
-            const KeyBlock before = r.block;
-            more = !(before.flags & kLastBlock);
-            if (more) next_block(r);
-            clean_values(before, shared_values);
-            if (!more) break;
-            step<false>(r);
-          }
-          end(r);
-        }
-        conclude(r);
-        r.softmax = OnlineSoftmax<1>();
-        r.clear_output();
-        next_tile();
-      }
-    }
+    if constexpr (Traits::kTwoCtas)
+      run_plainly(r, shared_values);
+    else if constexpr (Traits::kQueryStages > 1)
+      run_joined(r, shared_values);
+    else
+      run_tiles(r, shared_values);
   }
 };
 

@@ -16,10 +16,10 @@ constexpr int64_t kMaxTiles = 1 << 30;  // they are counted in int32
 // Keys and values that are read again and again should stay in this part of the L2 cache.
 constexpr int64_t kCachedBytes = 32 << 20;
 
-// Under a causal mask and with rows of no more tiles than this, a section has no more heads than fill the SMs so many times, so
-// that the keys that are read for the first time are spread over the time of the call.
-constexpr int kShortTiles = 8;
-constexpr int kShortSectionWaves = 1;
+// Under a causal mask and with few tiles a row, a section has no more heads than give the SMs so many tiles, so that the
+// keys that are read for the first time are spread over the time of the call.
+constexpr int kShortTiles = 4, kShortSectionWaves = 2;
+constexpr int kMediumTiles = 16, kMediumSectionWaves = 4;
 
 std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
 
@@ -36,25 +36,27 @@ cudaError_t prepare(int device, const HopperKernel& kernel) {
 int panel_columns(int dim) { return dim % 64 == 0 ? 64 : 32; }
 
 // Rows of tiles in a section.
-int64_t section_rows(const AttentionProblem& p, const HopperPlan& plan, int ctas) {
+int64_t section_rows(const AttentionProblem& p, const HopperPlan& plan, int sms) {
   // Without a mask all tiles are equal: heads one after the other share the cache best.
   if (!p.causal && !p.cu_seqlens_q) return 1;
   const int64_t head_bytes = int64_t{p.max_k} * (p.dim + p.dim_v) * 2;
   const int64_t lines_a_head = int64_t{p.group / plan.packed} * plan.splits;
   int64_t heads = std::max<int64_t>(kCachedBytes / std::max<int64_t>(head_bytes, 1), 1);
-  if (p.causal && plan.tiles(p) <= kShortTiles) {
+  if (p.causal && plan.tiles(p) <= kMediumTiles) {
+    const int64_t waves =
+        plan.tiles(p) <= kShortTiles ? kShortSectionWaves * plan.tile->ctas() : kMediumSectionWaves;
     const int64_t tiles_a_head = plan.tiles(p) * lines_a_head;
-    heads = std::min(heads, (int64_t{kShortSectionWaves} * ctas + tiles_a_head - 1) / tiles_a_head);
+    heads = std::min(heads, (waves * sms + tiles_a_head - 1) / tiles_a_head);
   }
   return std::min(heads * lines_a_head, plan.lines(p));
 }
 
-TileOrder tile_order(const AttentionProblem& p, const HopperPlan& plan, int ctas, int* counter) {
+TileOrder tile_order(const AttentionProblem& p, const HopperPlan& plan, int sms, int* counter) {
   TileOrder order;
   order.tiles = static_cast<int>(plan.tiles(p));
   order.rows = static_cast<int>(plan.lines(p));
-  order.section = static_cast<int>(section_rows(p, plan, ctas));
-  order.counter = plan.total(p) > ctas ? counter : nullptr;
+  order.section = static_cast<int>(section_rows(p, plan, sms));
+  order.counter = plan.total(p) > sms * plan.tile->ctas() ? counter : nullptr;
   return order;
 }
 
@@ -154,7 +156,8 @@ cudaError_t launch_hopper_forward(const HopperCall& call, const ForwardParams& p
     if (error != cudaSuccess) return error;
   }
   // Without sequences one CTA writes the rows that are of none.
-  const auto ctas = static_cast<int>(std::clamp<int64_t>(call.plan.total(p), 1, multiprocessors));
+  const auto ctas = static_cast<int>(
+      std::clamp<int64_t>(call.plan.total(p), 1, int64_t{multiprocessors} * tile.ctas()));
   if (cudaError_t error = call.kernel->launch(params, ctas, stream); error != cudaSuccess)
     return error;
   return call.plan.splits > 1 ? call.kernel->combine(params, stream) : cudaSuccess;

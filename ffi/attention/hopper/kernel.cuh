@@ -1,4 +1,4 @@
-// The Hopper forward kernel: one CTA an SM, a warp that loads and two or three warpgroups that compute
+// The Hopper forward kernel: one or two CTAs an SM, a warp that loads and two or three warpgroups that compute
 // (FlashAttention-3, Shah et al., 2024, arXiv:2407.08608).
 #pragma once
 
@@ -24,7 +24,7 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
 }
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, 1)
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     hopper_forward_kernel(const __grid_constant__ HopperForwardParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
   extern __shared__ __align__(1024) unsigned char shared_memory[];

@@ -21,7 +21,8 @@ struct HopperKernel {
 };
 
 // Defined by ffi/attention/hopper/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v, int n, int groups, bool features, TileUse use>
+template <DType dtype, int dim, int dim_v, int n, int groups, int query_stages, bool features,
+          TileUse use>
 HopperKernel hopper_kernel_entry();
 
 // All of them, none in a build without sm_90a: generated from the list in instantiations.cmake.

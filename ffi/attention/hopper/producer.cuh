@@ -177,10 +177,7 @@ struct Producer {
       for (int g = 0; g < Traits::kGroups; ++g) {
         const auto keys = visible.keys_of_rows(i0 + row_of(64 * g), i0 + row_of(64 * g + 63) + 1);
         const int end = max(keys.end, keys.sink_end);
-        if (end <= first_key)
-          flags |= kHidden << g;
-        else if (Traits::kHalves && end <= first_key + Traits::kHalfN)
-          flags |= kHalf << g;
+        if (end <= first_key) flags |= kHidden << g;
       }
     }
     return flags;
@@ -244,6 +241,7 @@ struct Producer {
       load_key(place);
       load_due_value();
       due_value = place;
+      if constexpr (Traits::kTwoCtas) load_due_value();  // there are buffers enough
       place = following;
       block = next;
       flags = 0;

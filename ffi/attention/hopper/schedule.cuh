@@ -6,20 +6,46 @@
 
 namespace jax_baracuda {
 
-// The tiles of a CTA: one by its number, then whatever the counter gives, so that a CTA that is done early takes more. A
-// warp walks together.
+// The places of a CTA in an order: one by its number, then whatever the counter gives, so that a CTA that is done early
+// takes more. A warp walks together.
+class PlaceWalk {
+ public:
+  __device__ __forceinline__ explicit PlaceWalk(int* counter)
+      : counter_(counter), taken_(blockIdx.x - gridDim.x) {}
+
+  __device__ __forceinline__ int place() const {
+    return __shfl_sync(0xffffffffu, taken_, 0) + gridDim.x;
+  }
+  // Asks for the next place, of which nothing but place() a tile later may look at the answer. An increment that wraps at
+  // 2^31 and no addition: of one of those ptxas makes one for the warp, whose lanes wait for the answer on the spot.
+  __device__ __forceinline__ void take() {
+    if (threadIdx.x % 32 != 0) return;
+    taken_ = kNone;
+    if (counter_)
+      asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;\n"
+                   : "=r"(taken_)
+                   : "l"(counter_)
+                   : "memory");
+  }
+
+ private:
+  static constexpr int kNone = 1 << 30;  // there are fewer tiles
+
+  int* counter_;
+  int taken_;  // of lane 0: how many before, beyond one a CTA
+};
+
+// The tiles of a CTA.
 class TileWalk {
  public:
   __device__ __forceinline__ explicit TileWalk(const TileOrder& order)
-      : order_(order), next_(blockIdx.x) {}
+      : order_(order), walk_(order.counter) {}
 
   // Finds the next tile; false if there is none.
   __device__ __forceinline__ bool next(int* row, int* tile) {
-    const int place = __shfl_sync(0xffffffffu, next_, 0);
+    const int place = walk_.place();
     if (place >= order_.tiles * order_.rows) return false;
-    // The answer is needed a tile later: there is time.
-    if (threadIdx.x % 32 == 0)
-      next_ = order_.counter ? gridDim.x + atomicAdd(order_.counter, 1) : 0x7fffffff;
+    walk_.take();
     const int section = place / (order_.section * order_.tiles);
     const int in_section = place - section * order_.section * order_.tiles;
     const int first = section * order_.section;
@@ -31,7 +57,7 @@ class TileWalk {
 
  private:
   const TileOrder& order_;
-  int next_;  // of lane 0
+  PlaceWalk walk_;
 };
 
 // The same for packed sequences of any lengths: one after the other, of each the last tiles of all heads first. A warp adds
@@ -40,19 +66,19 @@ class SequenceWalk {
  public:
   // `rows` of a tile; `heads`: groups of them that share one.
   __device__ __forceinline__ SequenceWalk(const ForwardParams& p, int* counter, int rows, int heads)
-      : p_(p), counter_(counter), rows_(rows), heads_(heads), next_(blockIdx.x) {
+      : p_(p), rows_(rows), heads_(heads), walk_(counter) {
     add_up();
   }
 
   __device__ __forceinline__ bool next(int* index, int* head, int* tile) {
-    const unsigned place = __shfl_sync(kAll, next_, 0);
+    const unsigned place = walk_.place();
     while (place - before_ >= __shfl_sync(kAll, end_, 31)) {
       before_ += __shfl_sync(kAll, end_, 31);
       first_ += 32;
       if (first_ >= p_.sequences) return false;
       add_up();
     }
-    if (threadIdx.x % 32 == 0) next_ = counter_ ? gridDim.x + atomicAdd(counter_, 1) : 0x7fffffff;
+    walk_.take();
     const int owner = __ffs(__ballot_sync(kAll, place - before_ < end_)) - 1;
     const unsigned to_end = __shfl_sync(kAll, end_, owner) - 1 - (place - before_);
     *index = first_ + owner;
@@ -76,9 +102,8 @@ class SequenceWalk {
   }
 
   const ForwardParams& p_;
-  int* counter_;
   int rows_, heads_;
-  int next_;       // of lane 0
+  PlaceWalk walk_;
   int first_ = 0;  // sequence of lane 0
   unsigned before_ = 0,
            end_;  // tiles: before that sequence; from there up to the end of this lane's

@@ -23,9 +23,8 @@ enum BlockFlags {
   kSegmentMasked = 16,
   kPaddedBlock = 32,  // rows past the sequence's last key may hold anything
   kNoBlock = 64,      // all tiles are done
-  // Of the first blocks of a tile, for warpgroup g shifted by g: it sees nothing of the block, or of the first half alone.
-  kHidden = 1 << 8,
-  kHalf = 1 << 12,
+  kHidden = 1
+      << 8,  // of the first blocks of a tile, for warpgroup g shifted by g: it sees nothing of the block
 };
 
 struct KeyBlock {
@@ -64,23 +63,23 @@ struct HopperTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
-  static constexpr int kStages = 2, kQueryStages = kQueryStages_;
+  static constexpr int kQueryStages = kQueryStages_;
   static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
-  static constexpr bool kHalves = kUse_ == TileUse::kDiagonal;
+  static constexpr bool kTwoCtas = kUse_ == TileUse::kTwoCtas;
   static constexpr bool kFewTiles = kUse_ == TileUse::kFewTiles;
   static constexpr bool kPaged = kUse_ == TileUse::kPages;
   static constexpr bool kPacked = kFewTiles || (kPaged && !kFeatures);  // rows of several heads
-  static constexpr int kHalfN = kN / 2;
-  static_assert(!kHalves || kHalfN % 16 == 0, "the depth of a product");
-  static_assert(!kFewTiles || !(kFeatures || kSkips || kHalves));
+  static_assert(!kFewTiles || !(kFeatures || kSkips));
+  static constexpr int kStages = kTwoCtas ? 4 : 2;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : kPaged ? 56 : 40;
-  static constexpr int kConsumerRegisters =
-      kGroups == 3 ? 160 : (504 - kProducerRegisters) / 2 / 8 * 8;
+  static constexpr int kConsumerRegisters = kTwoCtas       ? 96
+                                            : kGroups == 3 ? 160
+                                                           : (504 - kProducerRegisters) / 2 / 8 * 8;
 
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;
@@ -92,7 +91,8 @@ struct HopperTraits {
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   static constexpr int kControlOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
-  static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
+  static constexpr int kCtas = kTwoCtas ? 2 : 1;
+  static_assert(kCtas * (kSharedBytes + 1024) <= 233472, "an SM has 228 KB, a CTA takes one more");
 };
 
 // The LSE of one split of the keys: of a row of the operands, over all packs, and a head.

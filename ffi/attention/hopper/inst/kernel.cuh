@@ -26,12 +26,14 @@ cudaError_t launch_hopper_kernel(const HopperForwardParams& params, int ctas, cu
   return cudaGetLastError();
 }
 
-template <DType dtype, int dim, int dim_v, int n, int groups, bool features, TileUse use>
+template <DType dtype, int dim, int dim_v, int n, int groups, int query_stages, bool features,
+          TileUse use>
 HopperKernel hopper_kernel_entry() {
-  static constexpr HopperTile tile = hopper_tile(features, dim, dim_v, n, groups, use);
+  static constexpr HopperTile tile =
+      hopper_tile(features, dim, dim_v, n, groups, query_stages, use);
   static_assert(tile.n > 0, "no such tile in config.h");
-  using Traits = HopperTraits<Element<dtype>, dim, dim_v, n, groups, tile.query_stages,
-                              tile.pingpong, tile.overlap, features, use, tile.skips()>;
+  using Traits = HopperTraits<Element<dtype>, dim, dim_v, n, groups, query_stages, tile.pingpong,
+                              tile.overlap, features, use, tile.skips()>;
   HopperKernel kernel = {dtype, tile, prepare_hopper_forward<Traits>, launch_hopper_kernel<Traits>,
                          nullptr};
   if constexpr (Traits::kFewTiles) kernel.combine = launch_combine_splits<typename Traits::T>;
