@@ -1,9 +1,20 @@
 // The shapes of one instantiation of the Hopper backward kernel and its shared memory.
 #pragma once
 
+#ifndef JAX_BARACUDA_SUM_BUFFERS
+#define JAX_BARACUDA_SUM_BUFFERS 1
+#endif
+#ifndef JAX_BARACUDA_ADDERS
+#define JAX_BARACUDA_ADDERS 3
+#endif
+#ifndef JAX_BARACUDA_QUERY_STAGES
+#define JAX_BARACUDA_QUERY_STAGES 3
+#endif
+
 #include "attention/backward/walk.cuh"
 #include "attention/hopper/backward/config.h"
 #include "attention/hopper/backward/params.h"
+#include "attention/hopper/backward/row_walk.cuh"
 #include "attention/hopper/traits.cuh"
 
 namespace jax_baracuda {
@@ -23,9 +34,9 @@ struct RowBlock {
   int head;   // query head
 };
 
-// In deterministic calls, what a warpgroup hands to the thread that adds dQ: the row block, -1 at the end.
+// In deterministic calls, what consumers hand to a thread that adds dQ: the row block, -1 at the end.
 struct QueryGradientSum {
-  uint64_t full, empty;
+  uint64_t full;
   int block, turn;
 };
 
@@ -47,30 +58,32 @@ struct KeyTile {
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
 };
 
-template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages>
+template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages,
+          int kAdders, int kSumBuffers>
 struct HopperBackwardControl {
   uint64_t key_full, key_empty, value_full, value_empty;
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
-  QueryGradientSum sum[2];
+  QueryGradientSum sum[kAdders];
+  uint64_t sum_empty[kSumBuffers];
   RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
-  Walk<kKeys, kRows> walk;  // the producer's
+  RowWalk<kKeys, kRows> walk;  // the producer's
 };
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
           bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kScoresFirst_ = false,
-          int kQueryStages_ = 3, int kGradientStages_ = 2>
+          int kQueryStages_ = JAX_BARACUDA_QUERY_STAGES, int kGradientStages_ = 2>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
   static constexpr int kKeys = kHopperBackwardKeys;
   static constexpr int kCtas = 1, kCtaKeys = kKeys;
-  static constexpr int kTurns = kGroups;  // to add to dQ of a row block
+  static constexpr int kTurns = 1;  // to add to dQ of a row block
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
@@ -94,14 +107,22 @@ struct HopperBackwardTraits {
   static_assert(kSplit != QuerySplit::kColumns || kQueryColumns % Key::kColumns == 0 ||
                 Key::kPanels == 1);
 
-  using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages>;
+  // A row block's part of dQ, all of it, and how many of them fit; where warpgroups take turns, each has its own.
+  static constexpr int kSumBytes = kQueryParts * kWarpQueryBytes;
+  static constexpr int kSumBuffers =
+      kSplit == QuerySplit::kTurns ? 2 : JAX_BARACUDA_SUM_BUFFERS;
+  // Threads that add dQ in deterministic calls, a row block each in turn.
+  static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : JAX_BARACUDA_ADDERS;
+
+  using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages,
+                                        kAdders, kSumBuffers>;
   static constexpr int kAllKeyBytes = Key::kBytes;
   static constexpr int kValueOffset = Key::kBytes;
   static constexpr int kQueryOffset = kValueOffset + Value::kBytes;
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + 8 * kWarpQueryBytes;
+  static constexpr int kLseOffset = kSumOffset + kSumBuffers * kSumBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
