@@ -39,8 +39,8 @@ struct BackwardConsumer {
   const float scale;  // of scores, to base 2
 
   RingPlace<Traits::kQueryStages> query_place;
-  uint32_t count = 0;      // row blocks so far: the place of dO and of gradients
-  uint32_t tiles = 0;      // blocks of keys so far
+  uint32_t count = 0;  // row blocks so far: the place of dO and of gradients
+  uint32_t tiles = 0;  // blocks of keys so far
 
   __device__ __forceinline__ BackwardConsumer(const HopperBackwardParams& params,
                                               typename Traits::Control& control, uint32_t shared,
@@ -127,7 +127,7 @@ struct BackwardConsumer {
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
     const int buffer = 4 * group + warp;
     const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
-    if (p.deterministic) return hand_query_gradient(dq);
+    if constexpr (Traits::kInOrder) return hand_query_gradient(dq);
     if (lane == 0) bulk_wait_read();  // of the last one
     __syncwarp();
     store_query_sum(at, dq, lane);
@@ -148,9 +148,9 @@ struct BackwardConsumer {
     const int part = kTurns ? warp : 4 * group + warp;
     const uint32_t buffer = number % Traits::kSumBuffers;
     wait(control.sum_empty[buffer], number / Traits::kSumBuffers & 1 ^ 1);
-    store_query_sum(shared + Traits::kSumOffset + buffer * Traits::kSumBytes +
-                        part * Traits::kWarpQueryBytes,
-                    dq, lane);
+    store_query_sum(
+        shared + Traits::kSumOffset + buffer * Traits::kSumBytes + part * Traits::kWarpQueryBytes,
+        dq, lane);
     fence_async_shared();
     QueryGradientSum& sum = control.sum[number % Traits::kAdders];
     if (part == 0 && lane == 0) {
@@ -381,7 +381,7 @@ struct BackwardConsumer {
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }
-    if (p.deterministic)
+    if constexpr (Traits::kInOrder)
       end_query_gradients();
     else if (lane == 0)
       bulk_wait();

@@ -126,14 +126,14 @@ struct PairGroup {
   __device__ __forceinline__ void set_due(const RowBlock& block) const {
     if (lane == 0) {
       control.due[4 * kPart + warp] = block;
-      if (p.deterministic && warp == 0)
+      if (Traits::kInOrder && warp == 0)
         mbarrier_arrive(shared_address(&control.turn[kPart].announced));
     }
     __syncwarp();
   }
   // There is none any more.
   __device__ __forceinline__ void end_turns() const {
-    if (!p.deterministic || warp != 0 || lane != 0) return;
+    if (!Traits::kInOrder || warp != 0 || lane != 0) return;
     control.due[4 * kPart].block = -1;
     mbarrier_arrive(shared_address(&control.turn[kPart].announced));
   }
@@ -145,14 +145,14 @@ struct PairGroup {
     const int part = 4 * rank() + warp;
     float* to = p.dq_sum + block * (kRows * kDim) + part * (16 * Traits::kQueryColumns) +
                 Traits::part_begin(kPart) * 16 + lane * 4;
-    if (p.deterministic) {
+    if constexpr (Traits::kInOrder) {
       if (lane == 0) await_come(control.turn[kPart], count);
       __syncwarp();
     }
 #pragma unroll
     for (int i = 0; i < kColumns / 2; i += 4)
       add_global_float4(to + i * 32, dq[i], dq[i + 1], dq[i + 2], dq[i + 3]);
-    if (p.deterministic) release(control.turn[kPart].added);
+    if constexpr (Traits::kInOrder) release(control.turn[kPart].added);
   }
 
   // The keys' rows of dK or dV, zeros if no row sees them.

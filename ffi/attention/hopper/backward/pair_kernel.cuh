@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) __cluster_dims__(2, 1, 1)
     registers_lower<Traits::kProducerRegisters>();
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp > 0) {
-      if (p.problem.deterministic && warp <= 2 && threadIdx.x % 32 == 0)
+      if (Traits::kInOrder && warp <= 2 && threadIdx.x % 32 == 0)
         keep_turns<Traits>(p.problem, control, warp - 1);
     } else {
       const int place = load_remote_int(shared_address(&control.place), 0);

@@ -31,7 +31,7 @@ struct HopperPairControl {
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   RowWalk<kKeys, kRows> walk;  // the producer's
-  int place;                // of the pair's tile; the first CTA's counts
+  int place;                   // of the pair's tile; the first CTA's counts
 };
 
 // A tile of config.h with its element type and the numbers of buffers. CTA c of a pair has keys 64c .. 64c + 63 of the
@@ -47,7 +47,7 @@ struct HopperPairTraits {
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kTurns = kTile.turns();
-  static constexpr bool kRoundedWeights = true;
+  static constexpr bool kRoundedWeights = true, kInOrder = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,
                        kGradientStages = 2;

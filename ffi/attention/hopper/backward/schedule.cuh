@@ -8,7 +8,7 @@ namespace jax_baracuda {
 // The first tile of a CTA is that of its number; the others come from a counter that all CTAs share. A pair of CTAs has
 // one tile, whose place it took from the counter. Under a causal mask the first block of keys of a row meets most
 // queries: it comes first. A warp walks together.
-template <bool kOnce>
+template <bool kOnce, bool kInOrder>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
   int upcoming;  // of lane 0; -1: not asked for yet
@@ -25,9 +25,9 @@ struct KeyTileWalk {
       return place;
     }
     const bool asks = threadIdx.x % 32 == 0;
-    if (asks && upcoming < 0) upcoming = ask();
+    if (kInOrder && asks && upcoming < 0) upcoming = ask();
     const int place = __shfl_sync(0xffffffffu, upcoming, 0);
-    if (asks) upcoming = p.problem.deterministic ? -1 : ask();
+    if (asks) upcoming = kInOrder ? -1 : ask();
     return place;
   }
   __device__ __forceinline__ int ask() const { return gridDim.x + atomicAdd(p.counter, 1); }
@@ -45,7 +45,7 @@ struct KeyTileWalk {
     const int first = base + index / (section * p.tiles) * section;
     const int within = index % (section * p.tiles), rows = min(section, end - first);
     *row = first + within % rows;
-    *tile = p.reversed(*row) ? p.tiles - 1 - within / rows : within / rows;
+    *tile = kInOrder && p.reversed(*row) ? p.tiles - 1 - within / rows : within / rows;
     return true;
   }
 };

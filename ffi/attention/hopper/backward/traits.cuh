@@ -1,16 +1,6 @@
 // The shapes of one instantiation of the Hopper backward kernel and its shared memory.
 #pragma once
 
-#ifndef JAX_BARACUDA_SUM_BUFFERS
-#define JAX_BARACUDA_SUM_BUFFERS 1
-#endif
-#ifndef JAX_BARACUDA_ADDERS
-#define JAX_BARACUDA_ADDERS 3
-#endif
-#ifndef JAX_BARACUDA_QUERY_STAGES
-#define JAX_BARACUDA_QUERY_STAGES 3
-#endif
-
 #include "attention/backward/walk.cuh"
 #include "attention/hopper/backward/config.h"
 #include "attention/hopper/backward/params.h"
@@ -58,8 +48,8 @@ struct KeyTile {
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
 };
 
-template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages,
-          int kAdders, int kSumBuffers>
+template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages, int kAdders,
+          int kSumBuffers>
 struct HopperBackwardControl {
   uint64_t key_full, key_empty, value_full, value_empty;
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
@@ -77,7 +67,7 @@ struct HopperBackwardControl {
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
           bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kScoresFirst_ = false,
-          int kQueryStages_ = JAX_BARACUDA_QUERY_STAGES, int kGradientStages_ = 2>
+          int kQueryStages_ = 3, int kGradientStages_ = 2>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -89,6 +79,7 @@ struct HopperBackwardTraits {
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
                        kGradientStages = kGradientStages_;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
+  static constexpr bool kInOrder = false;        // see InOrder
   static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -109,10 +100,9 @@ struct HopperBackwardTraits {
 
   // A row block's part of dQ, all of it, and how many of them fit; where warpgroups take turns, each has its own.
   static constexpr int kSumBytes = kQueryParts * kWarpQueryBytes;
-  static constexpr int kSumBuffers =
-      kSplit == QuerySplit::kTurns ? 2 : JAX_BARACUDA_SUM_BUFFERS;
+  static constexpr int kSumBuffers = kSplit == QuerySplit::kTurns ? 2 : 1;
   // Threads that add dQ in deterministic calls, a row block each in turn.
-  static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : JAX_BARACUDA_ADDERS;
+  static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
 
   using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages,
                                         kAdders, kSumBuffers>;
@@ -127,6 +117,12 @@ struct HopperBackwardTraits {
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
+};
+
+// The same where dQ gets its terms in one order: deterministic calls.
+template <class Traits>
+struct InOrder : Traits {
+  static constexpr bool kInOrder = true;
 };
 
 }  // namespace jax_baracuda

@@ -7,9 +7,7 @@ namespace jax_baracuda {
 
 // One thread waits until it is a block of keys' turn.
 __device__ __forceinline__ void await_turn(const int* counter, int turn) {
-#ifndef NO_AWAIT
   if (turn > 0) wait_for_turn(counter, turn);
-#endif
 }
 
 // One thread passes the turn on, after what it knows to have been added.
