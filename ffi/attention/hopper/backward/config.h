@@ -26,8 +26,8 @@ struct HopperBackwardTile {
   constexpr int cta_keys() const { return kHopperBackwardKeys / ctas(); }
   // Columns of a panel in shared memory: a CTA's half of the head dim is whole panels.
   constexpr int panel(int columns) const { return columns / ctas() % 64 == 0 ? 64 : 32; }
-  // Who waits for turns of their own to add to dQ of a row block: warpgroups, or warps of both CTAs.
-  constexpr int turns() const { return split == QuerySplit::kPair ? 16 : 2; }
+  // Who waits for turns of their own to add to dQ of a row block: a CTA, or the warpgroups of both.
+  constexpr int turns() const { return split == QuerySplit::kPair ? 4 : 1; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }

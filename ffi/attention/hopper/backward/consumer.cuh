@@ -39,9 +39,8 @@ struct BackwardConsumer {
   const float scale;  // of scores, to base 2
 
   RingPlace<Traits::kQueryStages> query_place;
-  uint32_t count = 0;      // row blocks so far: the place of dO and of gradients
-  uint32_t tiles = 0;      // blocks of keys so far
-  uint32_t additions = 0;  // to dQ, in deterministic calls
+  uint32_t count = 0;  // row blocks so far: the place of dO and of gradients
+  uint32_t tiles = 0;  // blocks of keys so far
 
   __device__ __forceinline__ BackwardConsumer(const HopperBackwardParams& params,
                                               typename Traits::Control& control, uint32_t shared,
@@ -128,7 +127,7 @@ struct BackwardConsumer {
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
     const int buffer = 4 * group + warp;
     const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
-    if (p.deterministic) return hand_query_gradient(dq, at);
+    if constexpr (Traits::kInOrder) return hand_query_gradient(dq);
     if (lane == 0) bulk_wait_read();  // of the last one
     __syncwarp();
     store_query_sum(at, dq, lane);
@@ -143,26 +142,36 @@ struct BackwardConsumer {
     }
   }
   // The same by another thread, at its turn.
-  __device__ __forceinline__ void hand_query_gradient(const QuerySum& dq, uint32_t at) {
-    QueryGradientSum& sum = control.sum[group];
-    wait(sum.empty, additions & 1 ^ 1);
-    ++additions;
-    store_query_sum(at, dq, lane);
+  __device__ __forceinline__ void hand_query_gradient(const QuerySum& dq) {
+    constexpr bool kTurns = Traits::kSplit == QuerySplit::kTurns;
+    const uint32_t number = count - 1;  // of the row block
+    const int part = kTurns ? warp : 4 * group + warp;
+    const uint32_t buffer = number % Traits::kSumBuffers;
+    wait(control.sum_empty[buffer], number / Traits::kSumBuffers & 1 ^ 1);
+    store_query_sum(
+        shared + Traits::kSumOffset + buffer * Traits::kSumBytes + part * Traits::kWarpQueryBytes,
+        dq, lane);
     fence_async_shared();
-    if (warp == 0 && lane == 0) {
+    QueryGradientSum& sum = control.sum[number % Traits::kAdders];
+    if (part == 0 && lane == 0) {
       sum.block = control.due[4 * group].block;
       sum.turn = control.due[4 * group].turn;
     }
     __syncwarp();
     release(sum.full);
   }
-  // No more of them.
-  __device__ __forceinline__ void end_query_gradients() {
-    QueryGradientSum& sum = control.sum[group];
-    wait(sum.empty, additions & 1 ^ 1);
-    if (warp == 0 && lane == 0) sum.block = -1;
-    __syncwarp();
-    release(sum.full);
+  // No more of them, once the last ones have been taken. Where warpgroups take turns, each ends its own adder.
+  __device__ __forceinline__ void end_query_gradients() const {
+    constexpr bool kTurns = Traits::kSplit == QuerySplit::kTurns;
+    for (uint32_t i = 1; i <= Traits::kSumBuffers && i <= count; ++i)
+      wait(control.sum_empty[(count - i) % Traits::kSumBuffers],
+           (count - i) / Traits::kSumBuffers & 1);
+    for (int adder = 0; adder < Traits::kAdders; ++adder) {
+      if (kTurns && adder == group) continue;
+      if (warp == 0 && lane == 0 && (kTurns || group == 0)) control.sum[adder].block = -1;
+      __syncwarp();
+      release(control.sum[adder].full);
+    }
   }
 
   // Every warpgroup clears for itself.
@@ -372,7 +381,7 @@ struct BackwardConsumer {
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }
-    if (p.deterministic)
+    if constexpr (Traits::kInOrder)
       end_query_gradients();
     else if (lane == 0)
       bulk_wait();

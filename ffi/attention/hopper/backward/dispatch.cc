@@ -111,14 +111,15 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = multiprocessor_count(device, &multiprocessors);
   if (error != cudaSuccess) return error;
-  // Rows one by one share the cache best. In order, a block of keys waits for those before it: few of a row should run at
-  // once. Under a causal mask the last tiles of a row are short: they fill the gaps at the end.
-  // A block of keys behind the diagonal has the rows at its own part of it for itself: the last one begins.
-  params.reverse = p.deterministic && p.causal;
-  params.section = p.deterministic ? std::clamp(params.rows, 1, 64) : 1;
-  const int fill =
-      (2 * multiprocessors / tile.ctas() + params.tiles - 1) / std::max(params.tiles, 1);
-  params.last = std::min(params.rows, std::max(fill, params.section));
+  // Rows one by one share the cache best. In order, tiles of a row wait for one another, the less the further apart they
+  // begin: as many rows as the CTAs hold come together, their first tiles, then their second ones. Where a diagonal bounds
+  // what tiles see, the last ones of a row are short, and nobody waits for long if they begin; but the last rows have the
+  // long ones first, so that CTAs end together.
+  const int tiles = std::max(params.tiles, 1), slots = multiprocessors / tile.ctas();
+  const bool bounded = p.causal || p.window_left >= 0 || p.window_right >= 0;
+  params.section = p.deterministic ? std::clamp(slots / tiles, 1, std::max(params.rows, 1)) : 1;
+  params.last = std::min(params.rows, std::max((2 * slots + tiles - 1) / tiles, params.section));
+  params.reverse = p.deterministic && bounded ? params.rows - params.last : 0;
   // A pair has one tile, and there are less than 2^30 of them.
   const auto places = static_cast<int>(tiles_of(p) * rows_of(p));
   const int ctas = tile.ctas() == 1 ? std::min(places, multiprocessors) : tile.ctas() * places;

@@ -26,10 +26,8 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
     init(control.dout_full[i], 1);
     init(control.dout_empty[i], kWarps);
   }
-  for (int i = 0; i < Traits::kGroups; ++i) {
-    init(control.sum[i].full, kWarps / Traits::kGroups);
-    init(control.sum[i].empty, 1);
-  }
+  for (QueryGradientSum& sum : control.sum) init(sum.full, Traits::kQueryParts);
+  for (uint64_t& empty : control.sum_empty) init(empty, 1);
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
     init(control.gradient_empty[i], Traits::kQueryParts);
@@ -72,10 +70,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp == 0)
       BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
-    else if (p.problem.deterministic && warp <= Traits::kGroups && threadIdx.x % 32 == 0)
+    else if (Traits::kInOrder && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP
-    if (threadIdx.x == 96) watch(&done, 9);
+    if (threadIdx.x == 97) watch(&done, 9);
 #endif
   } else {
     registers_raise<Traits::kConsumerRegisters>();

@@ -118,6 +118,7 @@ struct PairGradients : PairGroup<Traits, 1> {
       this->template store<Traits::kDim>(p.dk, p.dim, r.dk, p.scale, tile);
       ++tiles;
     }
+    this->end_turns();
   }
 };
 

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "attention/backward/walk.cuh"
-#include "attention/hopper/backward/pair_traits.cuh"
+#include "attention/hopper/backward/pair_turns.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
@@ -124,8 +124,18 @@ struct PairGroup {
   }
   // Remembers a row block as the one whose dQ is due.
   __device__ __forceinline__ void set_due(const RowBlock& block) const {
-    if (lane == 0) control.due[4 * kPart + warp] = block;
+    if (lane == 0) {
+      control.due[4 * kPart + warp] = block;
+      if (Traits::kInOrder && warp == 0)
+        mbarrier_arrive(shared_address(&control.turn[kPart].announced));
+    }
     __syncwarp();
+  }
+  // There is none any more.
+  __device__ __forceinline__ void end_turns() const {
+    if (!Traits::kInOrder || warp != 0 || lane != 0) return;
+    control.due[4 * kPart].block = -1;
+    mbarrier_arrive(shared_address(&control.turn[kPart].announced));
   }
   // After the products of issue_query_sum(): adds it to the sum in global memory.
   __device__ __forceinline__ void add_query_sum(const QuerySum& dq) const {
@@ -135,18 +145,14 @@ struct PairGroup {
     const int part = 4 * rank() + warp;
     float* to = p.dq_sum + block * (kRows * kDim) + part * (16 * Traits::kQueryColumns) +
                 Traits::part_begin(kPart) * 16 + lane * 4;
-    int* turn = p.turns + block * Traits::kTurns + 8 * kPart + part;
-    if (p.deterministic) {
-      if (lane == 0) wait_for_turn(turn, due.turn);
+    if constexpr (Traits::kInOrder) {
+      if (lane == 0) await_come(control.turn[kPart], count);
       __syncwarp();
     }
 #pragma unroll
     for (int i = 0; i < kColumns / 2; i += 4)
       add_global_float4(to + i * 32, dq[i], dq[i + 1], dq[i + 2], dq[i + 3]);
-    if (p.deterministic) {
-      __syncwarp();
-      if (lane == 0) pass_turn(turn);
-    }
+    if constexpr (Traits::kInOrder) release(control.turn[kPart].added);
   }
 
   // The keys' rows of dK or dV, zeros if no row sees them.

@@ -20,6 +20,11 @@ __device__ __forceinline__ void init_pair_barriers(typename Traits::Control& con
   init(control.value_empty, kWarps / 2);
   init(control.weights_full, kWarps / 2);
   init(control.weights_empty, kWarps / 2);
+  for (QueryGradientTurn& turn : control.turn) {
+    init(turn.announced, 1);
+    turn.come = 0;
+    init(turn.added, kWarps / 2);
+  }
   for (int i = 0; i < Traits::kQueryStages; ++i) {
     init(control.query_full[i], 1);
     init(control.query_empty[i], 2 * kWarps);  // of both CTAs
@@ -58,7 +63,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) __cluster_dims__(2, 1, 1)
   cluster_sync();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
-    if (__shfl_sync(0xffffffffu, threadIdx.x / 32, 0) == 0) {
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    if (warp > 0) {
+      if (Traits::kInOrder && warp <= 2 && threadIdx.x % 32 == 0)
+        keep_turns<Traits>(p.problem, control, warp - 1);
+    } else {
       const int place = load_remote_int(shared_address(&control.place), 0);
       BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(place);
     }

@@ -11,6 +11,13 @@
 
 namespace jax_baracuda {
 
+// In deterministic calls, between a warpgroup and the thread that keeps its turns: the row block due next is known, its
+// turn has come, its dQ was added.
+struct QueryGradientTurn {
+  uint64_t announced, added;
+  uint32_t come;  // so many
+};
+
 template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages>
 struct HopperPairControl {
   uint64_t key_full, key_empty, value_full, value_empty;
@@ -18,12 +25,13 @@ struct HopperPairControl {
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t weights_full, weights_empty;
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
+  QueryGradientTurn turn[2];
   RowBlock block[kQueryStages];
   RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
-  Walk<kKeys, kRows> walk;  // the producer's
-  int place;                // of the pair's tile; the first CTA's counts
+  RowWalk<kKeys, kRows> walk;  // the producer's
+  int place;                   // of the pair's tile; the first CTA's counts
 };
 
 // A tile of config.h with its element type and the numbers of buffers. CTA c of a pair has keys 64c .. 64c + 63 of the
@@ -39,7 +47,7 @@ struct HopperPairTraits {
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kTurns = kTile.turns();
-  static constexpr bool kRoundedWeights = true;
+  static constexpr bool kRoundedWeights = true, kInOrder = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,
                        kGradientStages = 2;

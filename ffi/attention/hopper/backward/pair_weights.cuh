@@ -140,6 +140,7 @@ struct PairWeights : PairGroup<Traits, 0> {
       this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
       ++tiles;
     }
+    this->end_turns();
   }
 };
 

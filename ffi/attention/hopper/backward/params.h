@@ -15,8 +15,13 @@ struct HopperBackwardParams {
   int tiles, rows;
   int section;   // rows whose first tiles come first, then their second ones
   int last;      // the same for so many rows at the end, that the CTAs end together
-  int reverse;   // the last tiles of a row come first, and add to dQ first
+  int reverse;   // so many rows, the first ones, have their last tile first, see reversed()
   int* counter;  // of tiles handed out
+
+  // Whether the last tile of a row is taken first and adds to dQ first; tiles then go over query rows forwards. In the
+  // other rows the first one does, and in deterministic calls tiles go backwards. Either way, where a diagonal bounds what
+  // tiles see, one that begins together with the one before it meets their rows later, or at the same time.
+  constexpr bool reversed(int row) const { return row < reverse; }
 };
 
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has

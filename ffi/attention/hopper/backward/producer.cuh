@@ -15,7 +15,9 @@ struct BackwardProducer {
   using Value = typename Traits::Value;
   using Query = typename Traits::Query;
   using DOut = typename Traits::DOut;
-  using Rows = Walk<Traits::kKeys, Traits::kRows>;
+  static constexpr bool kInOrder = Traits::kInOrder;
+  using OrderedRows = RowWalk<Traits::kKeys, Traits::kRows>;
+  using Rows = std::conditional_t<kInOrder, OrderedRows, Walk<Traits::kKeys, Traits::kRows>>;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
   // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
   static constexpr bool kPair = Traits::kCtas == 2;
@@ -143,7 +145,7 @@ struct BackwardProducer {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      control.walk = Rows(problem, sequence, block);
+      control.walk = OrderedRows(problem, sequence, block, !p.reversed(row));
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -164,11 +166,22 @@ struct BackwardProducer {
     __syncwarp();
   }
 
+  // How many of the first `count` blocks of keys have some of these.
+  static __device__ __forceinline__ int blocks_below(const Visibility::Keys& keys, int count) {
+    const int sinks = (keys.sink_end + kKeys - 1) / kKeys, begin = keys.begin / kKeys;
+    const int end = keys.begin < keys.end ? (keys.end + kKeys - 1) / kKeys : 0;
+    return min(count, sinks) + max(0, min(count, end) - max(begin, sinks));
+  }
   // How many blocks of keys add to dQ of the unit of rows before this one.
   __device__ __forceinline__ int turn(int unit) const {
-    const Rows& rows = control.walk;
-    const int first = p.reverse ? rows.block + 1 : 0;
-    const int end = p.reverse ? (rows.k_rows + kKeys - 1) / kKeys : rows.block;
+    const OrderedRows& rows = control.walk;
+    if (!rows.segments.any()) {
+      const Visibility::Keys keys = rows.visible.keys_of_rows(unit, unit + kRows);
+      return rows.backward ? blocks_below(keys, rows.block)
+                           : blocks_below(keys, 1 << 24) - blocks_below(keys, rows.block + 1);
+    }
+    const int first = rows.backward ? 0 : rows.block + 1;
+    const int end = rows.backward ? rows.block : (rows.k_rows + kKeys - 1) / kKeys;
     int count = 0;
     for (int base = first; base < end; base += 32) {
       const int other = base + lane;
@@ -197,7 +210,8 @@ struct BackwardProducer {
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
       block.flags |= kPaddedRows;
     block.block = tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
-    block.turn = p.problem.deterministic ? turn(at.row) : 0;
+    block.turn = 0;
+    if constexpr (kInOrder) block.turn = turn(at.row);
     return block;
   }
 
@@ -226,13 +240,14 @@ struct BackwardProducer {
 
   // `first`: place of the first tile.
   __device__ __forceinline__ void run(int first) {
-    KeyTileWalk<kPair> walk(p, first);
+    KeyTileWalk<kPair, kInOrder> walk(p, first);
     for (int row, slot; walk.next(&row, &slot);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
       const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
       const int begin = slot * share, end = min(begin + share, blocks);
-      for (int i = begin; i < end; ++i) load_tile(row, p.reverse ? begin + end - 1 - i : i);
+      for (int i = begin; i < end; ++i)
+        load_tile(row, kInOrder && p.reversed(row) ? begin + end - 1 - i : i);
     }
     mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
     if (lane == 0) {

@@ -8,23 +8,34 @@ namespace jax_baracuda {
 // The first tile of a CTA is that of its number; the others come from a counter that all CTAs share. A pair of CTAs has
 // one tile, whose place it took from the counter. Under a causal mask the first block of keys of a row meets most
 // queries: it comes first. A warp walks together.
-template <bool kOnce>
+template <bool kOnce, bool kInOrder>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
-  int upcoming;  // of lane 0
+  int upcoming;  // of lane 0; -1: not asked for yet
 
   __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first)
       : p(p), upcoming(first) {}
 
+  // The place of the next tile. It is asked for long before it is needed, but not where others wait for what a tile adds:
+  // whoever has a place begins with it.
+  __device__ __forceinline__ int take() {
+    if (kOnce) {
+      const int place = upcoming;
+      upcoming = p.tiles * p.rows;
+      return place;
+    }
+    const bool asks = threadIdx.x % 32 == 0;
+    if (kInOrder && asks && upcoming < 0) upcoming = ask();
+    const int place = __shfl_sync(0xffffffffu, upcoming, 0);
+    if (asks) upcoming = kInOrder ? -1 : ask();
+    return place;
+  }
+  __device__ __forceinline__ int ask() const { return gridDim.x + atomicAdd(p.counter, 1); }
+
   // Finds the next tile; false if there is none.
   __device__ __forceinline__ bool next(int* row, int* tile) {
-    const int all = p.tiles * p.rows;
-    const int place = kOnce ? upcoming : __shfl_sync(0xffffffffu, upcoming, 0);
-    if (place >= all) return false;
-    if (kOnce)
-      upcoming = all;
-    else if (threadIdx.x % 32 == 0)  // asked for long before it is needed
-      upcoming = gridDim.x + atomicAdd(p.counter, 1);
+    const int place = take();
+    if (place >= p.tiles * p.rows) return false;
     const int before = p.rows - p.last;  // rows
     const int section = place < before * p.tiles ? p.section : max(p.last, 1);
     const int base = place < before * p.tiles ? 0 : before, end = base     ? p.rows
@@ -33,8 +44,8 @@ struct KeyTileWalk {
     const int index = place - base * p.tiles;
     const int first = base + index / (section * p.tiles) * section;
     const int within = index % (section * p.tiles), rows = min(section, end - first);
-    *tile = p.reverse ? p.tiles - 1 - within / rows : within / rows;
     *row = first + within % rows;
+    *tile = kInOrder && p.reversed(*row) ? p.tiles - 1 - within / rows : within / rows;
     return true;
   }
 };

@@ -4,6 +4,7 @@
 #include "attention/backward/walk.cuh"
 #include "attention/hopper/backward/config.h"
 #include "attention/hopper/backward/params.h"
+#include "attention/hopper/backward/row_walk.cuh"
 #include "attention/hopper/traits.cuh"
 
 namespace jax_baracuda {
@@ -23,9 +24,9 @@ struct RowBlock {
   int head;   // query head
 };
 
-// In deterministic calls, what a warpgroup hands to the thread that adds dQ: the row block, -1 at the end.
+// In deterministic calls, what consumers hand to a thread that adds dQ: the row block, -1 at the end.
 struct QueryGradientSum {
-  uint64_t full, empty;
+  uint64_t full;
   int block, turn;
 };
 
@@ -47,18 +48,20 @@ struct KeyTile {
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
 };
 
-template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages>
+template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages, int kAdders,
+          int kSumBuffers>
 struct HopperBackwardControl {
   uint64_t key_full, key_empty, value_full, value_empty;
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
-  QueryGradientSum sum[2];
+  QueryGradientSum sum[kAdders];
+  uint64_t sum_empty[kSumBuffers];
   RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
-  Walk<kKeys, kRows> walk;  // the producer's
+  RowWalk<kKeys, kRows> walk;  // the producer's
 };
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
@@ -70,12 +73,13 @@ struct HopperBackwardTraits {
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
   static constexpr int kKeys = kHopperBackwardKeys;
   static constexpr int kCtas = 1, kCtaKeys = kKeys;
-  static constexpr int kTurns = kGroups;  // to add to dQ of a row block
+  static constexpr int kTurns = 1;  // to add to dQ of a row block
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
                        kGradientStages = kGradientStages_;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
+  static constexpr bool kInOrder = false;        // see InOrder
   static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -94,18 +98,31 @@ struct HopperBackwardTraits {
   static_assert(kSplit != QuerySplit::kColumns || kQueryColumns % Key::kColumns == 0 ||
                 Key::kPanels == 1);
 
-  using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages>;
+  // A row block's part of dQ, all of it, and how many of them fit; where warpgroups take turns, each has its own.
+  static constexpr int kSumBytes = kQueryParts * kWarpQueryBytes;
+  static constexpr int kSumBuffers = kSplit == QuerySplit::kTurns ? 2 : 1;
+  // Threads that add dQ in deterministic calls, a row block each in turn.
+  static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
+
+  using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages,
+                                        kAdders, kSumBuffers>;
   static constexpr int kAllKeyBytes = Key::kBytes;
   static constexpr int kValueOffset = Key::kBytes;
   static constexpr int kQueryOffset = kValueOffset + Value::kBytes;
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + 8 * kWarpQueryBytes;
+  static constexpr int kLseOffset = kSumOffset + kSumBuffers * kSumBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
+};
+
+// The same where dQ gets its terms in one order: deterministic calls.
+template <class Traits>
+struct InOrder : Traits {
+  static constexpr bool kInOrder = true;
 };
 
 }  // namespace jax_baracuda

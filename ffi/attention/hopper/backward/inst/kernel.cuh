@@ -40,16 +40,18 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
   using Traits = typename TraitsOfTile<Element<dtype>, dim, dim_v, features,
                                        tile.split == QuerySplit::kPair>::Traits;
   static constexpr auto before = hopper_preprocess_kernel<Traits>;
-  static constexpr auto kernel = main_kernel<Traits>();
+  static constexpr auto kernel = main_kernel<Traits>(), in_order = main_kernel<InOrder<Traits>>();
   static constexpr auto after = hopper_postprocess_kernel<Traits>;
   return {dtype, tile,
           [] {
             cudaFuncAttributes attributes;  // asking for them loads the kernel's module
             cudaError_t error = cudaFuncGetAttributes(&attributes, before);
             if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, after);
-            if (error != cudaSuccess) return error;
-            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        Traits::kSharedBytes);
+            for (auto* main : {kernel, in_order})
+              if (error == cudaSuccess)
+                error = cudaFuncSetAttribute(main, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             Traits::kSharedBytes);
+            return error;
           },
           [](const HopperBackwardParams& params, int row_blocks, int ctas, cudaStream_t stream) {
             const BackwardParams& p = params.problem;
@@ -57,7 +59,8 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
                 static_cast<unsigned>(int64_t{row_blocks} * p.packs * p.sequences * p.heads);
             if (around == 0) return cudaSuccess;
             before<<<around, kAroundThreads, 0, stream>>>(p, row_blocks, params.counter);
-            if (ctas > 0) kernel<<<ctas, Traits::kThreads, Traits::kSharedBytes, stream>>>(params);
+            const auto main = p.deterministic ? in_order : kernel;
+            if (ctas > 0) main<<<ctas, Traits::kThreads, Traits::kSharedBytes, stream>>>(params);
             after<<<around, kAroundThreads, 0, stream>>>(p, row_blocks);
             return cudaGetLastError();
           }};
