@@ -273,8 +273,8 @@ struct BackwardConsumer {
       if (due) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
       warpgroup_arrive();
       issue_query_gradient(r.dq, gradient_stage(count - 1));
+      warpgroup_commit();
     }
-    warpgroup_commit();
   }
   __device__ __forceinline__ void issue_key_gradient(State& r, uint32_t query, bool accumulate) {
     warpgroup_arrive();
