@@ -11,6 +11,7 @@ namespace jax_baracuda {
 enum class QuerySplit { kColumns, kRows, kTurns, kPair };
 
 inline constexpr int kHopperBackwardKeys = 128;  // of a tile
+inline constexpr int kHopperConverters = 2;      // warps of a CTA, beside those that compute, see conversion.cuh
 
 // A CTA, or a pair of them, takes 128 keys, 64 a warpgroup or a CTA, and goes over the query rows `rows` at a time.
 struct HopperBackwardTile {
@@ -28,6 +29,8 @@ struct HopperBackwardTile {
   constexpr int panel(int columns) const { return columns / ctas() % 64 == 0 ? 64 : 32; }
   // Who waits for turns of their own to add to dQ of a row block: warpgroups, or warps of both CTAs.
   constexpr int turns() const { return split == QuerySplit::kPair ? 16 : 2; }
+  // Of a row block: what a warp turns from sums into dQ at once.
+  constexpr int pieces() const { return split == QuerySplit::kTurns ? 1 : 2; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }

@@ -41,7 +41,7 @@ struct Workspace {
     take(&sums, 4 * blocks * tile.rows * tile.dim);
     take(&stats, 4 * blocks * 2 * tile.rows);
     take(&turns, 4 * blocks * tile.turns());
-    take(&counter, 4);
+    take(&counter, 8);
   }
 
  private:
@@ -52,6 +52,24 @@ struct Workspace {
     size = used_;
   }
 };
+
+// Whether the main kernel turns sums into dQ: rows of tiles are done in their order then, and few have sums at once.
+void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params) {
+  const BackwardParams& p = params->problem;
+  const int64_t blocks = row_blocks_of(p, tile);
+  params->done = params->converted = nullptr;
+  params->ticket = params->counter + 1;
+  params->sum_rows = params->rows;
+  params->sum_blocks = static_cast<int>(blocks);
+  if (tile.ctas() > 1 || p.deterministic || p.cu_seqlens_q || p.cu_seqlens_k ||
+      p.sequences != 1)
+    return;
+  params->done = p.turns;
+  params->converted = p.turns + params->rows;
+  params->sum_rows = std::min(params->rows, params->last + params->last / 2 + 1);
+  params->pieces = p.group * p.turn_count * tile.pieces();
+  params->sum_blocks = params->sum_rows * p.group * p.turn_count;
+}
 
 }  // namespace
 
@@ -119,6 +137,7 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   const int fill =
       (2 * multiprocessors / tile.ctas() + params.tiles - 1) / std::max(params.tiles, 1);
   params.last = std::min(params.rows, std::max(fill, params.section));
+  set_conversion(tile, &params);
   // A pair has one tile, and there are less than 2^30 of them.
   const auto places = static_cast<int>(tiles_of(p) * rows_of(p));
   const int ctas = tile.ctas() == 1 ? std::min(places, multiprocessors) : tile.ctas() * places;

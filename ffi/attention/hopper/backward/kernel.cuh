@@ -30,6 +30,7 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
     init(control.sum[i].full, kWarps / Traits::kGroups);
     init(control.sum[i].empty, 1);
   }
+  for (uint64_t& full : control.piece_full) init(full, 1);
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
     init(control.gradient_empty[i], Traits::kQueryParts);
@@ -66,6 +67,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     tma_prefetch_map(&p.value);
     init_backward_barriers<Traits>(control);
   }
+  if (p.done && threadIdx.x < Traits::kWarpQueryBytes / 16) {
+    store_shared_16(shared + Traits::kZeroOffset + threadIdx.x * 16, make_uint4(0, 0, 0, 0));
+    fence_async_shared();
+  }
   __syncthreads();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
@@ -74,6 +79,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
     else if (p.problem.deterministic && warp <= Traits::kGroups && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
+    else if (p.done && warp > Traits::kGroups - 1)
+      QueryGradientConverter<Traits>(p, control, shared, 8 + warp - 2, threadIdx.x % 32).run();
+    else if (p.done && threadIdx.x % 32 == 0)
+      tell_done<Traits>(p, control);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP
     if (threadIdx.x == 96) watch(&done, 9);
 #endif

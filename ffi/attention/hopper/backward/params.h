@@ -17,6 +17,15 @@ struct HopperBackwardParams {
   int last;      // the same for so many rows at the end, that the CTAs end together
   int reverse;   // the last tiles of a row come first, and add to dQ first
   int* counter;  // of tiles handed out
+
+  // Where the main kernel turns sums into dQ itself, see conversion.cuh; else `done` is null and there is a sum a row
+  // block.
+  int* done;       // [rows]: tiles whose terms have been added
+  int* converted;  // [rows]: pieces of dQ that are done, and whose sums are clear again
+  int* ticket;     // of pieces of dQ handed out
+  int sum_rows;    // row r has the sums of row r + sum_rows, too
+  int pieces;      // of a row of tiles
+  int sum_blocks;  // of so many rows
 };
 
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has

@@ -29,6 +29,15 @@ struct QueryGradientSum {
   int block, turn;
 };
 
+// What a warp that turns sums into dQ has in hand, see conversion.cuh: 64 rows of some columns.
+struct QueryGradientPiece {
+  float* sum;
+  int64_t to;         // where the first row goes in dQ, in elements
+  int row_of_tiles;   // whose sum it is
+  int rows, counted;  // that there are, and that are not zeros
+  int columns;
+};
+
 enum class KeyTileKind {
   kNone,    // all tiles are done
   kUnseen,  // by every row: nothing was loaded
@@ -43,6 +52,7 @@ struct KeyTile {
   int padded;  // keys past the sequence's last key may hold anything
   KeyTileKind kind;
   int q_begin, k_begin;       // the sequence's first row and key within its pack
+  float* sums;                // where block 0 of the workspace would have its sum
   int first_block;            // of the group's first head, in the workspace
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
 };
@@ -59,6 +69,8 @@ struct HopperBackwardControl {
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   Walk<kKeys, kRows> walk;  // the producer's
+  uint64_t piece_full[8 + kHopperConverters];
+  QueryGradientPiece piece[8 + kHopperConverters];
 };
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
@@ -101,7 +113,8 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + 8 * kWarpQueryBytes;
+  static constexpr int kZeroOffset = kSumOffset + (8 + kHopperConverters) * kWarpQueryBytes;
+  static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
