@@ -128,8 +128,7 @@ __global__ void __launch_bounds__(kAroundThreads)
       p.lse2[block * (2 * kRows) + kRows + in_block] = delta;
       if (row < s.q_rows) p.delta[place.rows + row] = delta;
     }
-    if (threadIdx.x < Traits::kTurns)
-      p.turns[block * Traits::kTurns + threadIdx.x] = 0;
+    if (threadIdx.x < Traits::kTurns) p.turns[block * Traits::kTurns + threadIdx.x] = 0;
   }
 }
 

@@ -11,7 +11,8 @@ namespace jax_baracuda {
 enum class QuerySplit { kColumns, kRows, kTurns, kPair };
 
 inline constexpr int kHopperBackwardKeys = 128;  // of a tile
-inline constexpr int kHopperConverters = 2;      // warps of a CTA, beside those that compute, see conversion.cuh
+inline constexpr int kHopperConverters =
+    2;  // warps of a CTA, beside those that compute, see conversion.cuh
 
 // A CTA, or a pair of them, takes 128 keys, 64 a warpgroup or a CTA, and goes over the query rows `rows` at a time.
 struct HopperBackwardTile {

@@ -17,7 +17,7 @@ __device__ __forceinline__ void wait_for_count(const int* counter, int count) {
   while (true) {
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(now) : "l"(counter) : "memory");
     if (now >= count) break;
-
+    __nanosleep(300);
   }
   fence_async_all();
 }
@@ -49,7 +49,6 @@ struct QueryGradientConverter {
   QueryGradientPiece& piece;
   const uint32_t buffer, zeros, full;
   const int lane;
-  int parity = 0;
 
   __device__ __forceinline__ QueryGradientConverter(const HopperBackwardParams& p,
                                                     typename Traits::Control& control,
@@ -87,14 +86,13 @@ struct QueryGradientConverter {
     return true;
   }
 
-  // The next part to the buffer.
-  __device__ __forceinline__ void load() {
+  // The next part, of four, to the buffer.
+  __device__ __forceinline__ void load(int part) const {
     if (lane == 0) {
       mbarrier_arrive_expect(full, kBytes);
       bulk_load(buffer, piece.sum, kBytes, full);
     }
-    mbarrier_wait(full, parity);
-    parity ^= 1;
+    mbarrier_wait(full, part & 1);
   }
 
   // Lane 0.
@@ -117,18 +115,18 @@ struct QueryGradientConverter {
     const bool counts = row < piece.counted;
     T* to = static_cast<T*>(p.problem.dq) + piece.to +
             static_cast<int64_t>(row) * p.problem.heads * p.problem.dim + column;
-    *reinterpret_cast<uint4*>(to) = counts ? make_uint4(words[0], words[1], words[2], words[3])
-                                           : make_uint4(0, 0, 0, 0);
+    *reinterpret_cast<uint4*>(to) =
+        counts ? make_uint4(words[0], words[1], words[2], words[3]) : make_uint4(0, 0, 0, 0);
   }
 
   __device__ __forceinline__ bool is_cleared() const {
     return piece.row_of_tiles + p.sum_rows < p.rows;
   }
 
-  __device__ __forceinline__ void convert() {
+  __device__ __forceinline__ void convert() const {
 #pragma unroll 1
     for (int part = 0; part < 4; ++part) {
-      load();
+      load(part);
       if (lane == 0 && is_cleared()) clear();
 #pragma unroll 1
       for (int i = 0; i < kColumns / 16; ++i)
@@ -139,7 +137,7 @@ struct QueryGradientConverter {
     }
   }
 
-  __device__ __forceinline__ void run() {
+  __device__ __forceinline__ void run() const {
 #pragma unroll 1
     while (true) {
       bool more = false;

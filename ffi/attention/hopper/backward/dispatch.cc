@@ -61,8 +61,7 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
   params->ticket = params->counter + 1;
   params->sum_rows = params->rows;
   params->sum_blocks = static_cast<int>(blocks);
-  if (tile.ctas() > 1 || p.deterministic || p.cu_seqlens_q || p.cu_seqlens_k ||
-      p.sequences != 1)
+  if (tile.ctas() > 1 || p.deterministic || p.cu_seqlens_q || p.cu_seqlens_k || p.sequences != 1)
     return;
   params->done = p.turns;
   params->converted = p.turns + params->rows;

@@ -156,8 +156,8 @@ struct BackwardProducer {
       tile.first_block =
           (sequence.pack * problem.heads + kv_head * problem.group) * problem.turn_count +
           (problem.cu_seqlens_q ? tile.q_begin / kRows + sequence.index % problem.sequences : 0);
-      tile.sums = problem.dq_sum - static_cast<int64_t>(row / p.sum_rows) * p.sum_blocks *
-                                       (kRows * Traits::kDim);
+      tile.sums = problem.dq_sum -
+                  static_cast<int64_t>(row / p.sum_rows) * p.sum_blocks * (kRows * Traits::kDim);
       tile.padded = j0 + kKeys > sequence.kv_len && tile.k_begin + sequence.kv_len < problem.k_rows;
       tile.kind = KeyTileKind::kSeen;
 #pragma unroll
@@ -206,7 +206,8 @@ struct BackwardProducer {
 
   __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
     KeyTile& tile = control.tile[tile_slot];
-    if (!kPair && row_of_tiles >= p.sum_rows) wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.pieces);
+    if (!kPair && row_of_tiles >= p.sum_rows)
+      wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.pieces);
     begin_tile(tile, row_of_tiles, index);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();
