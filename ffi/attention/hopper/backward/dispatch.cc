@@ -53,20 +53,35 @@ struct Workspace {
   }
 };
 
-// Whether the main kernel turns sums into dQ: rows of tiles are done in their order then, and few have sums at once.
+// Whether the main kernel turns sums into dQ itself: a kernel of its own costs the same for every length, so it matters less
+// the longer they are.
+bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
+  const BackwardParams& p = params.problem;
+  constexpr int kMaxTiles = 32;  // of a row
+  return tile.ctas() == 1 && params.tiles <= kMaxTiles && !p.deterministic && !p.cu_seqlens_q &&
+         !p.cu_seqlens_k && p.sequences == 1;
+}
+
+// Whether few rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster
+// than their sums are converted.
+bool shares_sums(const HopperBackwardParams& params) {
+  constexpr int kMinTiles = 8;
+  return params.tiles >= kMinTiles && !params.problem.causal && params.problem.window_left < 0;
+}
+
 void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params) {
   const BackwardParams& p = params->problem;
-  const int64_t blocks = row_blocks_of(p, tile);
   params->done = params->converted = nullptr;
   params->ticket = params->counter + 1;
+  params->pieces = p.group * p.turn_count * tile.pieces();
   params->sum_rows = params->rows;
-  params->sum_blocks = static_cast<int>(blocks);
-  if (tile.ctas() > 1 || p.deterministic || p.cu_seqlens_q || p.cu_seqlens_k || p.sequences != 1)
-    return;
+  params->sum_blocks = static_cast<int>(row_blocks_of(p, tile));
+  if (!converts_in_main(tile, *params)) return;
   params->done = p.turns;
   params->converted = p.turns + params->rows;
+  if (!shares_sums(*params)) return;
+  // More than those whose tiles are under way or being loaded. The last rows are under way together.
   params->sum_rows = std::min(params->rows, params->last + params->last / 2 + 1);
-  params->pieces = p.group * p.turn_count * tile.pieces();
   params->sum_blocks = params->sum_rows * p.group * p.turn_count;
 }
 
