@@ -66,7 +66,8 @@ bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams
 // than their sums are converted.
 bool shares_sums(const HopperBackwardParams& params) {
   constexpr int kMinTiles = 8;
-  return params.tiles >= kMinTiles && !params.problem.causal && params.problem.window_left < 0;
+  const BackwardParams& p = params.problem;
+  return params.tiles >= kMinTiles && !p.causal && p.window_left < 0 && p.window_right < 0;
 }
 
 void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params) {
