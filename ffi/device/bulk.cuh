@@ -46,6 +46,12 @@ __device__ __forceinline__ void bulk_add(float* global, uint32_t shared, int byt
       "r"(shared), "r"(bytes)
       : "memory");
 }
+// Starts to copy to global memory; part of this thread's current group.
+__device__ __forceinline__ void bulk_store(void* global, uint32_t shared, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(global),
+               "r"(shared), "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void bulk_commit() {
   asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
 }

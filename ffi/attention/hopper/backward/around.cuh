@@ -80,12 +80,13 @@ __device__ __forceinline__ float dot_of_pieces(const uint4& x, const uint4& y) {
 // A row whose LSE is -inf counts for nothing, and what out, dout and dlse hold there is not looked at.
 template <class Traits>
 __global__ void __launch_bounds__(kAroundThreads)
-    hopper_preprocess_kernel(const __grid_constant__ BackwardParams p, int blocks, int* counter) {
+    hopper_preprocess_kernel(const __grid_constant__ BackwardParams p, int blocks, int* counter,
+                             int sum_blocks) {
   using T = typename Traits::T;
   constexpr int kRows = Traits::kRows, kDim = Traits::kDim, kDimV = Traits::kDimV;
   constexpr int kLanes = 8, kTurns = kRows / (kAroundThreads / kLanes);  // of a row, of the CTA
   constexpr int kPieces = (kDimV + 8 * kLanes - 1) / (8 * kLanes);
-  if (blockIdx.x == 0 && threadIdx.x == 0 && counter) *counter = 0;
+  if (blockIdx.x == 0 && threadIdx.x < 2) counter[threadIdx.x] = 0;
   if (p.cu_seqlens_q) clear_all_outside<T>(p);
   RowBlockPlace<kRows> place(p, blocks);
   const Sequence& s = place.sequence;
@@ -108,9 +109,10 @@ __global__ void __launch_bounds__(kAroundThreads)
       }
     }
     float4* sum = reinterpret_cast<float4*>(p.dq_sum + block * (kRows * kDim));
+    if (block < sum_blocks)
 #pragma unroll
-    for (int i = 0; i < kRows * kDim / 4 / kAroundThreads; ++i)
-      sum[i * kAroundThreads + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      for (int i = 0; i < kRows * kDim / 4 / kAroundThreads; ++i)
+        sum[i * kAroundThreads + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int t = 0; t < kTurns; ++t) {
       float dot = 0.0f;
@@ -126,8 +128,7 @@ __global__ void __launch_bounds__(kAroundThreads)
       p.lse2[block * (2 * kRows) + kRows + in_block] = delta;
       if (row < s.q_rows) p.delta[place.rows + row] = delta;
     }
-    if (p.deterministic && threadIdx.x < Traits::kTurns)
-      p.turns[block * Traits::kTurns + threadIdx.x] = 0;
+    if (threadIdx.x < Traits::kCounters) p.turns[block * Traits::kCounters + threadIdx.x] = 0;
   }
 }
 

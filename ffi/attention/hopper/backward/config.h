@@ -11,6 +11,8 @@ namespace jax_baracuda {
 enum class QuerySplit { kColumns, kRows, kTurns, kPair };
 
 inline constexpr int kHopperBackwardKeys = 128;  // of a tile
+inline constexpr int kHopperConverters =
+    2;  // warps of a CTA, beside those that compute, see conversion.cuh
 
 // A CTA, or a pair of them, takes 128 keys, 64 a warpgroup or a CTA, and goes over the query rows `rows` at a time.
 struct HopperBackwardTile {
@@ -26,8 +28,11 @@ struct HopperBackwardTile {
   constexpr int cta_keys() const { return kHopperBackwardKeys / ctas(); }
   // Columns of a panel in shared memory: a CTA's half of the head dim is whole panels.
   constexpr int panel(int columns) const { return columns / ctas() % 64 == 0 ? 64 : 32; }
-  // Who waits for turns of their own to add to dQ of a row block: a CTA, or the warpgroups of both.
-  constexpr int turns() const { return split == QuerySplit::kPair ? 4 : 1; }
+  // Counters of a row block: of turns to add to dQ, for a CTA or for the warpgroups of both; or, where these are no pair and
+  // turn sums into dQ, two a row of tiles, which has a row block at least.
+  constexpr int counters() const { return split == QuerySplit::kPair ? 4 : 2; }
+  // Of a row block: what a warp turns from sums into dQ at once.
+  constexpr int pieces() const { return split == QuerySplit::kTurns ? 1 : 2; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }

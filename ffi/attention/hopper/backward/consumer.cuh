@@ -7,6 +7,7 @@
 // A warpgroup waits for S(i) with dP(i) under way, and writes dQ(i - 1) with dK(i) and S(i + 1) under way.
 #pragma once
 
+#include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
@@ -32,6 +33,7 @@ struct BackwardConsumer {
   using Operand = KeyOperand<Traits>;
   using QuerySum = float[kQueryColumns / 2];  // 64 rows
 
+  const HopperBackwardParams& launch;
   const BackwardParams& p;
   typename Traits::Control& control;
   const uint32_t shared;
@@ -41,11 +43,13 @@ struct BackwardConsumer {
   RingPlace<Traits::kQueryStages> query_place;
   uint32_t count = 0;  // row blocks so far: the place of dO and of gradients
   uint32_t tiles = 0;  // blocks of keys so far
+  uint32_t told = 0;   // of which it has been said that their terms have been added
 
   __device__ __forceinline__ BackwardConsumer(const HopperBackwardParams& params,
                                               typename Traits::Control& control, uint32_t shared,
                                               int group)
-      : p(params.problem),
+      : launch(params),
+        p(params.problem),
         control(control),
         shared(shared),
         group(group),
@@ -124,7 +128,7 @@ struct BackwardConsumer {
   }
 
   // A warp's part of dQ to the sum in global memory.
-  __device__ __forceinline__ void add_query_gradient(const QuerySum& dq) {
+  __device__ __forceinline__ void add_query_gradient(const QuerySum& dq, const KeyTile& tile) {
     const int buffer = 4 * group + warp;
     const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
     if constexpr (Traits::kInOrder) return hand_query_gradient(dq);
@@ -136,7 +140,7 @@ struct BackwardConsumer {
     if (lane == 0) {
       const int64_t block = control.due[buffer].block;
       const int part = buffer % Traits::kQueryParts;
-      bulk_add(p.dq_sum + block * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4), at,
+      bulk_add(tile.sums + block * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4), at,
                Traits::kWarpQueryBytes);
       bulk_commit();
     }
@@ -172,6 +176,24 @@ struct BackwardConsumer {
       __syncwarp();
       release(control.sum[adder].full);
     }
+  }
+  // Says that the tile's terms of dQ have been added.
+  __device__ __forceinline__ void tell_added(const KeyTile& tile) {
+    AddedTile& added = control.added[group];
+    wait(added.empty, told & 1 ^ 1);
+    ++told;
+    if (warp == 0 && lane == 0) added.row = tile.sequence.index * p.kv_heads + tile.kv_head;
+    if (lane == 0) bulk_wait();
+    __syncwarp();
+    release(added.full);
+  }
+  // No more of them.
+  __device__ __forceinline__ void end_tiles() {
+    AddedTile& added = control.added[group];
+    wait(added.empty, told & 1 ^ 1);
+    if (warp == 0 && lane == 0) added.row = -1;
+    __syncwarp();
+    release(added.full);
   }
 
   // Every warpgroup clears for itself.
@@ -282,8 +304,8 @@ struct BackwardConsumer {
       if (due) wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
       warpgroup_arrive();
       issue_query_gradient(r.dq, gradient_stage(count - 1));
+      warpgroup_commit();
     }
-    warpgroup_commit();
   }
   __device__ __forceinline__ void issue_key_gradient(State& r, uint32_t query, bool accumulate) {
     warpgroup_arrive();
@@ -291,10 +313,10 @@ struct BackwardConsumer {
     warpgroup_commit();
   }
   // After dQ of the row block before has been waited for.
-  __device__ __forceinline__ void finish_query_gradient(State& r) {
+  __device__ __forceinline__ void finish_query_gradient(State& r, const KeyTile& tile) {
     if (!has_query_gradient()) return;
     release(control.gradient_empty[gradient_stage(count - 1)]);
-    add_query_gradient(r.dq);
+    add_query_gradient(r.dq, tile);
   }
 
   // A block of keys, from its first row block to the last.
@@ -321,7 +343,7 @@ struct BackwardConsumer {
       if (Traits::kScoresFirst) issue_key_gradient(r, query, accumulate);
       warpgroup_wait<2>();
       hold(r.dq);
-      if (accumulate) finish_query_gradient(r);
+      if (accumulate) finish_query_gradient(r, tile);
       set_due();
       accumulate = true;
       ++count;
@@ -332,7 +354,7 @@ struct BackwardConsumer {
     query_place.next();
     warpgroup_wait<1>();
     hold(r.dq);
-    if (accumulate) finish_query_gradient(r);
+    if (accumulate) finish_query_gradient(r, tile);
     set_due();
     ++count;
     // Both warpgroups: where they take turns, one throws the result away.
@@ -346,7 +368,7 @@ struct BackwardConsumer {
     hold(r.dv);
     release(control.query_empty[query_stage_before()]);
     release(control.key_empty);
-    finish_query_gradient(r);
+    finish_query_gradient(r, tile);
   }
 
   // Zeros for keys that no row sees.
@@ -378,13 +400,18 @@ struct BackwardConsumer {
         release(control.value_empty);
       }
       store(r, tile);
+      if (!Traits::kInOrder && launch.done) tell_added(tile);
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }
     if constexpr (Traits::kInOrder)
       end_query_gradients();
+    else if (launch.done)
+      end_tiles();
     else if (lane == 0)
       bulk_wait();
+    if (!Traits::kInOrder && launch.done)
+      QueryGradientConverter<Traits>(launch, control, shared, 4 * group + warp, lane).run();
   }
 };
 

@@ -40,8 +40,8 @@ struct Workspace {
     const int64_t blocks = row_blocks_of(p, tile);
     take(&sums, 4 * blocks * tile.rows * tile.dim);
     take(&stats, 4 * blocks * 2 * tile.rows);
-    take(&turns, 4 * blocks * tile.turns());
-    take(&counter, 4);
+    take(&turns, 4 * blocks * tile.counters());
+    take(&counter, 8);
   }
 
  private:
@@ -52,6 +52,39 @@ struct Workspace {
     size = used_;
   }
 };
+
+// Whether the main kernel turns sums into dQ itself: a kernel of its own costs the same for every length, so it matters less
+// the longer they are.
+bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
+  const BackwardParams& p = params.problem;
+  constexpr int kMaxTiles = 32;  // of a row
+  return tile.ctas() == 1 && params.tiles <= kMaxTiles && !p.deterministic && !p.cu_seqlens_q &&
+         !p.cu_seqlens_k && p.sequences == 1;
+}
+
+// Whether few rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster
+// than their sums are converted.
+bool shares_sums(const HopperBackwardParams& params) {
+  constexpr int kMinTiles = 8;
+  const BackwardParams& p = params.problem;
+  return params.tiles >= kMinTiles && !p.causal && p.window_left < 0 && p.window_right < 0;
+}
+
+void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params) {
+  const BackwardParams& p = params->problem;
+  params->done = params->converted = nullptr;
+  params->ticket = params->counter + 1;
+  params->pieces = p.group * p.turn_count * tile.pieces();
+  params->sum_rows = params->rows;
+  params->sum_blocks = static_cast<int>(row_blocks_of(p, tile));
+  if (!converts_in_main(tile, *params)) return;
+  params->done = p.turns;
+  params->converted = p.turns + params->rows;
+  if (!shares_sums(*params)) return;
+  // More than those whose tiles are under way or being loaded. The last rows are under way together.
+  params->sum_rows = std::min(params->rows, params->last + params->last / 2 + 1);
+  params->sum_blocks = params->sum_rows * p.group * p.turn_count;
+}
 
 }  // namespace
 
@@ -120,6 +153,7 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   params.section = p.deterministic ? std::clamp(slots / tiles, 1, std::max(params.rows, 1)) : 1;
   params.last = std::min(params.rows, std::max((2 * slots + tiles - 1) / tiles, params.section));
   params.reverse = p.deterministic && bounded ? params.rows - params.last : 0;
+  set_conversion(tile, &params);
   // A pair has one tile, and there are less than 2^30 of them.
   const auto places = static_cast<int>(tiles_of(p) * rows_of(p));
   const int ctas = tile.ctas() == 1 ? std::min(places, multiprocessors) : tile.ctas() * places;

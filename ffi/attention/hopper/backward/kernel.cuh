@@ -28,6 +28,11 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   }
   for (QueryGradientSum& sum : control.sum) init(sum.full, Traits::kQueryParts);
   for (uint64_t& empty : control.sum_empty) init(empty, 1);
+  for (AddedTile& added : control.added) {
+    init(added.full, kWarps / Traits::kGroups);
+    init(added.empty, 1);
+  }
+  for (uint64_t& full : control.piece_full) init(full, 1);
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
     init(control.gradient_empty[i], Traits::kQueryParts);
@@ -64,6 +69,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     tma_prefetch_map(&p.value);
     init_backward_barriers<Traits>(control);
   }
+  const bool converts = !Traits::kInOrder && p.done;
+  if (converts && threadIdx.x < Traits::kWarpQueryBytes / 16) {
+    store_shared_16(shared + Traits::kZeroOffset + threadIdx.x * 16, make_uint4(0, 0, 0, 0));
+    fence_async_shared();
+  }
   __syncthreads();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
@@ -72,6 +82,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
     else if (Traits::kInOrder && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
+    else if (converts && warp > Traits::kGroups - 1)
+      QueryGradientConverter<Traits>(p, control, shared, 8 + warp - 2, threadIdx.x % 32).run();
+    else if (converts && threadIdx.x % 32 == 0)
+      tell_done<Traits>(p, control);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP
     if (threadIdx.x == 97) watch(&done, 9);
 #endif

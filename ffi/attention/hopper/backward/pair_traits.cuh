@@ -46,7 +46,7 @@ struct HopperPairTraits {
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kTile.rows;
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
-  static constexpr int kTurns = kTile.turns();
+  static constexpr int kCounters = kTile.counters();
   static constexpr bool kRoundedWeights = true, kInOrder = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,

@@ -34,7 +34,7 @@ __device__ __forceinline__ void keep_turns(const BackwardParams& p,
     mbarrier_wait(shared_address(&turn.announced), parity);
     const RowBlock& due = control.due[4 * part];
     if (due.block < 0) return;
-    int* counter = p.turns + int64_t{due.block} * Traits::kTurns + 2 * part + cluster_rank();
+    int* counter = p.turns + int64_t{due.block} * Traits::kCounters + 2 * part + cluster_rank();
     await_turn(counter, due.turn);
     set_come(turn, count);
     mbarrier_wait(shared_address(&turn.added), parity);

@@ -22,6 +22,15 @@ struct HopperBackwardParams {
   // other rows the first one does, and in deterministic calls tiles go backwards. Either way, where a diagonal bounds what
   // tiles see, one that begins together with the one before it meets their rows later, or at the same time.
   constexpr bool reversed(int row) const { return row < reverse; }
+
+  // Where the main kernel turns sums into dQ itself, see conversion.cuh; else `done` is null and there is a sum a row
+  // block.
+  int* done;       // [rows]: tiles whose terms have been added
+  int* converted;  // [rows]: pieces of dQ that are done, and whose sums are clear again
+  int* ticket;     // of pieces of dQ handed out
+  int sum_rows;    // row r has the sums of row r + sum_rows, too
+  int pieces;      // of a row of tiles
+  int sum_blocks;  // of so many rows
 };
 
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has

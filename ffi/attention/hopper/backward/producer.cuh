@@ -2,6 +2,7 @@
 // the consumers through shared memory what it loaded.
 #pragma once
 
+#include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/schedule.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
@@ -157,6 +158,8 @@ struct BackwardProducer {
       tile.first_block =
           (sequence.pack * problem.heads + kv_head * problem.group) * problem.turn_count +
           (problem.cu_seqlens_q ? tile.q_begin / kRows + sequence.index % problem.sequences : 0);
+      tile.sums = problem.dq_sum -
+                  static_cast<int64_t>(row / p.sum_rows) * p.sum_blocks * (kRows * Traits::kDim);
       tile.padded = j0 + kKeys > sequence.kv_len && tile.k_begin + sequence.kv_len < problem.k_rows;
       tile.kind = KeyTileKind::kSeen;
 #pragma unroll
@@ -217,6 +220,8 @@ struct BackwardProducer {
 
   __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
     KeyTile& tile = control.tile[tile_slot];
+    if (!kPair && row_of_tiles >= p.sum_rows)
+      wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.pieces);
     begin_tile(tile, row_of_tiles, index);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();

@@ -30,6 +30,22 @@ struct QueryGradientSum {
   int block, turn;
 };
 
+// Where the main kernel turns sums into dQ, what consumers tell a thread: the row of a tile whose terms they have added, -1 at
+// the end.
+struct AddedTile {
+  uint64_t full, empty;
+  int row;
+};
+
+// What a warp that turns sums into dQ has in hand, see conversion.cuh: 64 rows of some columns.
+struct QueryGradientPiece {
+  float* sum;
+  int64_t to;         // where the first row goes in dQ, in elements
+  int row_of_tiles;   // whose sum it is
+  int rows, counted;  // that there are, and that are not zeros
+  int columns;
+};
+
 enum class KeyTileKind {
   kNone,    // all tiles are done
   kUnseen,  // by every row: nothing was loaded
@@ -44,6 +60,7 @@ struct KeyTile {
   int padded;  // keys past the sequence's last key may hold anything
   KeyTileKind kind;
   int q_begin, k_begin;       // the sequence's first row and key within its pack
+  float* sums;                // where block 0 of the workspace would have its sum
   int first_block;            // of the group's first head, in the workspace
   Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
 };
@@ -62,6 +79,9 @@ struct HopperBackwardControl {
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   RowWalk<kKeys, kRows> walk;  // the producer's
+  AddedTile added[2];          // by warpgroups
+  uint64_t piece_full[8 + kHopperConverters];
+  QueryGradientPiece piece[8 + kHopperConverters];
 };
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
@@ -73,7 +93,7 @@ struct HopperBackwardTraits {
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
   static constexpr int kKeys = kHopperBackwardKeys;
   static constexpr int kCtas = 1, kCtaKeys = kKeys;
-  static constexpr int kTurns = 1;  // to add to dQ of a row block
+  static constexpr int kCounters = 2;  // see HopperBackwardTile
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
@@ -112,7 +132,9 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kLseOffset = kSumOffset + kSumBuffers * kSumBytes;
+  static constexpr int kZeroOffset =
+      kSumOffset + kSumBuffers * kSumBytes + kHopperConverters * kWarpQueryBytes;
+  static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);

@@ -58,10 +58,11 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
             const auto around =
                 static_cast<unsigned>(int64_t{row_blocks} * p.packs * p.sequences * p.heads);
             if (around == 0) return cudaSuccess;
-            before<<<around, kAroundThreads, 0, stream>>>(p, row_blocks, params.counter);
+            before<<<around, kAroundThreads, 0, stream>>>(p, row_blocks, params.counter,
+                                                          params.sum_blocks);
             const auto main = p.deterministic ? in_order : kernel;
             if (ctas > 0) main<<<ctas, Traits::kThreads, Traits::kSharedBytes, stream>>>(params);
-            after<<<around, kAroundThreads, 0, stream>>>(p, row_blocks);
+            if (!params.done) after<<<around, kAroundThreads, 0, stream>>>(p, row_blocks);
             return cudaGetLastError();
           }};
 }
