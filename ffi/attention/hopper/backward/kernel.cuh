@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp == 0)
       BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
-    else if (Traits::kInOrder && threadIdx.x % 32 == 0)
+    else if (adds_in_order<Traits>(p.problem) && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP
     if (threadIdx.x == 97) watch(&done, 9);
