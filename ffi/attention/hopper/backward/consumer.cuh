@@ -131,7 +131,7 @@ struct BackwardConsumer {
   __device__ __forceinline__ void add_query_gradient(const QuerySum& dq, const KeyTile& tile) {
     const int buffer = 4 * group + warp;
     const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
-    if constexpr (Traits::kInOrder) return hand_query_gradient(dq);
+    if (adds_in_order<Traits>(p)) return hand_query_gradient(dq);
     if (lane == 0) bulk_wait_read();  // of the last one
     __syncwarp();
     store_query_sum(at, dq, lane);
@@ -404,7 +404,7 @@ struct BackwardConsumer {
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }
-    if constexpr (Traits::kInOrder)
+    if (adds_in_order<Traits>(p))
       end_query_gradients();
     else if (launch.done)
       end_tiles();

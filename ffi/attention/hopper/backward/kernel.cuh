@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp == 0)
       BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
-    else if (Traits::kInOrder && threadIdx.x % 32 == 0)
+    else if (adds_in_order<Traits>(p.problem) && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
     else if (converts && warp > Traits::kGroups - 1)
       QueryGradientConverter<Traits>(p, control, shared, 8 + warp - 2, threadIdx.x % 32).run();

@@ -145,14 +145,14 @@ struct PairGroup {
     const int part = 4 * rank() + warp;
     float* to = p.dq_sum + block * (kRows * kDim) + part * (16 * Traits::kQueryColumns) +
                 Traits::part_begin(kPart) * 16 + lane * 4;
-    if constexpr (Traits::kInOrder) {
+    if (Traits::kInOrder) {
       if (lane == 0) await_come(control.turn[kPart], count);
       __syncwarp();
     }
 #pragma unroll
     for (int i = 0; i < kColumns / 2; i += 4)
       add_global_float4(to + i * 32, dq[i], dq[i + 1], dq[i + 2], dq[i + 3]);
-    if constexpr (Traits::kInOrder) release(control.turn[kPart].added);
+    if (Traits::kInOrder) release(control.turn[kPart].added);
   }
 
   // The keys' rows of dK or dV, zeros if no row sees them.

@@ -47,7 +47,8 @@ struct HopperPairTraits {
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();
-  static constexpr bool kRoundedWeights = true, kInOrder = false;
+  static constexpr bool kRoundedWeights = true;
+  static constexpr bool kFeatures = false, kInOrder = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,
                        kGradientStages = 2;

@@ -2,6 +2,8 @@
 // the consumers through shared memory what it loaded.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/schedule.cuh"
 #include "attention/hopper/backward/traits.cuh"
@@ -16,9 +18,9 @@ struct BackwardProducer {
   using Value = typename Traits::Value;
   using Query = typename Traits::Query;
   using DOut = typename Traits::DOut;
-  static constexpr bool kInOrder = Traits::kInOrder;
   using OrderedRows = RowWalk<Traits::kKeys, Traits::kRows>;
-  using Rows = std::conditional_t<kInOrder, OrderedRows, Walk<Traits::kKeys, Traits::kRows>>;
+  using Rows = std::conditional_t<Traits::kInOrder || Traits::kFeatures, OrderedRows,
+                                  Walk<Traits::kKeys, Traits::kRows>>;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
   // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
   static constexpr bool kPair = Traits::kCtas == 2;
@@ -38,6 +40,7 @@ struct BackwardProducer {
                                               int lane)
       : p(p), control(control), shared(shared), lane(lane) {}
 
+  __device__ __forceinline__ bool in_order() const { return adds_in_order<Traits>(p.problem); }
   // Of the CTA in its pair. Asked for anew: the warp has few registers.
   static __device__ __forceinline__ int rank() { return kPair ? cluster_rank() : 0; }
 
@@ -146,7 +149,7 @@ struct BackwardProducer {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      control.walk = OrderedRows(problem, sequence, block, !p.reversed(row));
+      control.walk = OrderedRows(problem, sequence, block, in_order() && !p.reversed(row));
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -213,8 +216,7 @@ struct BackwardProducer {
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
       block.flags |= kPaddedRows;
     block.block = tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
-    block.turn = 0;
-    if constexpr (kInOrder) block.turn = turn(at.row);
+    block.turn = in_order() ? turn(at.row) : 0;
     return block;
   }
 
@@ -245,14 +247,13 @@ struct BackwardProducer {
 
   // `first`: place of the first tile.
   __device__ __forceinline__ void run(int first) {
-    KeyTileWalk<kPair, kInOrder> walk(p, first);
+    KeyTileWalk<kPair> walk(p, first, in_order());
     for (int row, slot; walk.next(&row, &slot);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
       const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
       const int begin = slot * share, end = min(begin + share, blocks);
-      for (int i = begin; i < end; ++i)
-        load_tile(row, kInOrder && p.reversed(row) ? begin + end - 1 - i : i);
+      for (int i = begin; i < end; ++i) load_tile(row, p.reversed(row) ? begin + end - 1 - i : i);
     }
     mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
     if (lane == 0) {

@@ -8,13 +8,14 @@ namespace jax_baracuda {
 // The first tile of a CTA is that of its number; the others come from a counter that all CTAs share. A pair of CTAs has
 // one tile, whose place it took from the counter. Under a causal mask the first block of keys of a row meets most
 // queries: it comes first. A warp walks together.
-template <bool kOnce, bool kInOrder>
+template <bool kOnce>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
   int upcoming;  // of lane 0; -1: not asked for yet
+  const bool in_order;
 
-  __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first)
-      : p(p), upcoming(first) {}
+  __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first, bool in_order)
+      : p(p), upcoming(first), in_order(in_order) {}
 
   // The place of the next tile. It is asked for long before it is needed, but not where others wait for what a tile adds:
   // whoever has a place begins with it.
@@ -25,9 +26,9 @@ struct KeyTileWalk {
       return place;
     }
     const bool asks = threadIdx.x % 32 == 0;
-    if (kInOrder && asks && upcoming < 0) upcoming = ask();
+    if (in_order && asks && upcoming < 0) upcoming = ask();
     const int place = __shfl_sync(0xffffffffu, upcoming, 0);
-    if (asks) upcoming = kInOrder ? -1 : ask();
+    if (asks) upcoming = in_order ? -1 : ask();
     return place;
   }
   __device__ __forceinline__ int ask() const { return gridDim.x + atomicAdd(p.counter, 1); }
@@ -45,7 +46,7 @@ struct KeyTileWalk {
     const int first = base + index / (section * p.tiles) * section;
     const int within = index % (section * p.tiles), rows = min(section, end - first);
     *row = first + within % rows;
-    *tile = kInOrder && p.reversed(*row) ? p.tiles - 1 - within / rows : within / rows;
+    *tile = in_order && p.reversed(*row) ? p.tiles - 1 - within / rows : within / rows;
     return true;
   }
 };

@@ -147,4 +147,10 @@ struct InOrder : Traits {
   static constexpr bool kInOrder = true;
 };
 
+// Whether a kernel adds in order. Without features it knows as it is compiled, and its loops hold nothing of the other way.
+template <class Traits>
+__device__ __forceinline__ bool adds_in_order(const BackwardParams& p) {
+  return Traits::kFeatures ? p.deterministic : Traits::kInOrder;
+}
+
 }  // namespace jax_baracuda

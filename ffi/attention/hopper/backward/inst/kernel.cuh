@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "attention/element.cuh"
 #include "attention/hopper/backward/around.cuh"
@@ -18,6 +19,10 @@ constexpr auto main_kernel() {
   else
     return &hopper_backward_kernel<Traits>;
 }
+
+// Kernels with features serve deterministic calls, too.
+template <class Traits>
+using InOrderOf = std::conditional_t<Traits::kFeatures, Traits, InOrder<Traits>>;
 
 // The buffers that fit, where two CTAs share a tile.
 template <class T, int dim, int dim_v, bool features, bool pair>
@@ -40,7 +45,7 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
   using Traits = typename TraitsOfTile<Element<dtype>, dim, dim_v, features,
                                        tile.split == QuerySplit::kPair>::Traits;
   static constexpr auto before = hopper_preprocess_kernel<Traits>;
-  static constexpr auto kernel = main_kernel<Traits>(), in_order = main_kernel<InOrder<Traits>>();
+  static constexpr auto kernel = main_kernel<Traits>(), in_order = main_kernel<InOrderOf<Traits>>();
   static constexpr auto after = hopper_postprocess_kernel<Traits>;
   return {dtype, tile,
           [] {
