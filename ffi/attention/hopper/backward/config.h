@@ -31,8 +31,6 @@ struct HopperBackwardTile {
   // Counters of a row block: of turns to add to dQ, for a CTA or for the warpgroups of both; or, where these are no pair and
   // turn sums into dQ, two a row of tiles, which has a row block at least.
   constexpr int counters() const { return split == QuerySplit::kPair ? 4 : 2; }
-  // Of a row block: what a warp turns from sums into dQ at once.
-  constexpr int pieces() const { return split == QuerySplit::kTurns ? 1 : 2; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }

@@ -410,8 +410,12 @@ struct BackwardConsumer {
       end_tiles();
     else if (lane == 0)
       bulk_wait();
-    if (!Traits::kInOrder && launch.done)
-      QueryGradientConverter<Traits>(launch, control, shared, 4 * group + warp, lane).run();
+    if (!Traits::kInOrder && launch.done) {
+      int index = 4 * group + warp, lane_of_converter = lane;
+      // Nothing of it before the tiles: there are no registers for it.
+      asm volatile("" : "+r"(index), "+r"(lane_of_converter));
+      QueryGradientConverter<Traits>(launch, control, shared, index, lane_of_converter).run();
+    }
   }
 };
 

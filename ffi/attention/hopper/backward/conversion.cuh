@@ -17,7 +17,7 @@ __device__ __forceinline__ void wait_for_count(const int* counter, int count) {
   while (true) {
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];\n" : "=r"(now) : "l"(counter) : "memory");
     if (now >= count) break;
-    __nanosleep(300);
+    __nanosleep(500);
   }
   fence_async_all();
 }
@@ -36,122 +36,135 @@ __device__ __forceinline__ void tell_done(const HopperBackwardParams& p,
   }
 }
 
-// A warp, with a buffer for the part of a sum that a warp of the consumers adds at once. What it knows of its piece is in
-// shared memory: warps of the loading warpgroup have few registers.
+// A warp, with a buffer for the part of a sum that a warp of the consumers adds at once. What it knows of its row block is
+// in shared memory: warps of the loading warpgroup have few registers.
 template <class Traits>
 struct QueryGradientConverter {
   using T = typename Traits::T;
   static constexpr int kColumns = Traits::kQueryColumns, kRows = Traits::kRows;
-  static constexpr int kBytes = Traits::kWarpQueryBytes;
-  static constexpr int kPieces = Traits::kQueryParts / 4;  // of a row block
+  // 16 rows and 32 columns lie together and are loaded at once, one load for each 32 columns of a part.
+  static constexpr int kLoads = kColumns / 32, kLoadBytes = 16 * 32 * 4;
+  static constexpr int kParts = Traits::kQueryParts;
+  static_assert(kParts % 2 == 0, "barriers have the same parity in every row block");
 
   const HopperBackwardParams& p;
-  QueryGradientPiece& piece;
-  const uint32_t buffer, zeros, full;
-  const int lane;
+  typename Traits::Control& control;
+  const uint32_t shared;
+  const int index, lane;
 
   __device__ __forceinline__ QueryGradientConverter(const HopperBackwardParams& p,
                                                     typename Traits::Control& control,
                                                     uint32_t shared, int index, int lane)
-      : p(p),
-        piece(control.piece[index]),
-        buffer(shared + Traits::kSumOffset + index * kBytes),
-        zeros(shared + Traits::kZeroOffset),
-        full(shared_address(&control.piece_full[index])),
-        lane(lane) {}
+      : p(p), control(control), shared(shared), index(index), lane(lane) {}
 
-  // Finds the piece of a ticket; false if there are no more. Lane 0.
+  __device__ __forceinline__ QueryGradientPlace& place() const { return control.place[index]; }
+  __device__ __forceinline__ uint32_t buffer(int load) const {
+    return shared + Traits::kSumOffset + index * Traits::kWarpQueryBytes + load * kLoadBytes;
+  }
+  __device__ __forceinline__ uint32_t full(int load) const {
+    return shared_address(&control.place_full[index][load]);
+  }
+
+  // Finds the row block of a ticket; false if there are no more. Lane 0.
   __device__ __forceinline__ bool find(int ticket) const {
-    constexpr bool kByColumns = Traits::kSplit == QuerySplit::kColumns;
     const BackwardParams& problem = p.problem;
-    const int blocks = problem.group * problem.turn_count;  // of a row of tiles
-    const int row = ticket / (blocks * kPieces);
-    piece.row_of_tiles = row;
+    const int row = ticket / p.row_blocks, block = ticket - row * p.row_blocks;
     if (row >= p.rows) return false;
-    const int block = ticket / kPieces - row * blocks, which = ticket % kPieces;
     const int pack = row / problem.kv_heads;
-    const int head = row % problem.kv_heads * problem.group + block / problem.turn_count;
-    const int first = block % problem.turn_count * kRows + (kByColumns ? 0 : 64 * which);
-    const int column = kByColumns ? which * kColumns : 0;
-    piece.sum = problem.dq_sum +
-                (static_cast<int64_t>(row % p.sum_rows) * blocks + block) * (kRows * Traits::kDim) +
-                which * kBytes;  // 4 parts of that many bytes
-    piece.to = ((static_cast<int64_t>(pack) * problem.q_rows + first) * problem.heads + head) *
-                   problem.dim +
-               column;
-    piece.rows = problem.q_rows - first;
-    piece.counted =
-        problem.query_lengths ? problem.query_lengths[pack] - first : problem.q_rows - first;
-    piece.columns = problem.dim - column;
+    const int head = (row - pack * problem.kv_heads) * problem.group + block / problem.turn_count;
+    const int first = block % problem.turn_count * kRows;
+    QueryGradientPlace& to = place();
+    to.row_of_tiles = row;
+    to.sum = problem.dq_sum + (static_cast<int64_t>(row % p.sum_rows) * p.row_blocks + block) *
+                                  (kRows * Traits::kDim);
+    to.to = ((static_cast<int64_t>(pack) * problem.q_rows + first) * problem.heads + head) *
+            problem.dim;
+    to.rows = problem.q_rows - first;
+    to.counted = problem.query_lengths ? problem.query_lengths[pack] - first : to.rows;
     return true;
   }
 
-  // The next part, of four, to the buffer.
-  __device__ __forceinline__ void load(int part) const {
-    if (lane == 0) {
-      mbarrier_arrive_expect(full, kBytes);
-      bulk_load(buffer, piece.sum, kBytes, full);
-    }
-    mbarrier_wait(full, part & 1);
+  __device__ __forceinline__ void load(int part, int load) const {
+    if (lane != 0) return;
+    mbarrier_arrive_expect(full(load), kLoadBytes);
+    bulk_load(buffer(load), place().sum + (part * kLoads + load) * (kLoadBytes / 4), kLoadBytes,
+              full(load));
   }
 
-  // Lane 0.
-  __device__ __forceinline__ void clear() const {
-    bulk_store(piece.sum, zeros, kBytes);
+  // Whether another row has the same sums after this one.
+  __device__ __forceinline__ bool is_shared() const {
+    return place().row_of_tiles + p.sum_rows < p.rows;
+  }
+  __device__ __forceinline__ void clear(int part, int load) const {
+    if (lane != 0 || !is_shared()) return;
+    bulk_store(place().sum + (part * kLoads + load) * (kLoadBytes / 4),
+               shared + Traits::kZeroOffset, kLoadBytes);
     bulk_commit();
   }
 
-  // Rows lane / 4 + `first_row`, of the piece, and 32 columns, that lie at `from` in the buffer.
-  __device__ __forceinline__ void store(uint32_t from, int first_row, int first_column) const {
-    const int row = first_row + lane / 4, column = first_column + 8 * (lane % 4);
+  // Rows `row`, a lane's of 8, and 32 columns that lie at `from`.
+  __device__ __forceinline__ void store(uint32_t from, int row, int column) const {
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 at = load_shared_float2(from + i * 512 + lane * 16);
+      const float2 at = load_shared_float2(from + i * 512);
       words[i] = pack_pair<T>(at.x * p.problem.scale, at.y * p.problem.scale);
     }
     transpose_quad(words, lane);
-    if (row >= piece.rows || column >= piece.columns) return;
-    const bool counts = row < piece.counted;
-    T* to = static_cast<T*>(p.problem.dq) + piece.to +
-            static_cast<int64_t>(row) * p.problem.heads * p.problem.dim + column;
+    if (row >= place().rows || column >= p.problem.dim) return;
+    const bool counts = row < place().counted;
+    T* to = static_cast<T*>(p.problem.dq) + place().to +
+            static_cast<int64_t>(row) * (p.problem.heads * p.problem.dim) + column;
     *reinterpret_cast<uint4*>(to) =
         counts ? make_uint4(words[0], words[1], words[2], words[3]) : make_uint4(0, 0, 0, 0);
   }
-
-  __device__ __forceinline__ bool is_cleared() const {
-    return piece.row_of_tiles + p.sum_rows < p.rows;
+  __device__ __forceinline__ void store(int part, int load) const {
+    constexpr bool kByColumns = Traits::kSplit == QuerySplit::kColumns;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half)
+      store(buffer(load) + lane * 16 + half * 8,
+            (kByColumns ? part % 4 : part) * 16 + half * 8 + lane / 4,
+            (kByColumns ? part / 4 * kColumns : 0) + load * 32 + lane % 4 * 8);
   }
 
   __device__ __forceinline__ void convert() const {
 #pragma unroll 1
-    for (int part = 0; part < 4; ++part) {
-      load(part);
-      if (lane == 0 && is_cleared()) clear();
+    for (int i = 0; i < kLoads; ++i) load(0, i);
 #pragma unroll 1
-      for (int i = 0; i < kColumns / 16; ++i)
-        store(buffer + i / 2 * 2048 + i % 2 * 8, 16 * part + i % 2 * 8, i / 2 * 32);
-      __syncwarp();  // the buffer and the place have been read
-      if (lane == 0) piece.sum += kBytes / 4;
-      __syncwarp();
+    for (int part = 0; part < kParts; ++part) {
+#pragma unroll 1
+      for (int i = 0; i < kLoads; ++i) {
+        mbarrier_wait(full(i), part & 1);
+        clear(part, i);
+        store(part, i);
+        __syncwarp();  // the buffer has been read
+        if (part + 1 < kParts) load(part + 1, i);
+      }
     }
   }
 
+  // Says that the sums of a row block are clear again. Lane 0.
+  __device__ __forceinline__ void tell_clear(int row) const {
+    bulk_wait();
+    fence_async_all();
+    pass_turn(p.converted + row);
+  }
+
   __device__ __forceinline__ void run() const {
+    if (lane == 0) place().cleared = -1;
 #pragma unroll 1
     while (true) {
       bool more = false;
-      if (lane == 0) more = find(atomicAdd(p.ticket, 1));
+      if (lane == 0) {
+        more = find(atomicAdd(p.ticket, 1));
+        if (place().cleared >= 0) tell_clear(place().cleared);
+        place().cleared = is_shared() ? place().row_of_tiles : -1;
+      }
       if (!__any_sync(0xffffffffu, more)) return;
       __syncwarp();
-      wait_for_count(p.done + piece.row_of_tiles, p.tiles);
-      convert();
-      if (lane == 0 && is_cleared()) {
-        bulk_wait();
-        fence_async_all();
-        pass_turn(p.converted + piece.row_of_tiles);
-      }
+      wait_for_count(p.done + place().row_of_tiles, p.tiles);
       __syncwarp();
+      convert();
     }
   }
 };

@@ -74,7 +74,7 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
   const BackwardParams& p = params->problem;
   params->done = params->converted = nullptr;
   params->ticket = params->counter + 1;
-  params->pieces = p.group * p.turn_count * tile.pieces();
+  params->row_blocks = p.group * p.turn_count;
   params->sum_rows = params->rows;
   params->sum_blocks = static_cast<int>(row_blocks_of(p, tile));
   if (!converts_in_main(tile, *params)) return;
@@ -83,7 +83,7 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
   if (!shares_sums(*params)) return;
   // More than those whose tiles are under way or being loaded. The last rows are under way together.
   params->sum_rows = std::min(params->rows, params->last + params->last / 2 + 1);
-  params->sum_blocks = params->sum_rows * p.group * p.turn_count;
+  params->sum_blocks = params->sum_rows * params->row_blocks;
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
     init(added.full, kWarps / Traits::kGroups);
     init(added.empty, 1);
   }
-  for (uint64_t& full : control.piece_full) init(full, 1);
+  for (auto& of_warp : control.place_full)
+    for (uint64_t& full : of_warp) init(full, 1);
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
     init(control.gradient_empty[i], Traits::kQueryParts);

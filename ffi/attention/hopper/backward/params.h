@@ -26,10 +26,10 @@ struct HopperBackwardParams {
   // Where the main kernel turns sums into dQ itself, see conversion.cuh; else `done` is null and there is a sum a row
   // block.
   int* done;       // [rows]: tiles whose terms have been added
-  int* converted;  // [rows]: pieces of dQ that are done, and whose sums are clear again
-  int* ticket;     // of pieces of dQ handed out
+  int* converted;  // [rows]: row blocks whose sums are clear again
+  int* ticket;     // of row blocks handed out
   int sum_rows;    // row r has the sums of row r + sum_rows, too
-  int pieces;      // of a row of tiles
+  int row_blocks;  // of a row of tiles
   int sum_blocks;  // of so many rows
 };
 

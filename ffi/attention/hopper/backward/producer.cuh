@@ -223,7 +223,7 @@ struct BackwardProducer {
   __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
     KeyTile& tile = control.tile[tile_slot];
     if (!kPair && row_of_tiles >= p.sum_rows)
-      wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.pieces);
+      wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.row_blocks);
     begin_tile(tile, row_of_tiles, index);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();

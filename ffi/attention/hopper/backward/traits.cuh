@@ -37,13 +37,13 @@ struct AddedTile {
   int row;
 };
 
-// What a warp that turns sums into dQ has in hand, see conversion.cuh: 64 rows of some columns.
-struct QueryGradientPiece {
+// The row block that a warp turns from sums into dQ, see conversion.cuh.
+struct QueryGradientPlace {
   float* sum;
-  int64_t to;         // where the first row goes in dQ, in elements
-  int row_of_tiles;   // whose sum it is
+  int64_t to;        // where the first row goes in dQ, in elements
+  int row_of_tiles;  // whose sum it is
+  int cleared;  // the same of the row block before, of whose sum it is yet to be said that it is clear, or -1
   int rows, counted;  // that there are, and that are not zeros
-  int columns;
 };
 
 enum class KeyTileKind {
@@ -80,8 +80,8 @@ struct HopperBackwardControl {
   KeyTile tile[3];
   RowWalk<kKeys, kRows> walk;  // the producer's
   AddedTile added[2];          // by warpgroups
-  uint64_t piece_full[8 + kHopperConverters];
-  QueryGradientPiece piece[8 + kHopperConverters];
+  uint64_t place_full[8 + kHopperConverters][4];
+  QueryGradientPlace place[8 + kHopperConverters];
 };
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
