@@ -155,18 +155,25 @@ nb::dict int4_plan(int64_t rows, int in_channels, int out_channels, int group_si
   device.sms = sms;
   device.clusters = true;
   nb::dict plan;
-  if (rows <= kSmallRows) {
+  const HopperChoice choice = choose_hopper(shape, device);
+  if (small_on_hopper(shape, device, choice)) {
+    const SmallChoice small = choose_small(shape, device);
+    const SmallTile& tile = kSmallTiles[small.tile];
     plan["kernel"] = "small";
+    plan["channels"] = tile.channels();
+    plan["rows"] = tile.rows();
+    plan["depth_groups"] = tile.depth_warps;
+    plan["splits"] = small.split.splits;
+    plan["ns"] = small.split.ns;
     return plan;
   }
-  const HopperChoice choice = choose_hopper(shape, device);
   const HopperInt4Tile& tile = choice.medium ? kMediumTiles[choice.tile] : kLargeTiles[choice.tile];
   plan["kernel"] = choice.medium ? "medium" : "large";
   plan["channels"] = tile.channels();
   plan["rows"] = tile.n;
   plan["depth_groups"] = tile.depth_groups;
   plan["splits"] = choice.split.splits;
-  plan["ns"] = choice.split.cost;
+  plan["ns"] = choice.split.ns;
   return plan;
 }
 

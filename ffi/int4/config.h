@@ -8,21 +8,25 @@
 
 namespace jax_baracuda {
 
-// A kernel for few rows (small.cuh): 8 blocks rows of x, warps of 64 channels next to each other and in depth.
+// A kernel for few rows (small.cuh): 8 blocks rows of x, warps of 16 warp_blocks channels next to each other and in depth.
+// `ns`: what 64 x 64 weights take an SM, measured on an H200.
 struct SmallTile {
-  int blocks, channel_warps, depth_warps, stages, ctas_per_sm;
+  int blocks, channel_warps, depth_warps, stages, ctas_per_sm, warp_blocks;
+  int ns;
   constexpr int rows() const { return 8 * blocks; }
+  constexpr int channels() const { return 16 * channel_warps * warp_blocks; }
   constexpr int threads() const { return 32 * channel_warps * depth_warps; }
 };
 
 // Narrow tiles first: they need the fewest CTAs to share a sum. The last one of each height fits 99 KB of shared memory.
 inline constexpr SmallTile kSmallTiles[] = {
-    {1, 1, 8, 2, 2}, {1, 2, 4, 2, 2}, {2, 1, 8, 3, 1}, {2, 2, 4, 2, 2},
-    {2, 2, 2, 2, 3}, {4, 2, 4, 3, 1}, {4, 2, 2, 2, 2},
+    {1, 1, 16, 2, 1, 2, 58}, {1, 2, 4, 2, 2, 4, 57}, {1, 1, 8, 2, 2, 4, 57},
+    {1, 1, 4, 2, 4, 4, 58},  {2, 1, 8, 3, 1, 4, 74}, {2, 2, 4, 2, 2, 4, 77},
+    {2, 1, 4, 2, 3, 4, 76},  {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
 };
 
 // A kernel for Hopper: warpgroups of 64 strips channels, next to each other and in depth, and n rows of x. `ns`: what a tile
-// of 64 input channels takes a CTA, where one CTA has the whole SM. `stages`: at most.
+// of 64 input channels takes a CTA, where one CTA has the whole SM, measured on an H200. `stages`: at most.
 struct HopperInt4Tile {
   int strips, channel_groups, depth_groups, n, stages;
   int ns;
@@ -33,26 +37,25 @@ struct HopperInt4Tile {
   }  // that CTAs of a cluster share: exchange.cuh
 };
 
-// For a medium number of rows (medium.cuh). `ns` is predicted, not measured: see docs/int4.md. Seven strips, as 28672
-// channels are 64 times seven, fill a device that has a few more than 128 SMs.
+// For a medium number of rows (medium.cuh). Seven strips, as 28672 channels are 64 times seven, fill a device that has a few
+// more than 128 SMs.
 inline constexpr HopperInt4Tile kMediumTiles[] = {
-    {1, 4, 2, 16, 4, 260},  {1, 2, 4, 16, 4, 130},  {1, 1, 8, 16, 4, 85},  {1, 4, 2, 32, 4, 290},
-    {1, 2, 4, 32, 4, 170},  {1, 1, 8, 32, 4, 125},  {1, 4, 1, 64, 6, 400}, {1, 2, 2, 64, 4, 250},
-    {1, 4, 1, 128, 4, 740}, {1, 2, 2, 128, 4, 420}, {1, 7, 1, 16, 6, 450}, {1, 7, 1, 32, 5, 480},
+    {1, 4, 2, 32, 4, 407},  {1, 2, 4, 32, 4, 215},  {1, 1, 8, 32, 4, 118},
+    {1, 7, 1, 32, 5, 731},  {1, 4, 1, 64, 6, 527},  {1, 2, 2, 64, 4, 262},
+    {1, 7, 1, 64, 4, 868},  {1, 4, 1, 128, 4, 749}, {1, 2, 2, 128, 4, 378},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
-inline constexpr int kMediumRows = 256;
+inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 
-// For many rows (large.cuh), measured on an H200.
+// For many rows (large.cuh).
 inline constexpr HopperInt4Tile kLargeTiles[] = {
-    {2, 2, 1, 64, 8, 710},
-    {1, 2, 1, 128, 8, 490},
-    {2, 2, 1, 128, 4, 820},
-    {1, 2, 1, 256, 5, 720},
+    {1, 2, 1, 128, 8, 485},
+    {1, 2, 1, 256, 5, 735},
 };
 
 inline constexpr int kMaxInt4Splits = 8;
-inline constexpr int kSmallRows = 8;  // more rows go to the kernels for Hopper where those run
+// So many rows go to the small kernels on Hopper too; up to kEitherRows those do that are expected to take less time.
+inline constexpr int kSmallRows = 16, kEitherRows = 32;
 inline constexpr int64_t kMaxGridZ = 65535;
 
 // Bytes for partial sums where clusters cannot add them up: see the JAX side's shapes.workspace_bytes.
@@ -84,56 +87,78 @@ constexpr int running_ctas(const Int4Device& device, int ctas_per_sm, int splits
 
 struct Int4Split {
   int splits = 0;  // 0: no such plan
-  int64_t cost = 0;
+  int64_t ns = 0;  // that it is expected to take
 };
 
-// Splits of the depth for a small tile. The cost is what the busiest SM reads, in units of two tiles of weights.
+constexpr bool operator<(const Int4Split& a, const Int4Split& b) {
+  return a.splits > 0 && (b.splits == 0 || a.ns < b.ns);
+}
+
+// Splits of the depth for a small tile: what the SM with most of the weights takes for them.
 inline Int4Split split_small(const Int4Shape& s, const Int4Device& device, const SmallTile& tile) {
+  constexpr int64_t kStartNs = 2700, kClusterNs = 570, kCombineNs = 2500;
+  constexpr int64_t kBusyWarps = 8;  // fewer on an SM wait for memory most of the time
   const int64_t units = (s.depth_tiles + 1) / 2;
-  const int64_t blocks = (s.strips + tile.channel_warps - 1) / tile.channel_warps *
+  const int64_t blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels() *
                          ((s.rows + tile.rows() - 1) / tile.rows());
   Int4Split best;
   for (int splits = 1; splits <= kMaxInt4Splits; splits *= 2) {
     if (splits > 1 && splits > units) break;
     if (device.clusters
-            ? 4 * tile.channel_warps % splits != 0
+            ? tile.warp_blocks * tile.channel_warps % splits != 0
             : splits > 1 && 4 * splits * s.rows * s.strips * kStrip > device.workspace_bytes)
       break;
     const int64_t ctas = blocks * splits;
     const int64_t busiest = (ctas + device.sms - 1) / device.sms;
-    int64_t cost = 100 * busiest * tile.channel_warps * ((units + splits - 1) / splits);
+    const int64_t warps = std::min<int64_t>(busiest, tile.ctas_per_sm) * tile.threads() / 32;
+    int64_t ns = busiest * tile.channels() * 2 * ((units + splits - 1) / splits) * tile.ns / kStrip;
+    if (warps < kBusyWarps) ns = ns * kBusyWarps / warps;
     if (ctas > running_ctas(device, tile.ctas_per_sm, splits))
-      cost += cost / 8;                                 // starts and ends in between
-    cost += splits > 1 ? cost / 16 + 200 * splits : 0;  // adding up
-    if (best.splits == 0 || cost < best.cost) best = {splits, cost};
+      ns += tile.ctas_per_sm == 1 ? ns : ns / 4;  // starts and ends in between
+    if (splits > 1) ns += device.clusters ? kClusterNs : kCombineNs;
+    const Int4Split split = {splits, kStartNs + ns};
+    if (split < best) best = split;
   }
   return best;
 }
 
-// The same for a tile of the kernels for Hopper; the cost is in nanoseconds. `unit`: tiles of the depth that stay together.
+// The lowest of the small tiles that have enough rows, or the highest.
+constexpr int small_blocks(int64_t rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
+
+// The same for a tile of the kernels for Hopper. `unit`: tiles of the depth that stay together. Splits that do not all run at
+// once are slower than anything else (measured: 550 us for 376).
 inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
                               const HopperInt4Tile& tile, int unit) {
-  constexpr int64_t kStartNs = 1500;
+  constexpr int64_t kStartNs = 3100;
   const int64_t sums = tile.channels() * tile.n;
-  const int64_t add_up_ns = 600 + sums * 8 / 100;  // across a cluster: what a CTA sends and gets
-  const int64_t fold_ns = tile.depth_groups > 1 ? 300 + tile.depth_groups * sums / 28 : 0;
+  // Across a cluster: what a CTA sends and gets.
+  const int64_t add_up_ns = 500 + sums * (tile.n == 256 ? 45 : 23) / 100;
+  const int64_t fold_ns = tile.depth_groups > 1 ? 300 + tile.depth_groups * sums / 400 : 0;
   const int64_t row_blocks = (s.rows + tile.n - 1) / tile.n;
   const int64_t channel_blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels();
   const int64_t units = (s.depth_tiles + unit - 1) / unit;
   Int4Split best;
-  if (unit > 1 && channel_blocks > kMaxGridZ) return best;
   for (int splits = 1; splits <= kMaxInt4Splits; splits *= 2) {
-    if (splits > 1 && (splits > units || tile.quads() % splits != 0)) break;
     const int64_t running = running_ctas(device, 1, splits);
     const int64_t waves = (row_blocks * channel_blocks * splits + running - 1) / running;
+    if (splits > 1 && (splits > units || tile.quads() % splits != 0 || waves > 1)) break;
     const int64_t of_cta = (units + splits - 1) / splits;
     const int64_t rounds = (of_cta + tile.depth_groups - 1) / tile.depth_groups;
     const int64_t ns = rounds * tile.depth_groups * unit * tile.ns + kStartNs + fold_ns +
                        (splits > 1 ? add_up_ns : 0);
-    const int64_t cost = waves * ns;
-    if (best.splits == 0 || cost < best.cost) best = {splits, cost};
+    const Int4Split split = {splits, waves * ns};
+    if (split < best) best = split;
   }
   return best;
+}
+
+// For a medium number of rows, in a grid whose last dimension are channel blocks.
+inline Int4Split split_medium(const Int4Shape& s, const Int4Device& device,
+                              const HopperInt4Tile& tile) {
+  if (s.rows > kMediumRows || s.rows > kMediumRowBlocks * tile.n ||
+      s.strips > kMaxGridZ * (tile.channels() / kStrip))
+    return {};
+  return split_hopper(s, device, tile, kMediumUnit);
 }
 
 // What runs on Hopper: a place in one of the tables of tiles, and splits; no splits: none does.
@@ -145,17 +170,41 @@ struct HopperChoice {
 
 inline HopperChoice choose_hopper(const Int4Shape& s, const Int4Device& device) {
   HopperChoice best;
-  const auto consider = [&](bool medium, int tile, const Int4Split& split) {
-    if (split.splits > 0 && (best.split.splits == 0 || split.cost < best.split.cost))
-      best = {medium, tile, split};
-  };
   int at = 0;
-  for (const HopperInt4Tile& tile : kMediumTiles)
-    if (s.rows <= kMediumRows) consider(true, at++, split_hopper(s, device, tile, kMediumUnit));
+  const auto consider = [&](bool medium, const Int4Split& split) {
+    if (split < best.split) best = {medium, at, split};
+    ++at;
+  };
+  for (const HopperInt4Tile& tile : kMediumTiles) consider(true, split_medium(s, device, tile));
   at = 0;
-  for (const HopperInt4Tile& tile : kLargeTiles)
-    consider(false, at++, split_hopper(s, device, tile, 1));
+  for (const HopperInt4Tile& tile : kLargeTiles) consider(false, split_hopper(s, device, tile, 1));
   return best;
+}
+
+// The small tile and splits for a device where all of them fit: a place in the table.
+struct SmallChoice {
+  int tile = 0;
+  Int4Split split;
+};
+
+inline SmallChoice choose_small(const Int4Shape& s, const Int4Device& device) {
+  SmallChoice best;
+  int at = 0;
+  for (const SmallTile& tile : kSmallTiles) {
+    if (tile.blocks == small_blocks(s.rows)) {
+      const Int4Split split = split_small(s, device, tile);
+      if (split < best.split) best = {at, split};
+    }
+    ++at;
+  }
+  return best;
+}
+
+// Whether the small kernels take a problem on Hopper.
+inline bool small_on_hopper(const Int4Shape& s, const Int4Device& device,
+                            const HopperChoice& other) {
+  return s.rows <= kSmallRows ||
+         (s.rows <= kEitherRows && choose_small(s, device).split < other.split);
 }
 
 }  // namespace jax_baracuda

@@ -23,26 +23,26 @@ cudaError_t prepare(const Kernel& kernel, std::atomic<bool>& ready) {
   return error;
 }
 
-// The cheapest of the kernels as high as the rows need, or as there are.
+// The fastest of the kernels as high as the rows need, or as there are.
 void choose_small(const Int4Shape& s, const Int4Device& device, int max_shared, Int4Plan* plan) {
-  int blocks = 1;
-  while (blocks < 4 && s.rows > 8 * blocks) blocks *= 2;
-  int64_t best = 0;
+  Int4Split best;
   for (const SmallInt4Kernel& kernel : small_int4_kernels()) {
     if (kernel.dtype != s.dtype || kernel.scale_steps != scale_steps(s) ||
-        kernel.tile.blocks != blocks || kernel.shared_bytes > max_shared)
+        kernel.tile.blocks != small_blocks(s.rows) || kernel.shared_bytes > max_shared)
       continue;
     const Int4Split split = split_small(s, device, kernel.tile);
-    if (split.splits == 0 || (plan->small && split.cost >= best)) continue;
+    if (!(split < best)) continue;
     plan->small = &kernel;
-    plan->splits = split.splits;
-    best = split.cost;
+    best = split;
   }
+  plan->splits = best.splits;
   plan->cluster = plan->splits > 1 && device.clusters;
 }
 
+// Where the small kernels take it, or none is built: no kernel.
 void choose_hopper(const Int4Shape& s, const Int4Device& device, Int4Plan* plan) {
   const HopperChoice choice = choose_hopper(s, device);
+  if (small_on_hopper(s, device, choice)) return;
   const int steps = std::min(scale_steps(s), choice.medium ? 8 : 4);
   for (const HopperInt4Kernel& kernel : hopper_int4_kernels())
     if (kernel.dtype == s.dtype && kernel.medium == choice.medium && kernel.tile == choice.tile &&
@@ -73,9 +73,9 @@ cudaLaunchConfig_t launch_config(const Int4Plan& plan, dim3 grid, int threads, i
 cudaError_t launch_small_rows(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
                               cudaStream_t stream) {
   const SmallInt4Kernel& kernel = *plan.small;
-  const int width = kernel.tile.channel_warps, rows = kernel.tile.rows();
+  const int width = kernel.tile.channels(), rows = kernel.tile.rows();
   const dim3 grid(static_cast<unsigned>(plan.splits),
-                  static_cast<unsigned>((s.strips + width - 1) / width),
+                  static_cast<unsigned>((s.strips * kStrip + width - 1) / width),
                   static_cast<unsigned>((p.rows + rows - 1) / rows));
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch =
@@ -158,7 +158,7 @@ cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* pla
     if (plan->hopper)
       return prepare(*plan->hopper,
                      g_hopper_ready[device][plan->hopper - hopper_int4_kernels().data()]);
-    *plan = Int4Plan();  // not built for Hopper
+    *plan = Int4Plan();
   }
   choose_small(s, facts, max_shared, plan);
   if (!plan->small) return cudaErrorInvalidValue;

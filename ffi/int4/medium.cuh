@@ -7,8 +7,6 @@
 // again.
 #pragma once
 
-#include <type_traits>
-
 #include "device/bulk.cuh"
 #include "device/divide.cuh"
 #include "device/mbarrier.cuh"
@@ -30,11 +28,9 @@ struct MediumTraits {
   static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
   static constexpr int kGroups = kChannelGroups * kDepthGroups, kThreads = 128 * kGroups;
   static constexpr int kChannels = kChannelGroups * kStrip;
-  // Few rows leave registers for the sums of a group: scales then multiply those and not the weights, which costs less.
-  static constexpr bool kFolds = kN <= 16;
-  // A chunk of k-steps is made ready while the tensor cores work on the one before it.
-  static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kN <= 32 ? 1 : 4;
-  static_assert(kScaleSteps >= kChunk || !kFolds);
+  // A chunk of k-steps is made ready while the tensor cores work on the one before it. Many warpgroups leave registers for
+  // one k-step alone.
+  static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kGroups > 4 ? 1 : 4;
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
@@ -221,34 +217,20 @@ struct MediumKernel {
     return channel_group * kStrip + warp * 16 + lane / 4 * 2;
   }
 
-  using Nibbles = std::conditional_t<Traits::kFolds, ExactNibbles<T>, ScaledNibbles<T>>;
-  __device__ __forceinline__ Nibbles nibbles(int stage, int step) const {
-    if constexpr (Traits::kFolds)
-      return Nibbles(zeros_at(stage, step));
-    else
-      return Nibbles(zeros_at(stage, step), scales_at(stage, step));
+  __device__ __forceinline__ ScaledNibbles<T> nibbles(int stage, int step) const {
+    return ScaledNibbles<T>(zeros_at(stage, step), scales_at(stage, step));
   }
 
-  // Products of the chunk that begins with k-step `first`; `fresh`: they are the first of their sums.
+  // Products of the chunk that begins with k-step `first`.
   __device__ __forceinline__ void issue(float (&sums)[kN / 2], const uint32_t (&a)[kChunk][4],
-                                        uint32_t rows, int first, bool fresh) const {
+                                        uint32_t rows, int first) const {
     const uint64_t start = Rows::descriptor(rows);
     warpgroup_arrive();
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
       WarpgroupMma<T, kN>::registers_transposed(
-          sums, a[i], advance(start, Rows::column_offset(16 * (first + i))),
-          fresh && i == 0 ? 0 : 1);
+          sums, a[i], advance(start, Rows::column_offset(16 * (first + i))), 1);
     warpgroup_commit();
-  }
-
-  // Adds the sums of a group, scaled.
-  __device__ __forceinline__ void fold(float (&sums)[kN / 2], const float (&of_group)[kN / 2],
-                                       uint32_t scales) const {
-    const float2 scale = RawNibbles<T>::to_floats(scales);
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i)
-      sums[i] = fmaf(of_group[i], i % 4 < 2 ? scale.x : scale.y, sums[i]);
   }
 
   __device__ __forceinline__ void release(int stage) const {
@@ -257,7 +239,6 @@ struct MediumKernel {
 
   // All products of this warpgroup.
   __device__ __forceinline__ void multiply(float (&sums)[kN / 2]) const {
-    float of_group[Traits::kFolds ? kN / 2 : 1];
     uint32_t a[2][kChunk][4];
     uint32_t piece = first_piece(first_tile() + kAhead);
     int left = end_tile() - first_tile() - kAhead;  // tiles from the unit that is loaded next on
@@ -268,7 +249,7 @@ struct MediumKernel {
       const int before = stage == 0 ? kStages - 1 : stage - 1;  // of the unit before this one
       copy_async_wait<kStages - 2>();
       mbarrier_wait(full(stage), parity);
-      Nibbles nibbles = this->nibbles(stage, 0);
+      auto nibbles = this->nibbles(stage, 0);
       uint4 words = load_shared_16(weights_of(stage));
 #pragma unroll
       for (int first = 0; first < Traits::kSteps; first += kChunk) {
@@ -283,22 +264,10 @@ struct MediumKernel {
                                                    : words.w);
         }
         const int next = first + kChunk;
-        if constexpr (Traits::kFolds)
-          issue(of_group, operands, rows_of(stage), first, first % kScaleSteps == 0);
-        else
-          issue(sums, operands, rows_of(stage), first, false);
+        issue(sums, operands, rows_of(stage), first);
         if (next % 4 == 0 && next < Traits::kSteps)
           words = load_shared_16(weights_of(stage) + next / 4 * kTileBytes);
-        if constexpr (Traits::kFolds) {
-          if (next % kScaleSteps == 0) {
-            const uint32_t scales = scales_at(stage, first);
-            warpgroup_wait<0>();
-            hold(of_group);
-            fold(sums, of_group, scales);
-          } else {
-            warpgroup_wait<1>();
-          }
-        } else if (next == Traits::kSteps) {
+        if (next == Traits::kSteps) {
           warpgroup_wait<0>();
           hold(sums);
         } else {

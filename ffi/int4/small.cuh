@@ -17,31 +17,33 @@
 
 namespace jax_baracuda {
 
-// kBlocks: of 8 rows of x. kScaleSteps: k-steps of 16 that share a scale, 2, 4 or 8 (groups of 32, 64, more).
+// kBlocks: of 8 rows of x. kWarpBlocks: of 16 channels that a warp has, 4 or 2. kScaleSteps: k-steps of 16 that share a
+// scale, 2, 4 or 8 (groups of 32, 64, more).
 template <class T_, int kBlocks_, int kChannelWarps_, int kDepthWarps_, int kStages_, int kCtas_,
-          int kScaleSteps_>
+          int kWarpBlocks_, int kScaleSteps_>
 struct SmallTraits {
   using T = T_;
+  static constexpr int kWarpBlocks = kWarpBlocks_, kWarpChannels = 16 * kWarpBlocks;
   static constexpr int kBlocks = kBlocks_, kChannelWarps = kChannelWarps_,
                        kDepthWarps = kDepthWarps_;
   static constexpr int kStages = kStages_, kCtas = kCtas_, kScaleSteps = kScaleSteps_;
-  static constexpr int kRows = 8 * kBlocks, kChannels = kStrip * kChannelWarps;
+  static constexpr int kRows = 8 * kBlocks, kChannels = kWarpChannels * kChannelWarps;
   static constexpr int kWarps = kChannelWarps * kDepthWarps, kThreads = 32 * kWarps;
   static constexpr int kUnit = 2;  // tiles of weights that a warp has in a stage
   static constexpr int kScaleRows = 8 / kScaleSteps;
 
   // A stage of a warp: weights, scales, zero points; of the CTA: those and x.
-  static constexpr int kScalesOffset = kUnit * kTileBytes;
-  static constexpr int kScalePieces =
-      12 * kScaleRows;  // of 16 bytes: 8 of scales a row, then 4 of zero points
-  static constexpr int kZerosOffset = kScalesOffset + kScaleRows * kStrip * 2;
+  static constexpr int kTilePart = kWarpBlocks * 512;  // bytes of a tile that a warp has
+  static constexpr int kScalesOffset = kUnit * kTilePart;
+  // Of 16 bytes: two of scales a row and block, then one of zero points.
+  static constexpr int kScalePieces = 3 * kWarpBlocks * kScaleRows;
+  static constexpr int kZerosOffset = kScalesOffset + kScaleRows * kWarpChannels * 2;
   static constexpr int kWarpBytes = kScalesOffset + kScalePieces * 16;
   using Rows = Tile<T, kRows, kUnit * kDepth>;
-  static constexpr int kRowsOffset = kWarps * kWarpBytes;
+  static constexpr int kRowsOffset = (kWarps * kWarpBytes + 127) / 128 * 128;
   static constexpr int kStageBytes = kRowsOffset + kDepthWarps * Rows::kBytes;
-  static_assert(kRowsOffset % 128 == 0);
 
-  using Sums = SmallSums<kRows, kChannelWarps, kDepthWarps, kWarpBytes, kStageBytes>;
+  using Sums = SmallSums<kRows, kWarpBlocks, kChannelWarps, kDepthWarps, kWarpBytes, kStageBytes>;
   static constexpr int kSumsOffset = kStages * kStageBytes;
   static constexpr int kSharedBytes = kSumsOffset + Sums::kBytes;
 };
@@ -52,7 +54,7 @@ struct SmallKernel {
   using Rows = typename Traits::Rows;
   using Raw = RawNibbles<T>;
   static constexpr int kBlocks = Traits::kBlocks, kStages = Traits::kStages,
-                       kDepthWarps = Traits::kDepthWarps;
+                       kDepthWarps = Traits::kDepthWarps, kWarpBlocks = Traits::kWarpBlocks;
 
   const Int4Params& p;
   unsigned char* const shared;
@@ -63,11 +65,11 @@ struct SmallKernel {
   const int first_row, end_unit;
 
   // Of the stage that is loaded next: this warp's unit, its weights, the columns of x that this thread copies.
-  int load_unit, load_column;
+  int load_unit;
   const uint8_t* load_weights;
-  const int strip;
+  const int first_channel;
 
-  float sums[4][kBlocks][4] = {};  // of 16 channels, 8 rows of x
+  float sums[kWarpBlocks][kBlocks][4] = {};  // of 16 channels, 8 rows of x
 
   __device__ __forceinline__ SmallKernel(const Int4Params& p, unsigned char* shared, int split,
                                          int channel_block, int row_block)
@@ -76,39 +78,45 @@ struct SmallKernel {
         first_row(row_block * Traits::kRows),
         end_unit(first_unit(split + 1)),
         load_unit(first_unit(split) + depth_warp),
-        load_column((load_unit - depth_warp + copied_row() / Traits::kRows) * Rows::kCols +
-                    copied_piece() * 8),
-        strip(min(channel_block * Traits::kChannelWarps + channel_warp, p.strips - 1)) {
-    load_weights =
-        p.packed +
-        (static_cast<int64_t>(strip) * p.depth_tiles + load_unit * Traits::kUnit) * kTileBytes +
-        lane * 16;
+        first_channel(min((channel_block * Traits::kChannelWarps + channel_warp) *
+                              Traits::kWarpChannels,
+                          p.strips * kStrip - Traits::kWarpChannels)) {
+    load_weights = p.packed +
+                   (static_cast<int64_t>(first_channel / kStrip) * p.depth_tiles +
+                    load_unit * Traits::kUnit) *
+                       kTileBytes +
+                   first_channel % kStrip * 32 + lane * 16;
   }
 
   __device__ __forceinline__ int first_unit(int split) const {
     return split * p.split_units + min(split, p.longer_splits);
   }
 
-  // Copies of x: a thread has the same piece of every kRowStep-th row of all units one below the other.
-  static constexpr int kRowStep = Traits::kThreads / Rows::kPieces;
-  static_assert(kRowStep % Traits::kRows == 0 || Traits::kRows % kRowStep == 0);
-  static __device__ __forceinline__ int copied_row() { return threadIdx.x / Rows::kPieces; }
-  static __device__ __forceinline__ int copied_piece() { return threadIdx.x % Rows::kPieces; }
+  // Warps next to each other share a unit of x, and wait for each other alone.
+  static constexpr int kSharing = 32 * Traits::kChannelWarps;
+  __device__ __forceinline__ void wait_for_sharing() const {
+    if constexpr (Traits::kChannelWarps == 1)
+      __syncwarp();
+    else if constexpr (kDepthWarps == 1)
+      __syncthreads();
+    else
+      named_barrier_sync(1 + depth_warp, kSharing);
+  }
 
+  // Rows of x that are not there are never copied: they make no sum that counts.
   __device__ __forceinline__ void load_rows(uint32_t stage) const {
-    const int row = copied_row() % Traits::kRows;
-    const uint32_t to =
-        Rows(stage + Traits::kRowsOffset + copied_row() / Traits::kRows * Rows::kBytes)
-            .piece(row, copied_piece());
-    const T* from = static_cast<const T*>(p.x) + static_cast<int64_t>(first_row + row) * p.columns +
-                    load_column;
-    const int end = min(p.columns, end_unit * Rows::kCols) - load_column;
+    const Rows to(stage + Traits::kRowsOffset + depth_warp * Rows::kBytes);
+    const int thread = channel_warp * 32 + lane, column = thread % Rows::kPieces * 8;
+    const bool valid = load_unit * Rows::kCols + column < p.columns;
+    const T* from =
+        static_cast<const T*>(p.x) + (valid ? load_unit * Rows::kCols + column : 0);
+    constexpr int kStep = kSharing / Rows::kPieces;
 #pragma unroll
-    for (int at = 0; at < kDepthWarps * Traits::kRows; at += kRowStep) {
-      const int more_rows = at % Traits::kRows, columns = at / Traits::kRows * Rows::kCols;
-      const bool valid = columns < end && first_row + row + more_rows < p.rows;
-      copy_async_16(to + at / Traits::kRows * Rows::kBytes + more_rows * Rows::kPieces * 16,
-                    from + columns + static_cast<int64_t>(more_rows) * p.columns, valid);
+    for (int at = 0; at < Traits::kRows; at += kStep) {
+      const int row = at + thread / Rows::kPieces;
+      if (row < Traits::kRows && first_row + row < p.rows)
+        copy_async_16(to.piece(row, thread % Rows::kPieces),
+                      from + static_cast<int64_t>(first_row + row) * p.columns, valid);
     }
   }
 
@@ -119,14 +127,16 @@ struct SmallKernel {
     for (int at = 0; at < Traits::kScalePieces; at += 32) {
       const int piece = at + lane;
       if (piece >= Traits::kScalePieces) break;
-      const bool scale = piece < 8 * kScaleRows;
-      const int row = kScaleRows == 1 ? 0 : scale ? piece / 8 : piece / 4 - 2 * kScaleRows;
+      const bool scale = piece < 2 * kWarpBlocks * kScaleRows;
+      const int row = kScaleRows == 1 ? 0
+                      : scale         ? piece / (2 * kWarpBlocks)
+                                      : piece / kWarpBlocks - 2 * kScaleRows;
       const int of_tile = tile + (kScaleRows == 4 ? row / 2 : row);
       const bool valid = kScaleRows == 1 || of_tile < p.depth_tiles;
       const int group = kScaleRows == 4 ? tile * 2 + row : divide(of_tile, p.group_tiles);
-      const uint8_t* from =
-          scale ? static_cast<const uint8_t*>(p.scales) + (strip * kStrip + piece % 8 * 8) * 2
-                : p.zeros + strip * kStrip + piece % 4 * 16;
+      const uint8_t* from = scale ? static_cast<const uint8_t*>(p.scales) +
+                                        (first_channel + piece % (2 * kWarpBlocks) * 8) * 2
+                                  : p.zeros + first_channel + piece % kWarpBlocks * 16;
       copy_async_16(to + piece * 16,
                     from + static_cast<int64_t>(group) * (scale ? 2 * width : width), valid);
     }
@@ -139,27 +149,27 @@ struct SmallKernel {
     const bool active = load_unit < end_unit;
     if (active) {
 #pragma unroll
-      for (int block = 0; block < 4; ++block)
+      for (int block = 0; block < kWarpBlocks; ++block)
         copy_async_16(own + block * 512, load_weights + block * 512, true);
       load_scales(own - lane * 16 + Traits::kScalesOffset);
+      load_rows(stage);
     }
-    load_rows(stage);
     copy_async_commit();
     if (active) {
+      const uint32_t second = own + Traits::kTilePart;
       if (load_unit * Traits::kUnit + 1 < p.depth_tiles) {
 #pragma unroll
-        for (int block = 4; block < 8; ++block)
-          copy_async_16(own + block * 512, load_weights + block * 512, true);
+        for (int block = 0; block < kWarpBlocks; ++block)
+          copy_async_16(second + block * 512, load_weights + kTileBytes + block * 512, true);
       } else {
 #pragma unroll
-        for (int block = 4; block < 8; ++block)
-          store_shared_16(own + block * 512, make_uint4(0, 0, 0, 0));
+        for (int block = 0; block < kWarpBlocks; ++block)
+          store_shared_16(second + block * 512, make_uint4(0, 0, 0, 0));
       }
     }
     copy_async_commit();
     load_unit += kDepthWarps;
     load_weights += kDepthWarps * Traits::kUnit * kTileBytes;
-    load_column += kDepthWarps * Rows::kCols;
   }
 
   // B operands of 64 columns.
@@ -187,7 +197,7 @@ struct SmallKernel {
 
   // What a group has added up so far: products, and x alone.
   struct Group {
-    float products[4][kBlocks][4], rows[kBlocks][4];
+    float products[kWarpBlocks][kBlocks][4], rows[kBlocks][4];
     __device__ __forceinline__ void clear() {
 #pragma unroll
       for (int n = 0; n < kBlocks; ++n)
@@ -195,60 +205,81 @@ struct SmallKernel {
         for (int e = 0; e < 4; ++e) {
           rows[n][e] = 0.0f;
 #pragma unroll
-          for (int block = 0; block < 4; ++block) products[block][n][e] = 0.0f;
+          for (int block = 0; block < kWarpBlocks; ++block) products[block][n][e] = 0.0f;
         }
     }
   };
 
+  static __device__ __forceinline__ uint32_t word(const uint4& w, int step) {
+    return step == 0 ? w.x : step == 1 ? w.y : step == 2 ? w.z : w.w;
+  }
+
+  // k-steps [first, first + kSteps) of a tile, which share a scale.
+  template <int kSteps>
+  __device__ __forceinline__ void multiply(Group& group, const uint4 (&words)[kWarpBlocks],
+                                               const uint32_t (&b)[4][kBlocks][2],
+                                               int first) const {
+    const uint32_t ones[4] = {Raw::kOnes, Raw::kOnes, Raw::kOnes, Raw::kOnes};
+#pragma unroll
+    for (int step = first; step < first + kSteps; ++step) {
+#pragma unroll
+      for (int n = 0; n < kBlocks; ++n)
+        multiply_add<T>(group.rows[n], ones, b[step][n][0], b[step][n][1]);
+#pragma unroll
+      for (int block = 0; block < kWarpBlocks; ++block) {
+        uint32_t a[4];
+        Raw::run(a, word(words[block], step));
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n)
+          multiply_add<T>(group.products[block][n], a, b[step][n][0], b[step][n][1]);
+      }
+    }
+  }
+
   // One tile of a unit.
   template <int kHalf>
-  __device__ __forceinline__ void multiply(int stage, Group& group) {
+  __device__ __forceinline__ void multiply_tile(int stage, Group& group) {
     const unsigned char* from = shared + stage * Traits::kStageBytes;
     const unsigned char* own = from + warp * Traits::kWarpBytes;
     constexpr int kSteps = Traits::kScaleSteps < 4 ? Traits::kScaleSteps : 4;
     uint32_t b[4][kBlocks][2];
     read_rows(b, Rows(shared_address(from) + Traits::kRowsOffset + depth_warp * Rows::kBytes),
               kHalf);
-    uint4 words[4];
+    uint4 words[kWarpBlocks];
 #pragma unroll
-    for (int block = 0; block < 4; ++block)
-      words[block] =
-          *reinterpret_cast<const uint4*>(own + kHalf * kTileBytes + block * 512 + lane * 16);
+    for (int block = 0; block < kWarpBlocks; ++block)
+      words[block] = *reinterpret_cast<const uint4*>(own + kHalf * Traits::kTilePart +
+                                                     block * 512 + lane * 16);
 #pragma unroll
     for (int first = 0; first < 4; first += kSteps) {
       const int begin = kHalf * 4 + first;
       if (begin % Traits::kScaleSteps == 0) group.clear();
-#pragma unroll
-      for (int step = first; step < first + kSteps; ++step) {
-        const uint32_t ones[4] = {Raw::kOnes, Raw::kOnes, Raw::kOnes, Raw::kOnes};
-#pragma unroll
-        for (int n = 0; n < kBlocks; ++n)
-          multiply_add<T>(group.rows[n], ones, b[step][n][0], b[step][n][1]);
-#pragma unroll
-        for (int block = 0; block < 4; ++block) {
-          const uint4& w = words[block];
-          uint32_t a[4];
-          Raw::run(a, step == 0 ? w.x : step == 1 ? w.y : step == 2 ? w.z : w.w);
-#pragma unroll
-          for (int n = 0; n < kBlocks; ++n)
-            multiply_add<T>(group.products[block][n], a, b[step][n][0], b[step][n][1]);
-        }
-      }
+      multiply<kSteps>(group, words, b, first);
       if ((begin + kSteps) % Traits::kScaleSteps == 0)
         scale(own, begin / Traits::kScaleSteps, group);
     }
   }
 
+  // Of the lane's two channels of a block.
+  __device__ __forceinline__ uint32_t zeros_of(const unsigned char* own, int row,
+                                               int block) const {
+    return *reinterpret_cast<const uint16_t*>(own + Traits::kZerosOffset +
+                                              row * Traits::kWarpChannels + block * 16 +
+                                              lane / 4 * 2);
+  }
+  __device__ __forceinline__ uint32_t scales_of(const unsigned char* own, int row,
+                                                int block) const {
+    return *reinterpret_cast<const uint32_t*>(
+        own + Traits::kScalesOffset +
+        (row * Traits::kWarpChannels + block * 16 + lane / 4 * 2) * 2);
+  }
+
   // The end of a group.
   __device__ __forceinline__ void scale(const unsigned char* own, int row, const Group& group) {
 #pragma unroll
-    for (int block = 0; block < 4; ++block) {
-      // Of the lane's two channels.
-      const int pair = row * kStrip + block * 16 + lane / 4 * 2;
-      const float2 shift =
-          Raw::shifts(*reinterpret_cast<const uint16_t*>(own + Traits::kZerosOffset + pair));
-      const float2 factor = Raw::to_floats(
-          *reinterpret_cast<const uint32_t*>(own + Traits::kScalesOffset + pair * 2));
+    for (int block = 0; block < kWarpBlocks; ++block) {
+      const float2 shift = Raw::shifts(zeros_of(own, row, block));
+      const float2 factor = Raw::to_floats(scales_of(own, row, block));
 #pragma unroll
       for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
@@ -269,14 +300,13 @@ struct SmallKernel {
     int unit = load_unit - (kStages - 1) * kDepthWarps;
     int stage = 0, free = kStages - 1;
     Group group;
-    for (; unit - depth_warp < end_unit; unit += kDepthWarps) {
+    for (; unit < end_unit; unit += kDepthWarps) {
       copy_async_wait<2 * kStages - 3>();
-      __syncthreads();
+      wait_for_sharing();
       load(free);
-      const bool active = unit < end_unit;
-      if (active) multiply<0>(stage, group);
+      multiply_tile<0>(stage, group);
       copy_async_wait<2 * kStages - 2>();
-      if (active) multiply<1>(stage, group);
+      multiply_tile<1>(stage, group);
       stage = stage + 1 == kStages ? 0 : stage + 1;
       free = free + 1 == kStages ? 0 : free + 1;
     }
@@ -293,10 +323,11 @@ struct SmallKernel {
         const int row = n * 8 + lane % 4 * 2 + e;
         if (first_row + row >= p.rows) continue;
 #pragma unroll
-        for (int block = 0; block < 4; ++block)
-          store_shared_float2(to.place(warp, row, block * 16 + lane / 4 * 2),
-                              make_float2(sums[block][n][e] * Raw::kFirstFactor,
-                                          sums[block][n][2 + e] * Raw::kSecondFactor));
+        for (int block = 0; block < kWarpBlocks; ++block)
+          store_shared_float2(
+              to.place(warp, row, block * 16 + lane / 4 * 2),
+              make_float2(sums[block][n][e] * Raw::kFirstFactor,
+                          sums[block][n][2 + e] * Raw::kSecondFactor));
       }
   }
 };

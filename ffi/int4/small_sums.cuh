@@ -9,13 +9,14 @@
 namespace jax_baracuda {
 
 // A warp's sums of its kRows x 64 channels lie where its weights lay: 16 rows a stage.
-template <int kRows, int kChannelWarps, int kDepthWarps, int kWarpBytes, int kStageBytes>
+template <int kRows, int kWarpBlocks, int kChannelWarps, int kDepthWarps, int kWarpBytes, int kStageBytes>
 struct SmallSums {
   static constexpr int kBlocks =
-      4 * kChannelWarps;  // of 16 channels, of which an owner has whole ones
+      kWarpBlocks * kChannelWarps;  // of 16 channels, of which an owner has whole ones
   static constexpr int kBufferBytes = kRows * kBlocks * 16 * 4;
   static constexpr int kBytes = kBufferBytes + 16;  // and a barrier
-  static_assert((kRows < 16 ? kRows : 16) * kStrip * 4 <= kWarpBytes);
+  static constexpr int kWarpChannels = 16 * kWarpBlocks;
+  static_assert((kRows < 16 ? kRows : 16) * kWarpChannels * 4 <= kWarpBytes);
 
   const Int4Params& p;
   const uint32_t ring, buffer;
@@ -58,7 +59,7 @@ struct SmallSums {
   // Two channels of a warp; neighbouring pairs of rows fall in different banks.
   __device__ __forceinline__ uint32_t place(int warp, int row, int channel) const {
     return ring + row / 16 * kStageBytes + warp * kWarpBytes +
-           (row % 16 * kStrip + (channel ^ (row / 2 % 4 * 8))) * 4;
+           (row % 16 * kWarpChannels + (channel ^ (row / 2 % 4 * 8))) * 4;
   }
 
   // The CTA's sum of four channels.
@@ -67,7 +68,7 @@ struct SmallSums {
 #pragma unroll
     for (int depth = 0; depth < kDepthWarps; ++depth)
       sum = sum + load_shared_float4(
-                      place(depth * kChannelWarps + channel / kStrip, row, channel % kStrip));
+                      place(depth * kChannelWarps + channel / kWarpChannels, row, channel % kWarpChannels));
     return sum;
   }
 

@@ -11,7 +11,7 @@ template <DType dtype, int index, int scale_steps>
 SmallInt4Kernel small_int4_kernel_entry() {
   static constexpr SmallTile tile = kSmallTiles[index];
   using Traits = SmallTraits<Int4Element<dtype>, tile.blocks, tile.channel_warps, tile.depth_warps,
-                             tile.stages, tile.ctas_per_sm, scale_steps>;
+                             tile.stages, tile.ctas_per_sm, tile.warp_blocks, scale_steps>;
   static constexpr auto kernel = int4_small_kernel<Traits>;
   return {dtype,
           scale_steps,

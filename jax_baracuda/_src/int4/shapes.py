@@ -18,7 +18,7 @@ MAX_WORKSPACE = 4 << 20
 MAX_SPLITS = 8
 _NIBBLES = 8
 
-SMALL_ROWS = 8  # more rows go to the kernels for Hopper where there are any
+SMALL_ROWS = 16  # more rows go to the kernels for Hopper where there are any
 
 
 class MatmulOptions(TypedDict):
