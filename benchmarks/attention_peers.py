@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from peers import be_nice
 from workers import Engine
 
@@ -25,6 +26,9 @@ PASSES = ("fwd", "bwd", "fwdbwd")
 SAMPLES = 5
 # Numbers in the largest query, and of how many queries and cotangents a program may take one each.
 _NUMBERS, _VARIANTS = 16384 * 4096, 8
+# Sequences that have as many rows and as many visible pairs as four of 4096.
+UNEVEN = (2100, 6600, 787, 3600, 1400, 1897)
+SOFT_CAP = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +42,20 @@ class AttentionCell:
     kv_heads: int
     batch: int
     window: int = 0  # how many keys a query sees, its own included; 0: no window
+    variant: str = ""  # what the call has besides: one of VARIANTS, measured on ours alone
 
     @property
     def name(self) -> str:
         """As in --cells."""
         mask = f"window{self.window}" if self.window else "causal" if self.causal else "full"
         heads = f"-{self.query_heads}x{self.kv_heads}" if self.query_heads > self.kv_heads else ""
-        return f"{self.length}-{self.head_dim}-{mask}{heads}"
+        variant = f"-{self.variant}" if self.variant else ""
+        return f"{self.length}-{self.head_dim}-{mask}{heads}{variant}"
+
+    @property
+    def alone(self) -> bool:
+        """Whether only ours is measured."""
+        return bool(self.window or self.variant)
 
     def flops(self, passes: str) -> float:
         """4 S S D H B, half of it under a causal mask; the backward pass takes 2.5 times that."""
@@ -73,6 +84,27 @@ def grid_cell(length: int, head_dim: int, causal: bool, **fields: Any) -> Attent
     """A cell with B * S = 16384 and H * D = 2048."""
     heads = 2048 // head_dim
     return AttentionCell(length, head_dim, causal, heads, heads, 16384 // length, **fields)
+
+
+def _row_bias(cell: AttentionCell) -> np.ndarray:
+    """[1, H, 1, K], in waves."""
+    heads, keys = np.arange(cell.query_heads)[:, None], np.arange(cell.length)
+    return np.sin(keys + heads).astype(np.float32)[None, :, None]
+
+
+def _slopes(cell: AttentionCell) -> np.ndarray:
+    return np.exp2(-np.arange(1, cell.query_heads + 1) / 2).astype(np.float32)
+
+
+# Name -> further arguments of a call.
+VARIANTS: dict[str, Callable[[AttentionCell], dict[str, Any]]] = {
+    "deterministic": lambda cell: {"deterministic": True},
+    "soft-cap": lambda cell: {"logits_soft_cap": SOFT_CAP},
+    "alibi": lambda cell: {"alibi_slopes": _slopes(cell)},
+    "bias": lambda cell: {"bias": _row_bias(cell)},
+    "dropout": lambda cell: {"dropout_rate": 0.1, "dropout_seed": np.array([3, 5], np.uint32)},
+    "uneven": lambda cell: {},
+}
 
 
 class JaxEngine:
@@ -107,15 +139,9 @@ class JaxEngine:
     def op(self, impl: str, cell: AttentionCell) -> Callable[[Any, Any, Any], Any]:
         """A function (query, key, value) -> out."""
         if impl == "jax_baracuda":
-            import jax_baracuda
-
-            return functools.partial(
-                jax_baracuda.flash_attention,
-                is_causal=cell.causal,
-                local_window_size=(cell.window - 1, 0) if cell.window else None,
-            )
-        if cell.window:
-            raise ValueError("windows are measured on ours alone")
+            return _packed(cell) if cell.variant == "uneven" else _ours(cell)
+        if cell.alone:
+            raise ValueError("windows and variants are measured on ours alone")
         if impl == "jax_cudnn":
             return functools.partial(
                 self.jax.nn.dot_product_attention, is_causal=cell.causal, implementation="cudnn"
@@ -160,7 +186,8 @@ class JaxEngine:
                 return out, *pull(dout)
 
             program = compiled(jax, both, many, key, key, query)
-            return (program, self.oracle(cell)) if impl == "jax_baracuda" else (program,)
+            checked = impl == "jax_baracuda" and cell.variant != "dropout"
+            return (program, self.oracle(cell)) if checked else (program,)
         tree: Any = None
 
         def residuals(q: Any, k: Any, v: Any) -> Any:
@@ -193,7 +220,7 @@ class JaxEngine:
             operands = (douts, *programs[1](queries[0], key, value))
         else:
             operands = (queries, key, value, douts[0])
-            if impl == "jax_baracuda":
+            if len(programs) > 1:
                 result["error_vs_float32"] = self.check(cell, programs, operands)
         timing = self.timing.time_program(
             programs[0], operands, calls=cell.calls(passes), seconds=seconds, samples=SAMPLES
@@ -230,9 +257,17 @@ class JaxEngine:
             seen = (distance >= 0) | (not cell.causal)
             if cell.window:
                 seen &= distance < cell.window
+            if cell.variant == "uneven":  # the last sequence of several in the last rows
+                seen &= jnp.arange(cell.length) >= cell.length - UNEVEN[-1]
 
             def attend(q: Any) -> Any:
                 scores = jnp.sum(q[:, None] * k[None], axis=-1) * q.shape[-1] ** -0.5
+                if cell.variant == "soft-cap":
+                    scores = SOFT_CAP * jnp.tanh(scores / SOFT_CAP)
+                if cell.variant == "alibi":
+                    scores -= float(_slopes(cell)[-1]) * jnp.abs(distance)
+                if cell.variant == "bias":
+                    scores += _row_bias(cell)[0, -1]
                 weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
                 return jnp.sum(weights[:, :, None] * v[None], axis=1)
 
@@ -247,7 +282,8 @@ class JaxEngine:
 
     def rows(self, cell: AttentionCell) -> int:
         """How many queries are checked."""
-        return min(128, cell.length)
+        last = UNEVEN[-1] if cell.variant == "uneven" else cell.length
+        return min(128, last)
 
     def check(self, cell: AttentionCell, programs: Any, operands: Any) -> float:
         """The relative error of the last queries of the last head; a wrong kernel has no time."""
@@ -275,6 +311,40 @@ class JaxEngine:
 
     def release(self) -> None:
         self.programs.clear()
+
+
+def _ours(cell: AttentionCell) -> Callable[..., Any]:
+    import jax_baracuda
+
+    return functools.partial(
+        jax_baracuda.flash_attention,
+        is_causal=cell.causal,
+        local_window_size=(cell.window - 1, 0) if cell.window else None,
+        **(VARIANTS[cell.variant](cell) if cell.variant else {}),
+    )
+
+
+def _packed(cell: AttentionCell) -> Callable[..., Any]:
+    """The same rows as sequences of other lengths, one behind the other."""
+    import jax_baracuda
+
+    assert sum(UNEVEN) == cell.batch * cell.length
+    bounds = np.cumsum((0, *UNEVEN)).astype(np.int32)
+
+    def op(query: Any, key: Any, value: Any) -> Any:
+        rows = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value)]
+        longest = max(UNEVEN)
+        out = jax_baracuda.flash_attention_varlen(
+            *rows,
+            bounds,
+            bounds,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            is_causal=cell.causal,
+        )
+        return out.reshape(query.shape)
+
+    return op
 
 
 def compiled(jax: Any, op: Any, variants: Any, *rest: Any) -> Any:
@@ -328,8 +398,8 @@ class TorchEngine:
         self, impl: str, passes: str, cell: AttentionCell, seconds: float
     ) -> dict[str, Any]:
         torch = self.torch
-        if cell.window:
-            raise ValueError("windows are measured on ours alone")
+        if cell.alone:
+            raise ValueError("windows and variants are measured on ours alone")
         query, key, value, dout = self.inputs(cell)
         backend = getattr(torch.nn.attention.SDPBackend, self.BACKENDS[impl])
 

@@ -9,7 +9,9 @@ from typing import Any
 import attention_earlier
 import figures
 import rows as result_rows
+from attention_peers import VARIANTS
 from bench_attention import GQA, PASSES, WINDOW, window_gain
+from paged_plot import markdown, verdict
 
 OURS = "jax_baracuda"
 FLASH2 = ("torch_flash", "flash_attn_jax")
@@ -40,7 +42,8 @@ def grid(rows: list[dict[str, Any]], passes: str) -> Cells:
     cells: Cells = {}
     for row in rows:
         config = row["config"]
-        if row["pass"] == passes and config["Hq"] == config["Hkv"] and not config["window"]:
+        alone = config["window"] or "variant" in config
+        if row["pass"] == passes and config["Hq"] == config["Hkv"] and not alone:
             key = (config["D"], config["causal"], config["S"])
             cells.setdefault(key, {})[row["impl"]] = row["tflops"]
     return cells
@@ -74,7 +77,59 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{WINDOW.length}, D = {WINDOW.head_dim}, ours: {', '.join(gains)} as fast.",
             "",
         ]
-    return "\n".join([*lines, result_rows.origin(rows)])
+    return "\n".join([*lines, *_variants(rows), result_rows.origin(rows)])
+
+
+# Variants, the pass that counts, and at least how fast they are to be beside the plain call.
+VARIANT_TARGETS = (
+    ("deterministic=True", ("deterministic",), ("bwd",), 1 / 1.2),
+    ("Soft cap, ALiBi, bias and dropout", ("soft-cap", "alibi", "bias", "dropout"), ("fwd",), 0.8),
+    ("Sequences of different lengths, packed", ("uneven",), ("fwd", "bwd"), 0.9),
+)
+
+
+def _variants(rows: list[dict[str, Any]]) -> list[str]:
+    """What options cost: the speed of ours with them, over that without."""
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in rows:
+        config = row["config"]
+        if row["impl"] == OURS and row["ms"] and not config["window"]:
+            key = (config["D"], config["causal"], config["S"], config["Hkv"], row["pass"])
+            found.setdefault(key, {})[config.get("variant", "")] = row["tflops"]
+    found = {key: cell for key, cell in found.items() if len(cell) > 1 and "" in cell}
+    if not found:
+        return []
+    names = [name for name in VARIANTS if any(name in cell for cell in found.values())]
+    ratios = {
+        (key, name): cell[name] / cell[""]
+        for key, cell in sorted(found.items())
+        for name in names
+        if name in cell
+    }
+
+    def title(key: tuple[Any, ...]) -> str:
+        return f"{key[0]} {'causal' if key[1] else 'full'} {key[2]} {key[4]}"
+
+    lines = [
+        [title(key), f"{found[key]['']:.0f}"]
+        + [f"{ratios[key, name]:.2f}" if (key, name) in ratios else "-" for name in names]
+        for key in sorted(found)
+    ]
+    verdicts = [
+        verdict(
+            what,
+            {
+                f"{title(key)} {name}": ratio
+                for (key, name), ratio in ratios.items()
+                if name in variants and key[4] in passes
+            },
+            target,
+        )
+        for what, variants, passes, target in VARIANT_TARGETS
+        if set(variants) & set(names)
+    ]
+    head = ["D, mask, S, pass", "plain, TFLOP/s", *names]
+    return ["Ours with an option, over ours without:", "", *markdown(head, lines), "", *verdicts]
 
 
 def _pass_table(title: str, cells: Cells, impls: list[str]) -> list[str]:

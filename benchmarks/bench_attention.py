@@ -1,13 +1,14 @@
 """flash_attention beside its peers, forward, backward and both, all in one run.
 
     python benchmarks/bench_attention.py                    # the whole grid, about three minutes
-    python benchmarks/bench_attention.py --quick            # eight cells, half a minute
+    python benchmarks/bench_attention.py --quick            # eleven cells, half a minute
     python benchmarks/bench_attention.py --cells 4096-128-causal --impls jax_baracuda --passes fwd
 
 bf16, B * S = 16384 and H * D = 2048. Every time is that of the GPU: calls are queued back to back.
-TFLOP/s count 4 S S D H B forward, half of it under a causal mask, and 2.5 times that backward. Each
-framework has a worker process of its own; while one measures on torch, the other compiles. A peer
-that fails in a cell leaves a row with its error.
+TFLOP/s count 4 S S D H B forward, half of it under a causal mask, and 2.5 times that backward. The
+last cells measure what an option costs ours, and sequences of different lengths. Each framework has
+a worker process of its own; while one measures on torch, the other compiles. A peer that fails in a
+cell leaves a row with its error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,21 @@ from workers import attempt
 
 GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
 WINDOW = grid_cell(16384, 128, True, window=1024)
+# What options cost, and sequences that differ: beside the plain cell of as much work.
+VARIED = [
+    *(
+        grid_cell(length, head_dim, True, variant="deterministic")
+        for head_dim in (64, 128, 256)
+        for length in (4096, 16384)
+    ),
+    grid_cell(4096, 128, False, variant="deterministic"),
+    *(
+        grid_cell(4096, head_dim, True, variant=variant)
+        for head_dim in (64, 128)
+        for variant in ("soft-cap", "alibi", "bias", "dropout", "uneven")
+    ),
+    grid_cell(4096, 128, False, variant="uneven"),
+]
 GRID = [
     *(
         grid_cell(length, head_dim, causal)
@@ -31,6 +47,7 @@ GRID = [
     ),
     GQA,
     WINDOW,
+    *VARIED,
 ]
 QUICK = [
     grid_cell(1024, 128, False),
@@ -41,6 +58,7 @@ QUICK = [
     GQA,
     grid_cell(16384, 128, True),
     WINDOW,
+    *(grid_cell(4096, 128, True, variant=name) for name in ("deterministic", "alibi", "uneven")),
 ]
 
 
@@ -51,7 +69,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--impls", help=f"comma list of {', '.join(IMPLS)}")
     parser.add_argument("--passes", default=",".join(PASSES), help=f"of {', '.join(PASSES)}")
     parser.add_argument(
-        "--quick", action="store_true", help="eight cells, 0.05 s a measurement, not 0.1 s"
+        "--quick", action="store_true", help="eleven cells, 0.05 s a measurement, not 0.07 s"
     )
     parser.add_argument(
         "--budget",
@@ -90,7 +108,7 @@ class Run(runs.Run):
     def cell(self, cell: AttentionCell) -> None:
         """Measures one cell: the jax worker compiles while the torch worker measures."""
         late = self.seconds > self.options.budget
-        alone = late or cell.window
+        alone = late or cell.alone
         jobs = {
             engine: [
                 (impl, passes)
@@ -107,12 +125,12 @@ class Run(runs.Run):
         for engine, worker in self.in_turn(busy):
             self.engine(worker, jobs[engine], cell)
         print(line(cell, self.rows[first:], self.seconds), flush=True)
-        if late and not cell.window:
+        if late and not cell.alone:
             print("  past the --budget: the peers were left out", flush=True)
 
     def engine(self, worker: Any, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
         """Measures the implementations of one engine, which has prepared for them."""
-        seconds = 0.05 if self.options.quick else 0.1
+        seconds = 0.05 if self.options.quick else 0.07
         for impl, passes in jobs:
             answer = attempt(worker, "measure", impl, passes, cell, seconds)
             numbers: dict[str, Any] = {"ms": None, "tflops": None}
@@ -134,6 +152,7 @@ class Run(runs.Run):
             "window": cell.window or None,
             "dtype": "bfloat16",
         }
+        config |= {"variant": cell.variant} if cell.variant else {}
         self.add_row("flash_attention", passes, impl, config, numbers)
 
 
@@ -154,6 +173,7 @@ def window_gain(rows: list[dict[str, Any]]) -> list[str]:
         (row["pass"], bool(row["config"]["window"])): row["ms"]
         for row in rows
         if row["impl"] == "jax_baracuda" and like.items() <= row["config"].items() and row["ms"]
+        if "variant" not in row["config"]
     }
     return [
         f"{passes} {times[passes, False] / times[passes, True]:.1f}x"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import attention_peers
 import hlo
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import paged_grid
 import paged_inputs
 import paged_peers
 import pytest
+from attention_peers import AttentionCell
 from paged_cells import DecodeCell, Job, RopeCell
 
 import jax_baracuda
@@ -159,3 +161,28 @@ def test_engine_passes_on_what_does_not_compile(engine):
     engine.prepare([Job("nonsense")], cell)
     with pytest.raises(ValueError, match="unknown implementation 'nonsense'"):
         engine.measure(Job("nonsense"), cell, 0.0)
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize("variant", ["", *attention_peers.VARIANTS])
+def test_attention_engine_checks_variants(variant, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(attention_peers, "_NUMBERS", 1 << 13)
+    monkeypatch.setattr(attention_peers, "_VARIANTS", 2)
+    monkeypatch.setattr(attention_peers, "UNEVEN", (30, 50, 48))
+    cell = AttentionCell(64, 16, True, 2, 2, 2, variant=variant)
+    engine = attention_peers.JaxEngine()
+    engine.prepare([("jax_baracuda", "fwdbwd")], cell)
+    answer = engine.measure("jax_baracuda", "fwdbwd", cell, 0.0)
+    assert answer["ms"] > 0
+    assert variant == "dropout" or 0 <= answer["error_vs_float32"] < 2e-2
+    with pytest.raises(ValueError, match="on ours alone" if variant else "unknown"):
+        engine.op("jax_nonsense", cell)
+
+
+def test_uneven_sequences_are_as_much_work_as_even_ones():
+    lengths = np.array(attention_peers.UNEVEN)
+    assert lengths.sum() == 4 * 4096
+    assert (lengths**2).sum() == pytest.approx(4 * 4096**2, rel=1e-4)

@@ -32,15 +32,16 @@ def attention_rows(speeds):
                 "D": cell.head_dim,
                 "causal": cell.causal,
                 "window": cell.window or None,
-            },
+            }
+            | ({"variant": cell.variant} if cell.variant else {}),
             "ms": 1.0 if not cell.window else 0.1,
-            "tflops": tflops,
+            "tflops": tflops * (0.7 if cell.variant == "bias" else 1.0),
             **ORIGIN,
         }
         for cell in bench_attention.GRID
         for passes in bench_attention.PASSES
         for impl, tflops in speeds.items()
-        if impl == "jax_baracuda" or not cell.window
+        if impl == "jax_baracuda" or not cell.alone
     ]
 
 
@@ -55,6 +56,15 @@ def test_attention_table_has_peers_of_another_day_by_their_ratio():
     assert "window of 1024 against the whole causal mask" in text
     assert "10.0x" in text
     assert "32 query heads on 8 key/value heads" in text
+
+
+def test_attention_table_tells_what_options_cost():
+    text = attention_plot.table(attention_rows({"jax_baracuda": 200.0, "torch_cudnn": 200.0}))
+    assert "| 64 causal 4096 fwd | 200 | 1.00 | 1.00 | 1.00 | 0.70 | 1.00 | 1.00 |" in text
+    assert "deterministic=True: at least 0.83 in 7 of 7 cells (1.00 the least)." in text
+    assert "dropout: at least 0.80 in 6 of 8 cells; below at 64 causal 4096 fwd bias (0.70)" in text
+    assert "packed: at least 0.90 in 6 of 6 cells (1.00 the least)." in text
+    assert "ahead of every peer in 36 of 36 cells" in text
 
 
 def test_attention_table_prefers_a_peer_that_was_there():
