@@ -9,6 +9,7 @@ import paged_grid
 import paged_plot
 import pytest
 import runs
+import turns
 from paged_cells import Job
 
 ORIGIN = {"gpu": "NVIDIA H200", "versions": {"jax": "0.0"}, "date": "2026-01-01", "commit": "abc"}
@@ -24,7 +25,7 @@ class FakeWorker:
         self.asked.append((name, *args))
 
     def receive(self, timeout):
-        return None
+        self.asked.append(("receive",))
 
     def call(self, name, *args):
         self.asked.append((name, *args))
@@ -36,7 +37,7 @@ class FakeWorker:
         return {"ms": answer, "fastest": answer, "slowest": answer}
 
     def kill(self):
-        pass
+        self.asked.append(("kill",))
 
 
 @pytest.fixture
@@ -83,6 +84,25 @@ def test_a_failure_of_ours_fails_the_run(start):
     run = start({"decode": [cell]}, answers)
     run.run()
     assert run.finish() == 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_beside_other_benchmarks_all_is_compiled_before_the_turn(
+    start, monkeypatch, tmp_path, large
+):
+    monkeypatch.setenv(turns.FILE, str(tmp_path / "turn"))
+    cell = cell_named("8x64x131072" if large else "8x1x1024")
+    run = start({"decode": [cell]}, dict.fromkeys(cell.jobs, 1.0))
+    order = []
+    for worker in run.workers.values():
+        worker.asked = order
+    run.run()
+    asked = [name for name, *_ in order]
+    workers = len(run.workers)
+    assert asked[: 2 * workers] == ["prepare"] * workers + ["receive"] * workers
+    # What a large cell took is not left with the worker.
+    assert asked.count("kill") == (workers if large else 0)
+    assert asked.count("release") == (0 if large else workers)
 
 
 def test_a_late_part_leaves_rows_that_say_so(start):
