@@ -1,8 +1,8 @@
 // Few rows: the weights stream through once, at the speed of memory.
 //
-// A CTA has 64 channels a warp next to each other and several warps one behind the other in depth; the CTAs of a cluster
-// share the depth again. Every thread copies exactly the weights that it will itself multiply to shared memory, stages
-// ahead; the CTA's warps share x. A stage of a warp is 64 channels x 128 input channels.
+// A CTA has 64 (or 32) channels a warp next to each other and several warps one behind the other in depth; the CTAs of a
+// cluster share the depth again. Every thread copies exactly the weights that it will itself multiply to shared memory,
+// stages ahead; warps next to each other share x. A stage of a warp is its channels x 128 input channels.
 #pragma once
 
 #include "device/cluster.cuh"
