@@ -20,8 +20,8 @@ struct SmallTile {
 
 // Narrow tiles first: they need the fewest CTAs to share a sum. The last one of each height fits 99 KB of shared memory.
 inline constexpr SmallTile kSmallTiles[] = {
-    {1, 1, 16, 2, 1, 2, 58}, {1, 2, 4, 2, 2, 4, 57}, {1, 1, 8, 2, 2, 4, 57},
-    {1, 1, 4, 2, 4, 4, 58},  {2, 1, 8, 3, 1, 4, 74}, {2, 2, 4, 2, 2, 4, 77},
+    {1, 1, 16, 2, 1, 2, 58}, {1, 2, 4, 2, 2, 4, 57},  {1, 1, 8, 2, 2, 4, 57},
+    {1, 1, 4, 2, 4, 4, 58},  {2, 1, 8, 3, 1, 4, 74},  {2, 2, 4, 2, 2, 4, 77},
     {2, 1, 4, 2, 3, 4, 76},  {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
 };
 
@@ -40,9 +40,9 @@ struct HopperInt4Tile {
 // For a medium number of rows (medium.cuh). Seven strips, as 28672 channels are 64 times seven, fill a device that has a few
 // more than 128 SMs.
 inline constexpr HopperInt4Tile kMediumTiles[] = {
-    {1, 4, 2, 32, 4, 407},  {1, 2, 4, 32, 4, 215},  {1, 1, 8, 32, 4, 118},
-    {1, 7, 1, 32, 5, 731},  {1, 4, 1, 64, 6, 527},  {1, 2, 2, 64, 4, 262},
-    {1, 7, 1, 64, 4, 868},  {1, 4, 1, 128, 4, 749}, {1, 2, 2, 128, 4, 378},
+    {1, 4, 2, 32, 4, 407}, {1, 2, 4, 32, 4, 215},  {1, 1, 8, 32, 4, 118},
+    {1, 7, 1, 32, 5, 731}, {1, 4, 1, 64, 6, 527},  {1, 2, 2, 64, 4, 262},
+    {1, 7, 1, 64, 4, 868}, {1, 4, 1, 128, 4, 749}, {1, 2, 2, 128, 4, 378},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most

@@ -1,8 +1,8 @@
 // Few rows: the weights stream through once, at the speed of memory.
 //
-// A CTA has 64 channels a warp next to each other and several warps one behind the other in depth; the CTAs of a cluster
-// share the depth again. Every thread copies exactly the weights that it will itself multiply to shared memory, stages
-// ahead; the CTA's warps share x. A stage of a warp is 64 channels x 128 input channels.
+// A CTA has 64 (or 32) channels a warp next to each other and several warps one behind the other in depth; the CTAs of a
+// cluster share the depth again. Every thread copies exactly the weights that it will itself multiply to shared memory,
+// stages ahead; warps next to each other share x. A stage of a warp is its channels x 128 input channels.
 #pragma once
 
 #include "device/cluster.cuh"
@@ -78,14 +78,14 @@ struct SmallKernel {
         first_row(row_block * Traits::kRows),
         end_unit(first_unit(split + 1)),
         load_unit(first_unit(split) + depth_warp),
-        first_channel(min((channel_block * Traits::kChannelWarps + channel_warp) *
-                              Traits::kWarpChannels,
-                          p.strips * kStrip - Traits::kWarpChannels)) {
-    load_weights = p.packed +
-                   (static_cast<int64_t>(first_channel / kStrip) * p.depth_tiles +
-                    load_unit * Traits::kUnit) *
-                       kTileBytes +
-                   first_channel % kStrip * 32 + lane * 16;
+        first_channel(
+            min((channel_block * Traits::kChannelWarps + channel_warp) * Traits::kWarpChannels,
+                p.strips * kStrip - Traits::kWarpChannels)) {
+    load_weights =
+        p.packed +
+        (static_cast<int64_t>(first_channel / kStrip) * p.depth_tiles + load_unit * Traits::kUnit) *
+            kTileBytes +
+        first_channel % kStrip * 32 + lane * 16;
   }
 
   __device__ __forceinline__ int first_unit(int split) const {
@@ -108,8 +108,7 @@ struct SmallKernel {
     const Rows to(stage + Traits::kRowsOffset + depth_warp * Rows::kBytes);
     const int thread = channel_warp * 32 + lane, column = thread % Rows::kPieces * 8;
     const bool valid = load_unit * Rows::kCols + column < p.columns;
-    const T* from =
-        static_cast<const T*>(p.x) + (valid ? load_unit * Rows::kCols + column : 0);
+    const T* from = static_cast<const T*>(p.x) + (valid ? load_unit * Rows::kCols + column : 0);
     constexpr int kStep = kSharing / Rows::kPieces;
 #pragma unroll
     for (int at = 0; at < Traits::kRows; at += kStep) {
@@ -217,8 +216,7 @@ struct SmallKernel {
   // k-steps [first, first + kSteps) of a tile, which share a scale.
   template <int kSteps>
   __device__ __forceinline__ void multiply(Group& group, const uint4 (&words)[kWarpBlocks],
-                                               const uint32_t (&b)[4][kBlocks][2],
-                                               int first) const {
+                                           const uint32_t (&b)[4][kBlocks][2], int first) const {
     const uint32_t ones[4] = {Raw::kOnes, Raw::kOnes, Raw::kOnes, Raw::kOnes};
 #pragma unroll
     for (int step = first; step < first + kSteps; ++step) {
@@ -248,8 +246,8 @@ struct SmallKernel {
     uint4 words[kWarpBlocks];
 #pragma unroll
     for (int block = 0; block < kWarpBlocks; ++block)
-      words[block] = *reinterpret_cast<const uint4*>(own + kHalf * Traits::kTilePart +
-                                                     block * 512 + lane * 16);
+      words[block] = *reinterpret_cast<const uint4*>(own + kHalf * Traits::kTilePart + block * 512 +
+                                                     lane * 16);
 #pragma unroll
     for (int first = 0; first < 4; first += kSteps) {
       const int begin = kHalf * 4 + first;
@@ -261,11 +259,9 @@ struct SmallKernel {
   }
 
   // Of the lane's two channels of a block.
-  __device__ __forceinline__ uint32_t zeros_of(const unsigned char* own, int row,
-                                               int block) const {
-    return *reinterpret_cast<const uint16_t*>(own + Traits::kZerosOffset +
-                                              row * Traits::kWarpChannels + block * 16 +
-                                              lane / 4 * 2);
+  __device__ __forceinline__ uint32_t zeros_of(const unsigned char* own, int row, int block) const {
+    return *reinterpret_cast<const uint16_t*>(
+        own + Traits::kZerosOffset + row * Traits::kWarpChannels + block * 16 + lane / 4 * 2);
   }
   __device__ __forceinline__ uint32_t scales_of(const unsigned char* own, int row,
                                                 int block) const {
@@ -324,10 +320,9 @@ struct SmallKernel {
         if (first_row + row >= p.rows) continue;
 #pragma unroll
         for (int block = 0; block < kWarpBlocks; ++block)
-          store_shared_float2(
-              to.place(warp, row, block * 16 + lane / 4 * 2),
-              make_float2(sums[block][n][e] * Raw::kFirstFactor,
-                          sums[block][n][2 + e] * Raw::kSecondFactor));
+          store_shared_float2(to.place(warp, row, block * 16 + lane / 4 * 2),
+                              make_float2(sums[block][n][e] * Raw::kFirstFactor,
+                                          sums[block][n][2 + e] * Raw::kSecondFactor));
       }
   }
 };

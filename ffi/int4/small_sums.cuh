@@ -9,7 +9,8 @@
 namespace jax_baracuda {
 
 // A warp's sums of its kRows x 64 channels lie where its weights lay: 16 rows a stage.
-template <int kRows, int kWarpBlocks, int kChannelWarps, int kDepthWarps, int kWarpBytes, int kStageBytes>
+template <int kRows, int kWarpBlocks, int kChannelWarps, int kDepthWarps, int kWarpBytes,
+          int kStageBytes>
 struct SmallSums {
   static constexpr int kBlocks =
       kWarpBlocks * kChannelWarps;  // of 16 channels, of which an owner has whole ones
@@ -67,8 +68,8 @@ struct SmallSums {
     float4 sum = {};
 #pragma unroll
     for (int depth = 0; depth < kDepthWarps; ++depth)
-      sum = sum + load_shared_float4(
-                      place(depth * kChannelWarps + channel / kWarpChannels, row, channel % kWarpChannels));
+      sum = sum + load_shared_float4(place(depth * kChannelWarps + channel / kWarpChannels, row,
+                                           channel % kWarpChannels));
     return sum;
   }
 

@@ -125,7 +125,7 @@ def test_export_with_symbolic_rows():
 
 @pytest.mark.parametrize(
     ("rows", "arch", "name"),
-    [(1, "90a", "small"), (8, None, "small"), (9, "90a", "wgmma"), (999, "80", "small")],
+    [(1, "90a", "small"), (16, None, "small"), (17, "90a", "wgmma"), (999, "80", "small")],
 )
 def test_the_kernel_by_its_rows(rows, arch, name):
     assert shapes.kernel_name(rows, arch) == f"int4_{name}"
