@@ -2,80 +2,23 @@
 // break. While the tensor cores work on Q.K^T of its next block and P.V of the last, another warpgroup is at its softmax.
 #pragma once
 
-#include "attention/forward/softmax.cuh"
-#include "attention/hopper/epilogue.cuh"
-#include "attention/hopper/params.h"
-#include "attention/hopper/traits.cuh"
-#include "device/divide.cuh"
+#include "attention/hopper/consumer_output.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
 
-// Hides the keys from each row's end on: the causal diagonal and the end of the sequence. row_of(half): the row of the
-// sequence.
-template <int kN, class RowOf>
-__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, RowOf row_of,
-                                         int j0, int lane) {
-  const int column = j0 + score_column(0, 0, lane);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int i = row_of(half);
-    const int end =
-        (visible.causal ? min(visible.kv_len, i + visible.offset + 1) : visible.kv_len) - column;
-#pragma unroll
-    for (int n = 0; n < kN / 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (8 * n + e >= end) s[0][n][2 * half + e] = negative_infinity();
-  }
-}
-
 template <class Traits>
-struct Consumer {
-  using T = typename Traits::T;
-  using Query = typename Traits::Query;
-  using Key = typename Traits::Key;
-  using Value = typename Traits::Value;
-  static constexpr int kN = Traits::kN, kDimV = Traits::kDimV;
+struct Consumer : ConsumerOutput<Traits> {
+  using Stage = ConsumerOutput<Traits>;
+  using Stage::ConsumerOutput, Stage::kDimV, Stage::kN;
+  using Stage::control, Stage::key_place, Stage::keys, Stage::queries, Stage::query_place;
+  using Stage::finish, Stage::pack, Stage::score, Stage::store;
+  using Stage::tile_slot, Stage::value_place, Stage::values;
+  using typename Stage::Key, typename Stage::Query, typename Stage::Value;
+  using typename Stage::T, typename Stage::Weights;
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
   using FlatScores = float[kScores];
   using FlatOutput = float[kOut];
-  using Weights = uint32_t[kN / 16][4];
-  static constexpr float kTolerated = 8.0f;
-
-  const HopperForwardParams& all;
-  const ForwardParams& p;
-  typename Traits::Control& control;
-  const float scale;  // of scores, to base 2; modified ones are logits in base 2 already
-
-  const uint64_t queries, keys, values;  // descriptors
-  RingPlace<Traits::kStages> key_place, value_place;
-  RingPlace<Traits::kQueryStages> query_place;
-  int tile_slot = 0;
-
-  __device__ __forceinline__ Consumer(const HopperForwardParams& params,
-                                      typename Traits::Control& control, uint32_t shared, int group)
-      : all(params),
-        p(params.problem),
-        control(control),
-        scale(Traits::kFeatures ? 1.0f : params.problem.scale * kLog2E),
-        queries(Query::descriptor(shared + Query::row_offset(64 * group))),
-        keys(Key::descriptor(shared + Traits::kKeyOffset)),
-        values(Value::descriptor(shared + Traits::kValueOffset)) {}
-
-  // Where this thread is: read anew where it is seldom needed, so that it takes no register in between.
-  struct Place {
-    int lane, warp_row;  // warp_row: first row of the warp within the tile
-    // The lane's two rows.
-    __device__ __forceinline__ int row(int half) const {
-      return warp_row + score_row(0, 2 * half, lane);
-    }
-  };
-  __device__ __forceinline__ Place place() const {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
-    return {thread % 32, (thread - 128) / 32 * 16};
-  }
 
   static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
     mbarrier_wait(shared_address(&barrier), parity);
@@ -113,89 +56,6 @@ struct Consumer {
     warpgroup_commit();
   }
 
-  // The row of the sequence that one of this lane's two rows of the tile is. In a packed tile, rows of the same place in
-  // the sequence follow each other, head after head.
-  __device__ __forceinline__ int row_of(const QueryTile& tile, const Place& at, int half) const {
-    if constexpr (Traits::kPacked)
-      return tile.first_row + static_cast<int>(divide(at.row(half), all.few.packed));
-    return tile.first_row + at.row(half);
-  }
-
-  __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
-      const auto& tile = control.tile[tile_slot];
-      const Place at = place();
-      const auto row = [&](int half) { return row_of(tile, at, half); };
-      const auto row_in_tile = [&](int, int half) { return row_of(tile, at, half); };
-      if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, row, block.first_key, at.lane);
-      if (block.flags & kPositionMasked)
-        hide_by_position_of<1, kN>(s, tile.visible, row_in_tile, block.first_key, at.lane);
-      if (!Traits::kPaged && block.flags & kSegmentMasked)
-        hide_by_segment_of<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
-                                  tile.visible.kv_len, row_in_tile, block.first_key, at.lane);
-    }
-  }
-
-  // Soft cap, ALiBi and bias; hidden scores are -inf already.
-  __device__ __forceinline__ void modify(Scores<1, kN>& s, const KeyBlock& block) const {
-    const auto& tile = control.tile[tile_slot];
-    const auto [lane, warp_row] = place();
-    modify_scores<1, kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
-  }
-  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (Traits::kPaged || !p.dropout_seed) return;
-    const auto& tile = control.tile[tile_slot];
-    const auto [lane, warp_row] = place();
-    drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
-  }
-
-  // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
-  // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
-  // whether that is anything but 1 in some row of the warp.
-  __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
-                                        float (&rescale)[2]) const {
-    bool moved = false;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float top0 = s[0][0][2 * half], top1 = s[0][0][2 * half + 1];
-#pragma unroll
-      for (int n = 1; n < kN / 8; ++n) {
-        top0 = fmaxf(top0, s[0][n][2 * half]);
-        top1 = fmaxf(top1, s[0][n][2 * half + 1]);
-      }
-      const float before = softmax.maximum[0][half];
-      float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
-      const float jump = (top - before) * scale;  // not a number as long as no key was seen
-      const bool moves = jump > kTolerated;
-      if (!moves) top = before;
-      moved = moved || moves;
-      const float shift = top == negative_infinity() ? 0.0f : top * scale;
-      softmax.maximum[0][half] = top;
-      // Exactly 1 for a row that did not move: another row of the warp, maybe another request's, may have.
-      rescale[half] = exp2_approx(moves ? -jump : 0.0f);
-      float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kN / 8; ++n) {
-        float& a = s[0][n][2 * half];
-        float& b = s[0][n][2 * half + 1];
-        a = exp2_approx(a * scale - shift);
-        b = exp2_approx(b * scale - shift);
-        sum0 += a;
-        sum1 += b;
-      }
-      softmax.sum[0][half] = sum0 + sum1;
-    }
-    return __any_sync(0xffffffffu, moved);
-  }
-
-  static __device__ __forceinline__ void pack(const Scores<1, kN>& s, Weights& weights) {
-#pragma unroll
-    for (int n = 0; n < kN / 8; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        weights[n / 2][n % 2 * 2 + half] = pack_pair<T>(s[0][n][2 * half], s[0][n][2 * half + 1]);
-  }
-
   // Values past the end of the sequence may be NaN, and 0 times that, too. Every warpgroup clears them for itself.
   __device__ __forceinline__ void clear_padding(int first_key, int kv_len,
                                                 uint32_t shared_values) const {
@@ -212,61 +72,6 @@ struct Consumer {
     }
     fence_async_shared();
     named_barrier_sync(4 + threadIdx.x / 128, 128);
-  }
-
-  // Where in the output one of this lane's two rows is.
-  __device__ __forceinline__ OutputRow output_row(const QueryTile& tile, const Place& at,
-                                                  int half) const {
-    const int row = row_of(tile, at, half);
-    const bool there = row < tile.sequence.q_rows;
-    if constexpr (Traits::kPacked) {
-      const int in_tile = row - tile.first_row;
-      const int head = at.row(half) - in_tile * static_cast<int>(all.few.packed.divisor);
-      return {row, tile.head + head, there && in_tile < all.few.rows};
-    }
-    return {row, tile.head, there};
-  }
-
-  __device__ __forceinline__ void finish(int slot, OnlineSoftmax<1>& softmax,
-                                         float (&factor)[2]) const {
-    const auto& tile = control.tile[slot];
-    const Sequence& sequence = tile.sequence;
-    const Place at = place();
-    const auto row_at = [&](int half) { return output_row(tile, at, half); };
-    const float* sinks = p.sinks ? p.sinks + sequence.index * p.sinks_stride : nullptr;
-    const auto lse_at = [&](const OutputRow& r) {
-      const int64_t row = sequence.q_first - static_cast<int64_t>(sequence.pack) * p.q_rows + r.row;
-      return lse_of(p, sequence.pack, r.head, row);
-    };
-    if constexpr (Traits::kFewTiles) {
-      if (all.few.splits > 1) {  // sinks come in when the splits are added up
-        const auto split_at = [&](const OutputRow& r) {
-          return &split_lse(all, tile.split, sequence.q_first + r.row, r.head);
-        };
-        finish_rows(sequence, nullptr, softmax, scale, at.lane, row_at, split_at, factor);
-        return;
-      }
-    }
-    finish_rows(sequence, sinks, softmax, scale, at.lane, row_at, lse_at, factor);
-    if constexpr (Traits::kFeatures) {
-      factor[0] *= p.dropout_scale;
-      factor[1] *= p.dropout_scale;
-    }
-  }
-  __device__ __forceinline__ void store(int slot, const float (&out)[kDimV / 8][4],
-                                        const float (&factor)[2]) const {
-    const auto& tile = control.tile[slot];
-    const Place at = place();
-    const auto row_at = [&](int half) { return output_row(tile, at, half); };
-    if constexpr (Traits::kFewTiles) {
-      if (all.few.splits > 1) {
-        const int64_t elements = int64_t{p.packs} * p.q_rows * p.heads * p.dim_v;
-        store_split_rows<kDimV>(p, tile.sequence, all.few.out + tile.split * elements, row_at, out,
-                                factor, at.lane);
-        return;
-      }
-    }
-    store_rows<T, kDimV>(p, tile.sequence, row_at, out, factor, at.lane);
   }
 
   // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
@@ -327,15 +132,6 @@ struct Consumer {
     key_place.next();
   }
 
-  // From products to weights, as weigh().
-  __device__ __forceinline__ bool score(State& r, float (&rescale)[2]) const {
-    mask(r.s, r.block);
-    if constexpr (Traits::kFeatures) modify(r.s, r.block);
-    const bool moved = weigh(r.s, r.softmax, rescale);
-    if constexpr (Traits::kFeatures) drop(r.s, r.block);
-    return moved;
-  }
-
   // The first block of a tile that this warpgroup multiplies in full, with nothing to overlap with.
   __device__ __forceinline__ void begin(State& r) {
     float rescale[2];
@@ -348,7 +144,7 @@ struct Consumer {
     hold(r.scores());
     if (turn) give_turn();
     release_keys(r.block);
-    score(r, rescale);  // the first: there is no output to rescale
+    score(r.s, r.block, r.softmax, rescale);  // the first: there is no output to rescale
     pack(r.s, r.weights);
   }
 
@@ -409,7 +205,7 @@ struct Consumer {
     hold(r.scores());
     release_keys(r.block);
     if constexpr (!Traits::kOverlap) end_output(r);
-    const bool moved = score(r, rescale);
+    const bool moved = score(r.s, r.block, r.softmax, rescale);
     if constexpr (Traits::kOverlap) {
       weights_before_wait(r.softmax);
       end_output(r);
@@ -499,7 +295,7 @@ struct Consumer {
       warpgroup_wait<0>();
       hold(r.scores());
       release_keys(r.block);
-      if (score(r, rescale)) r.rescale_output(rescale);
+      if (score(r.s, r.block, r.softmax, rescale)) r.rescale_output(rescale);
       pack(r.s, r.weights);
       clean_values(r.block, shared_values);
       end(r);

@@ -1,0 +1,125 @@
+// From the scores of a block of keys to the weights of its values, in the registers of a computing warpgroup.
+#pragma once
+
+#include "attention/hopper/consumer_base.cuh"
+
+namespace jax_baracuda {
+
+// Hides the keys from each row's end on: the causal diagonal and the end of the sequence. row_of(half): the row of the
+// sequence.
+template <int kN, class RowOf>
+__device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& visible, RowOf row_of,
+                                         int j0, int lane) {
+  const int column = j0 + score_column(0, 0, lane);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int i = row_of(half);
+    const int end =
+        (visible.causal ? min(visible.kv_len, i + visible.offset + 1) : visible.kv_len) - column;
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (8 * n + e >= end) s[0][n][2 * half + e] = negative_infinity();
+  }
+}
+
+template <class Traits>
+struct ConsumerWeights : ConsumerBase<Traits> {
+  using Base = ConsumerBase<Traits>;
+  using Base::all, Base::control, Base::p, Base::scale, Base::tile_slot;
+  using Base::place, Base::row_of, Base::ConsumerBase;
+  using typename Base::Place;
+
+  using T = typename Traits::T;
+  static constexpr int kN = Traits::kN;
+  using Weights = uint32_t[kN / 16][4];
+  static constexpr float kTolerated = 8.0f;
+
+  __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
+    if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
+      const auto& tile = control.tile[tile_slot];
+      const Place at = place();
+      const auto row = [&](int half) { return row_of(tile, at, half); };
+      const auto row_in_tile = [&](int, int half) { return row_of(tile, at, half); };
+      if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, row, block.first_key, at.lane);
+      if (block.flags & kPositionMasked)
+        hide_by_position_of<1, kN>(s, tile.visible, row_in_tile, block.first_key, at.lane);
+      if (!Traits::kPaged && block.flags & kSegmentMasked)
+        hide_by_segment_of<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
+                                  tile.visible.kv_len, row_in_tile, block.first_key, at.lane);
+    }
+  }
+
+  // Soft cap, ALiBi and bias; hidden scores are -inf already.
+  __device__ __forceinline__ void modify(Scores<1, kN>& s, const KeyBlock& block) const {
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    modify_scores<1, kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+  }
+  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
+    if (Traits::kPaged || !p.dropout_seed) return;
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+  }
+
+  // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
+  // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
+  // whether that is anything but 1 in some row of the warp.
+  __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
+                                        float (&rescale)[2]) const {
+    bool moved = false;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float top0 = s[0][0][2 * half], top1 = s[0][0][2 * half + 1];
+#pragma unroll
+      for (int n = 1; n < kN / 8; ++n) {
+        top0 = fmaxf(top0, s[0][n][2 * half]);
+        top1 = fmaxf(top1, s[0][n][2 * half + 1]);
+      }
+      const float before = softmax.maximum[0][half];
+      float top = fmaxf(before, butterfly_max<1, 2>(fmaxf(top0, top1)));
+      const float jump = (top - before) * scale;  // not a number as long as no key was seen
+      const bool moves = jump > kTolerated;
+      if (!moves) top = before;
+      moved = moved || moves;
+      const float shift = top == negative_infinity() ? 0.0f : top * scale;
+      softmax.maximum[0][half] = top;
+      // Exactly 1 for a row that did not move: another row of the warp, maybe another request's, may have.
+      rescale[half] = exp2_approx(moves ? -jump : 0.0f);
+      float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+        float& a = s[0][n][2 * half];
+        float& b = s[0][n][2 * half + 1];
+        a = exp2_approx(a * scale - shift);
+        b = exp2_approx(b * scale - shift);
+        sum0 += a;
+        sum1 += b;
+      }
+      softmax.sum[0][half] = sum0 + sum1;
+    }
+    return __any_sync(0xffffffffu, moved);
+  }
+
+  static __device__ __forceinline__ void pack(const Scores<1, kN>& s, Weights& weights) {
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        weights[n / 2][n % 2 * 2 + half] = pack_pair<T>(s[0][n][2 * half], s[0][n][2 * half + 1]);
+  }
+
+  // From products to weights, as weigh().
+  __device__ __forceinline__ bool score(Scores<1, kN>& s, const KeyBlock& block,
+                                        OnlineSoftmax<1>& softmax, float (&rescale)[2]) const {
+    mask(s, block);
+    if constexpr (Traits::kFeatures) modify(s, block);
+    const bool moved = weigh(s, softmax, rescale);
+    if constexpr (Traits::kFeatures) drop(s, block);
+    return moved;
+  }
+};
+
+}  // namespace jax_baracuda
