@@ -16,7 +16,7 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
   }
   for (int i = 0; i < Traits::kStages; ++i) {
     mbarrier_init(shared_address(&control.key_full[i]), 1);
-    mbarrier_init(shared_address(&control.key_empty[i]), kWarps);
+    mbarrier_init(shared_address(&control.key_empty[i]), kWarps + (Traits::kPaged ? 1 : 0));
     mbarrier_init(shared_address(&control.value_full[i]), 1);
     mbarrier_init(shared_address(&control.value_empty[i]), kWarps);
   }
@@ -42,6 +42,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
     if (threadIdx.x < 32) Producer<Traits>(p, control, shared, threadIdx.x).run();
+    if (Traits::kPaged && threadIdx.x / 32 == 1)
+      Producer<Traits>(p, control, shared, threadIdx.x % 32).load_values();
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     Consumer<Traits>(p, control, shared, warpgroup - 1).run(shared + Traits::kValueOffset);

@@ -32,11 +32,6 @@ struct BlockWalk {
   }
 };
 
-// Where a block of keys lies: that of its box, or in pages of this lane's box.
-struct BoxPlace {
-  int row = -1, head, pack;  // in pages: row of the page, head, page
-};
-
 template <class Traits>
 struct Producer {
   using Query = typename Traits::Query;
@@ -101,14 +96,33 @@ struct Producer {
                     shared_address(&control.key_full[stage]), place);
     key_place.next();
   }
-  __device__ __forceinline__ void load_due_value() {
-    if (due_value.row < 0) return;
+  __device__ __forceinline__ void load_value(const BoxPlace& place) {
     const int stage = value_place.stage;
     mbarrier_wait(shared_address(&control.value_empty[stage]), value_place.parity ^ 1);
     load_block<Value>(shared + Traits::kValueOffset + stage * Value::kBytes, p.value,
-                      shared_address(&control.value_full[stage]), due_value);
+                      shared_address(&control.value_full[stage]), place);
     value_place.next();
+  }
+  __device__ __forceinline__ void load_due_value() {
+    if (Traits::kPaged || due_value.row < 0) return;
+    load_value(due_value);
     due_value.row = -1;
+  }
+
+  // In pages a second warp loads the values: what takes longest is to start so many copies, one lane after the other. It
+  // learns of the blocks as the consumers do, and gives the record of a block back as they do.
+  __device__ __forceinline__ void load_values() {
+    while (true) {
+      const int stage = key_place.stage;
+      mbarrier_wait(shared_address(&control.key_full[stage]), key_place.parity);
+      const bool more = !__any_sync(0xffffffffu, control.block[stage].flags & kNoBlock);
+      const BoxPlace place = control.box[stage][lane];
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(shared_address(&control.key_empty[stage]));
+      if (!more) return;
+      load_value(place);
+      key_place.next();
+    }
   }
 
   // In pages: what lies past the history is past the end of a page, too, so that it comes as zeros. The page is the table's.
@@ -238,6 +252,10 @@ struct Producer {
       const BoxPlace following = find_block(sequence, kv_head, max(next, 0) * kN);
       mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
       if (lane == 0) control.block[key_place.stage] = {block * kN, flags};
+      if constexpr (Traits::kPaged) {
+        control.box[key_place.stage][lane] = place;
+        __syncwarp();
+      }
       load_key(place);
       load_due_value();
       due_value = place;

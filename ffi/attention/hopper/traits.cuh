@@ -31,6 +31,11 @@ struct KeyBlock {
   int first_key, flags;
 };
 
+// Where a block of keys lies: that of its box, or in pages of a lane's box.
+struct BoxPlace {
+  int row = -1, head, pack;  // in pages: row of the page, head, page
+};
+
 // A tile of query rows.
 struct QueryTile {
   Sequence sequence;
@@ -44,7 +49,7 @@ struct SplitQueryTile : QueryTile {
   int split;  // head is the first of those in the tile
 };
 
-template <int kQueryStages, int kStages, class QueryTile>
+template <int kQueryStages, int kStages, int kLanes, class QueryTile>
 struct HopperControl {
   // At most three are in use: the one that ends, the current, the one being loaded.
   static constexpr int kTiles = 4;
@@ -54,6 +59,7 @@ struct HopperControl {
   uint64_t value_full[kStages], value_empty[kStages];
   KeyBlock block[kStages];
   QueryTile tile[kTiles];
+  BoxPlace box[kStages][kLanes];  // in pages: for the warp that loads the values
 };
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
@@ -86,7 +92,7 @@ struct HopperTraits {
   using Value = PanelTile<kN, kDimV>;
   using Tile = std::conditional_t<kFeatures, ModifiedQueryTile,
                                   std::conditional_t<kFewTiles, SplitQueryTile, QueryTile>>;
-  using Control = HopperControl<kQueryStages, kStages, Tile>;
+  using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   static constexpr int kControlOffset = kValueOffset + kStages * Value::kBytes;
