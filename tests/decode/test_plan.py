@@ -116,7 +116,7 @@ def test_wide_clusters_leave_few_multiprocessors_idle_and_all_run_at_once():
         (dict(kv_capacity=16384, head_dim=256), 4, 0, None),
         (dict(kv_capacity=8192, dtype="float32"), 4, 0, 3),
         (dict(kv_capacity=8192, head_dim=96), 4, 0, 3),
-        (dict(kv_capacity=8192, group=9), 4, 0, 3),
+        (dict(kv_capacity=8192, group=9), 4, 0, None),
         (dict(kv_capacity=8192, num_splits=3), 4, 0, None),
     ],
 )
