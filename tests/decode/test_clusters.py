@@ -1,5 +1,5 @@
 """Rows that a cluster of CTAs merges: pairs by a fixed split of two or by the size of the problem,
-and one request's rows, which wide clusters take where they are built in (docs/decode.md)."""
+and one request's short rows, which wide clusters take."""
 
 from __future__ import annotations
 

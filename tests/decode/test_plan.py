@@ -11,10 +11,14 @@ ffi = pytest.importorskip(
 )
 
 SMS = 132
+SM_SHARED = 228 * 1024
 
 
-def plan(*, num_splits: int = 0, workspace: int | None = None, **sizes: object) -> dict[str, int]:
-    """decode_plan on an H200-like device, with the workspace that the primitive would give."""
+def plan(
+    *, num_splits: int = 0, workspace: int | None = None, hopper: bool = False, **sizes: object
+) -> dict[str, int]:
+    """decode_plan on an H200-like device, with the workspace that the primitive would give; if
+    `hopper`, with its rings and wide clusters and for keys in the HND layout."""
     case = {
         "dtype": "bfloat16",
         "batch": 1,
@@ -41,6 +45,9 @@ def plan(*, num_splits: int = 0, workspace: int | None = None, **sizes: object) 
         ctas_per_sm=3,
         pairs=66,
         workspace_bytes=workspace,
+        adjacent_rows=hopper,
+        wide_clusters=16 if hopper else 0,
+        ring_shared=SM_SHARED if hopper else 0,
     )
 
 
@@ -69,6 +76,69 @@ def test_pairs_fit_their_shared_memory():
     assert plan(batch=8, group=64)["cluster"]
     assert not plan(batch=8, group=128)["cluster"]
     assert not plan(batch=8, group=128, num_splits=2)["cluster"]
+
+
+@pytest.mark.parametrize("capacity", [512, 1024, 2048])
+def test_short_rows_of_one_request_go_to_wide_clusters(capacity):
+    chosen = plan(kv_capacity=capacity, hopper=True)
+    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (8, True, 64)
+    assert (chosen["token_warps"], chosen["ring_stages"]) == (8, 3)
+    assert chosen["workspace_bytes"] == 0
+
+
+def test_wide_clusters_without_rings_are_for_the_shortest_rows():
+    sizes = dict(hopper=True, group=16)  # too many query heads for the kernel with rings
+    chosen = plan(kv_capacity=1024, **sizes)
+    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (8, True, 0)
+    assert chosen["token_warps"] == 4 // chosen["slices"]
+    assert plan(kv_capacity=2048, **sizes)["splits"] == 0
+
+
+def test_wide_clusters_leave_few_multiprocessors_idle_and_all_run_at_once():
+    assert not plan(kv_heads=4, kv_capacity=1024, hopper=True)["cluster"]
+    assert not plan(batch=3, kv_capacity=1024, hopper=True)["cluster"]
+    assert not plan(batch=2, kv_capacity=1024, uneven_lengths=True, hopper=True)["cluster"]
+    assert not plan(kv_capacity=4096, hopper=True)["cluster"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "warps", "stages", "ctas_per_sm"),
+    [
+        (dict(kv_capacity=4096), 4, 0, 3),  # 17 MB
+        (dict(kv_capacity=8192), 4, 2, 2),  # 34 MB
+        (dict(kv_capacity=1024, batch=8, uneven_lengths=True), 4, 2, 2),
+        (dict(kv_capacity=32768), 8, 3, 1),  # 134 MB
+        (dict(kv_capacity=8192, kv_heads=32, group=1), 8, 3, 1),
+        (dict(kv_capacity=65536), 4, 0, 3),  # 268 MB
+        (dict(kv_capacity=16384, head_dim=64), 4, 2, 2),
+        (dict(kv_capacity=65536, head_dim=64), 4, 0, 3),
+        (dict(kv_capacity=8192, head_dim=256), 4, 3, 1),  # 67 MB
+        (dict(kv_capacity=16384, head_dim=256), 4, 0, None),
+        (dict(kv_capacity=8192, dtype="float32"), 4, 0, 3),
+        (dict(kv_capacity=8192, head_dim=96), 4, 0, 3),
+        (dict(kv_capacity=8192, group=9), 4, 0, None),
+        (dict(kv_capacity=8192, num_splits=3), 4, 0, None),
+    ],
+)
+def test_a_stream_reads_through_rings_where_that_is_faster(sizes, warps, stages, ctas_per_sm):
+    chosen = plan(hopper=True, **sizes)
+    assert (chosen["token_warps"], chosen["ring_stages"]) == (warps, stages)
+    if ctas_per_sm is not None:
+        assert (chosen["splits"], chosen["ctas"]) == (0, ctas_per_sm * SMS)
+        assert (chosen["shared_bytes"] + 1024) * ctas_per_sm <= SM_SHARED
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("capacity", [1024, 8192, 32768])
+def test_rings_fit_their_shared_memory_or_are_not_used(capacity, head_dim, group):
+    chosen = plan(kv_capacity=capacity, head_dim=head_dim, group=group, hopper=True)
+    assert chosen["shared_bytes"] <= 227 * 1024
+
+
+def test_pairs_go_before_rings():
+    chosen = plan(batch=8, kv_capacity=1024, hopper=True)
+    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, True, 0)
 
 
 def test_one_chunk_is_not_split():
