@@ -400,17 +400,17 @@ struct BackwardConsumer {
         release(control.value_empty);
       }
       store(r, tile);
-      if (!Traits::kInOrder && launch.done) tell_added(tile);
+      if (Traits::kConverts && launch.done) tell_added(tile);
       ++tiles;
       slot = slot == 2 ? 0 : slot + 1;
     }
     if (adds_in_order<Traits>(p))
       end_query_gradients();
-    else if (launch.done)
+    else if (Traits::kConverts && launch.done)
       end_tiles();
     else if (lane == 0)
       bulk_wait();
-    if (!Traits::kInOrder && launch.done) {
+    if (Traits::kConverts && launch.done) {
       int index = 4 * group + warp, lane_of_converter = lane;
       // Nothing of it before the tiles: there are no registers for it.
       asm volatile("" : "+r"(index), "+r"(lane_of_converter));

@@ -58,8 +58,8 @@ struct Workspace {
 bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
   const BackwardParams& p = params.problem;
   constexpr int kMaxTiles = 32;  // of a row
-  return tile.ctas() == 1 && params.tiles <= kMaxTiles && !p.deterministic && !p.cu_seqlens_q &&
-         !p.cu_seqlens_k && p.sequences == 1;
+  return tile.ctas() == 1 && !tile.features && params.tiles <= kMaxTiles && !p.deterministic &&
+         !p.cu_seqlens_q && !p.cu_seqlens_k && p.sequences == 1;
 }
 
 // Whether few rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     tma_prefetch_map(&p.value);
     init_backward_barriers<Traits>(control);
   }
-  const bool converts = !Traits::kInOrder && p.done;
+  const bool converts = Traits::kConverts && p.done;
   if (converts && threadIdx.x < Traits::kWarpQueryBytes / 16) {
     store_shared_16(shared + Traits::kZeroOffset + threadIdx.x * 16, make_uint4(0, 0, 0, 0));
     fence_async_shared();

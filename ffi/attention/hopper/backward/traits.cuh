@@ -100,6 +100,8 @@ struct HopperBackwardTraits {
                        kGradientStages = kGradientStages_;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
   static constexpr bool kInOrder = false;        // see InOrder
+  // Whether it can turn sums into dQ itself. With features there are no registers for that.
+  static constexpr bool kConverts = !kFeatures;
   static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -144,7 +146,7 @@ struct HopperBackwardTraits {
 // The same where dQ gets its terms in one order: deterministic calls.
 template <class Traits>
 struct InOrder : Traits {
-  static constexpr bool kInOrder = true;
+  static constexpr bool kInOrder = true, kConverts = false;
 };
 
 // Whether a kernel adds in order. Without features it knows as it is compiled, and its loops hold nothing of the other way.
