@@ -23,7 +23,7 @@ __device__ __forceinline__ void add_in_turn(const BackwardParams& p,
     const int64_t block = sum.block;
     if (block < 0) return;
     const uint32_t buffer = number % Traits::kSumBuffers;
-    await_turn(p.turns + block, sum.turn);
+    await_turn(p.turns + block * Traits::kCounters, sum.turn);
     fence_async_all();
     bulk_add(p.dq_sum + block * (Traits::kRows * Traits::kDim),
              shared + Traits::kSumOffset + buffer * Traits::kSumBytes, Traits::kSumBytes);
@@ -32,7 +32,7 @@ __device__ __forceinline__ void add_in_turn(const BackwardParams& p,
     mbarrier_arrive(shared_address(&control.sum_empty[buffer]));
     bulk_wait();
     fence_async_all();
-    release_turn(p.turns + block);
+    release_turn(p.turns + block * Traits::kCounters);
   }
 }
 
