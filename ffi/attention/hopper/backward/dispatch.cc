@@ -53,12 +53,16 @@ struct Workspace {
   }
 };
 
+bool is_masked(const BackwardParams& p) {
+  return p.causal || p.window_left >= 0 || p.window_right >= 0;
+}
+
 // Whether the main kernel turns sums into dQ itself: a kernel of its own costs the same for every length, so it matters less
 // the longer they are.
 bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
   const BackwardParams& p = params.problem;
-  constexpr int kMaxTiles = 32;  // of a row
-  return tile.ctas() == 1 && !tile.features && params.tiles <= kMaxTiles && !p.deterministic &&
+  const int max_tiles = is_masked(p) ? 32 : 64;  // of a row
+  return tile.ctas() == 1 && !tile.features && params.tiles <= max_tiles && !p.deterministic &&
          !p.cu_seqlens_q && !p.cu_seqlens_k && p.sequences == 1;
 }
 
@@ -66,8 +70,7 @@ bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams
 // than their sums are converted.
 bool shares_sums(const HopperBackwardParams& params) {
   constexpr int kMinTiles = 8;
-  const BackwardParams& p = params.problem;
-  return params.tiles >= kMinTiles && !p.causal && p.window_left < 0 && p.window_right < 0;
+  return params.tiles >= kMinTiles && !is_masked(params.problem);
 }
 
 void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params) {
@@ -149,10 +152,9 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   // what tiles see, the last ones of a row are short, and nobody waits for long if they begin; but the last rows have the
   // long ones first, so that CTAs end together.
   const int tiles = std::max(params.tiles, 1), slots = multiprocessors / tile.ctas();
-  const bool bounded = p.causal || p.window_left >= 0 || p.window_right >= 0;
   params.section = p.deterministic ? std::clamp(slots / tiles, 1, std::max(params.rows, 1)) : 1;
   params.last = std::min(params.rows, std::max((2 * slots + tiles - 1) / tiles, params.section));
-  params.reverse = p.deterministic && bounded ? params.rows - params.last : 0;
+  params.reverse = p.deterministic && is_masked(p) ? params.rows - params.last : 0;
   set_conversion(tile, &params);
   // A pair has one tile, and there are less than 2^30 of them.
   const auto places = static_cast<int>(tiles_of(p) * rows_of(p));
