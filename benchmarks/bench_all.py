@@ -53,10 +53,10 @@ class Part:
 
 PARTS = [
     Part("attention", "bench_attention.py", 130, 10),
-    Part("training", "bench_training.py", 100, 92),
-    Part("decode", "bench_decode.py", 90, 60),
     Part("int4", "bench_int4.py", 80, 22, ("--quick",)),
+    Part("decode", "bench_decode.py", 90, 60),
     Part("paged", "bench_paged.py", 100, 60),
+    Part("training", "bench_training.py", 100, 92),
     Part("decode_step", "graph_step.py", 20, 4, ()),
 ]
 MEMORY_GB = 132  # for all parts that run at the same time
