@@ -116,6 +116,19 @@ def test_parts_run_together_as_the_memory_allows(parts, tmp_path):
     assert all(part.gb < bench_all.MEMORY_GB for part in bench_all.PARTS)
 
 
+def test_nothing_runs_beside_a_part_that_is_alone(parts):
+    parts(a=(1, ""), b=(1, ""), c=(1, ""))
+    options = bench_all.parse(["--seconds", "100"])
+    first, middle, last = bench_all.PARTS
+    middle = dataclasses.replace(middle, alone=True)
+
+    def fitting(*given):
+        return [part.name for part in bench_all.Schedule(list(given), options).fitting()]
+
+    assert fitting(first, middle, last) == ["a", "c"]
+    assert fitting(middle, first, last) == ["b"]
+
+
 TAKES_TURNS = """
 import sys, time
 sys.path.insert(0, {folder!r})
