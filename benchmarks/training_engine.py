@@ -103,6 +103,8 @@ class TrainingEngine:
             steps=cell.steps,
             batch_size=cell.batch,
             context=cell.length,
+            # With a few steps of warm-up the loss jumps at the example's rate, and curves part.
+            learning_rate=run.learning_rate / 8,
             warmup_steps=cell.steps // 4,
             attention=ATTENTION[impl],
             remat=cell.remat,
