@@ -251,13 +251,13 @@ struct BackwardConsumer {
       warpgroup_arrive();
       issue_weight_gradients(r.dp);
       warpgroup_commit();
-      warpgroup_wait<Traits::kScoresFirst ? 2 : 1>();
+      warpgroup_wait<1>();
     } else {
-      warpgroup_wait<Traits::kScoresFirst ? 1 : 0>();
+      warpgroup_wait<0>();
     }
     hold(r.s);
     // dK of the block before is there, too.
-    if (!Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
+    if (accumulate) release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
     if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
@@ -272,7 +272,6 @@ struct BackwardConsumer {
     warpgroup_commit();
     warpgroup_wait<1>();
     hold(r.dp);
-    if (Traits::kScoresFirst && accumulate) release(control.query_empty[query_stage_before()]);
     differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
   }
   // The same through soft cap, ALiBi, bias and dropout, for which S and dP are there together.
@@ -325,7 +324,6 @@ struct BackwardConsumer {
     warpgroup_arrive();
     issue_scores(r.s);
     warpgroup_commit();
-    if (Traits::kScoresFirst) warpgroup_commit();  // in the place of dK's
     wait(control.value_full, tiles & 1);
     if (tile.padded)
       clear<Value>(shared + Traits::kValueOffset, tile.visible.kv_len - tile.first_key);
@@ -334,13 +332,12 @@ struct BackwardConsumer {
     while (!differentiate_rows(r, tile, accumulate)) {
       issue_query_gradient(r, accumulate);
       const uint32_t query = query_address();
-      if (!Traits::kScoresFirst) issue_key_gradient(r, query, accumulate);
+      issue_key_gradient(r, query, accumulate);
       query_place.next();
       wait_query(tile);
       warpgroup_arrive();
       issue_scores(r.s);
       warpgroup_commit();
-      if (Traits::kScoresFirst) issue_key_gradient(r, query, accumulate);
       warpgroup_wait<2>();
       hold(r.dq);
       if (accumulate) finish_query_gradient(r, tile);

@@ -86,8 +86,7 @@ struct HopperBackwardControl {
 
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
-          bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kScoresFirst_ = false,
-          int kQueryStages_ = 3, int kGradientStages_ = 2>
+          bool kRoundedWeights_ = false, bool kFeatures_ = false>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -96,13 +95,11 @@ struct HopperBackwardTraits {
   static constexpr int kCounters = 2;  // see HopperBackwardTile
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
-  static constexpr int kQueryStages = kQueryStages_, kDOutStages = 2,
-                       kGradientStages = kGradientStages_;
+  static constexpr int kQueryStages = 3, kDOutStages = 2, kGradientStages = 2;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
   static constexpr bool kInOrder = false;        // see InOrder
   // Whether it can turn sums into dQ itself. With features there are no registers for that.
   static constexpr bool kConverts = !kFeatures;
-  static constexpr bool kScoresFirst = kScoresFirst_;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
