@@ -12,7 +12,7 @@ import numpy as np
 from jax_baracuda._src.decode.reference import flash_decode_reference
 from jax_baracuda._src.decode.shapes import check_window
 from jax_baracuda.testing.calls import host, jit_once
-from jax_baracuda.testing.cases import DecodeCase, DecodeInputs
+from jax_baracuda.testing.cases import DecodeCase, DecodeInputs, make_inputs
 from jax_baracuda.testing.compare import Report, compare
 from jax_baracuda.testing.oracle import DecodeOracle, decode_oracle
 
@@ -98,3 +98,15 @@ def check_decode(
         ),
         compare(lse, oracle.lse, ref_lse, name=f"{case.name} lse", factor=factor, epsilon=sums),
     )
+
+
+def check_call(case: DecodeCase, *, implementation: Implementation = "cuda") -> None:
+    """Calls ``flash_decode`` on a case.
+
+    Raises:
+      AssertionError: a result is not right; names the worst coordinate.
+    """
+    inputs = make_inputs(case)
+    results = run_decode(case, inputs, implementation=implementation)
+    for report in check_decode(case, inputs, *results):
+        report.check()

@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from jax_baracuda import flash_decode
-from jax_baracuda.testing import DecodeCase, check_decode, make_inputs, run_decode
+from jax_baracuda.testing import DecodeCase, make_inputs
 from jax_baracuda.testing.calls import count_differences
+from jax_baracuda.testing.decode import check_call
 from jax_baracuda.testing.paged import check_paged, make_paged_inputs, run_paged
 from jax_baracuda.testing.paged_cases import PagedDecodeCase, Pages
 
@@ -40,19 +41,13 @@ EVERYTHING = {
 }
 
 
-def check(case: DecodeCase) -> None:
-    inputs = make_inputs(case)
-    for report in check_decode(case, inputs, *run_decode(case, inputs, implementation="cuda")):
-        report.check()
-
-
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize(("dtype", "head_dim", "group"), LAYOUTS)
 def test_pairs_by_a_fixed_split(dtype, head_dim, group, options):
     """Lengths that leave one CTA of a pair, or both, without a key."""
     lengths = (0, 1, 16, 65, 333, 700)
     sizes = {"batch": len(lengths), "capacity": 700, "head_dim": head_dim, "group": group}
-    check(DecodeCase("pairs", dtype=dtype, lengths=lengths, num_splits=2, **sizes, **options))
+    check_call(DecodeCase("pairs", dtype=dtype, lengths=lengths, num_splits=2, **sizes, **options))
 
 
 @pytest.mark.parametrize("layout", ["HND", "NHD"])
@@ -61,12 +56,12 @@ def test_pairs_by_a_fixed_split(dtype, head_dim, group, options):
 def test_pairs_that_fill_the_gpu(head_dim, capacity, layout):
     """56 rows: an H200 has 132 SMs."""
     sizes = {"batch": 7, "kv_heads": 8, "capacity": capacity, "head_dim": head_dim}
-    check(DecodeCase("pairs", kv_layout=layout, **sizes))
+    check_call(DecodeCase("pairs", kv_layout=layout, **sizes))
 
 
 def test_more_pairs_than_run_at_once():
     lengths = tuple(range(0, 640, 10))
-    check(DecodeCase("pairs", 64, 8, 4, 640, 128, lengths=lengths, num_splits=2))
+    check_call(DecodeCase("pairs", 64, 8, 4, 640, 128, lengths=lengths, num_splits=2))
 
 
 @pytest.mark.parametrize("length", [None, 1, 100, 999])
@@ -74,7 +69,7 @@ def test_more_pairs_than_run_at_once():
 @pytest.mark.parametrize("group", [1, 4, 16])
 def test_one_request(group, capacity, length):
     lengths = None if length is None else (length,)
-    check(DecodeCase("one", 1, 8, group, capacity, 128, lengths=lengths, sinks=True))
+    check_call(DecodeCase("one", 1, 8, group, capacity, 128, lengths=lengths, sinks=True))
 
 
 @pytest.mark.parametrize("page_size", [1, 16])

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jax_baracuda.testing import DecodeCase, check_decode, make_inputs, run_decode
+from jax_baracuda.testing import DecodeCase
+from jax_baracuda.testing.decode import check_call
 
 pytestmark = pytest.mark.gpu
 
@@ -31,17 +32,11 @@ SIZES = (
 )
 
 
-def check(case: DecodeCase) -> None:
-    inputs = make_inputs(case)
-    for report in check_decode(case, inputs, *run_decode(case, inputs, implementation="cuda")):
-        report.check()
-
-
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("batch", "kv_heads", "capacity", "head_dim"), SIZES)
 def test_full_caches(batch, kv_heads, capacity, head_dim, dtype, options):
-    check(DecodeCase("rings", batch, kv_heads, 4, capacity, head_dim, dtype=dtype, **options))
+    check_call(DecodeCase("rings", batch, kv_heads, 4, capacity, head_dim, dtype=dtype, **options))
 
 
 @pytest.mark.parametrize("group", [1, 3, 8])
@@ -53,10 +48,10 @@ def test_lengths(batch, kv_heads, capacity, head_dim, group):
     lengths[0] = 0 if batch > 3 else capacity - 1
     lengths[-1] = 17 if batch > 1 else lengths[-1]
     sizes = {"lengths": tuple(lengths), "sinks": True}
-    check(DecodeCase("rings", batch, kv_heads, group, capacity, head_dim, **sizes))
+    check_call(DecodeCase("rings", batch, kv_heads, group, capacity, head_dim, **sizes))
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 100])
 def test_short_requests_in_large_caches(length):
-    check(DecodeCase("rings", 1, 8, 4, 8192, 128, lengths=(length,)))
-    check(DecodeCase("rings", 1, 8, 4, 1024, 128, lengths=(length,)))
+    check_call(DecodeCase("rings", 1, 8, 4, 8192, 128, lengths=(length,)))
+    check_call(DecodeCase("rings", 1, 8, 4, 1024, 128, lengths=(length,)))
