@@ -53,6 +53,9 @@ inline constexpr HopperInt4Tile kLargeTiles[] = {
     {1, 2, 1, 256, 5, 735},
 };
 
+// CTAs of large.cuh next to each other that load rows of x for each other.
+constexpr int large_pair(int n) { return n == 256 ? 2 : 1; }
+
 inline constexpr int kMaxInt4Splits = 8;
 // So many rows go to the small kernels on Hopper too; up to kEitherRows those do that are expected to take less time.
 inline constexpr int kSmallRows = 16, kEitherRows = 32;

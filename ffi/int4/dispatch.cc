@@ -101,18 +101,44 @@ cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
   return cudaSuccess;
 }
 
+// Work of the large kernel and its grid, for a device of so many SMs. `blocks`: of the output, of a pair of CTAs.
+cudaError_t divide_large(const Int4Shape& s, const Int4Plan& plan, const HopperInt4Tile& tile,
+                         int sms, HopperParams* params, int64_t* ctas) {
+  const int pair = large_pair(tile.n);
+  const int64_t tiles =
+      int64_t{params->row_blocks} * ((params->channel_blocks + pair - 1) / pair);
+  if (tiles * pair * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
+  params->whole_tiles = static_cast<int>(tiles);
+  // Sums that go through shared memory need it as their own at the end: such CTAs take one tile.
+  if (plan.splits > 1 || tile.depth_groups > 1) {
+    *ctas = tiles * pair * plan.splits;
+    return cudaSuccess;
+  }
+  const int pairs = std::max(sms / pair, 1);
+  if (plan.streamed) {
+    params->stream_tiles = static_cast<int>(tiles % pairs);
+    params->whole_tiles -= params->stream_tiles;
+    params->stream_units = params->stream_tiles * s.depth_tiles / pairs;
+    params->longer_streams = params->stream_tiles * s.depth_tiles % pairs;
+  }
+  *ctas = pair * (plan.streamed ? pairs : std::min<int64_t>(tiles, pairs));
+  return cudaSuccess;
+}
+
 cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Params& p,
                           cudaStream_t stream) {
   constexpr int64_t kSectionRows = 1024;  // of x, which L2 holds while weights pass by
   const HopperInt4Kernel& kernel = *plan.hopper;
   const HopperInt4Tile& tile = kernel.medium ? kMediumTiles[kernel.tile] : kLargeTiles[kernel.tile];
-  HopperParams params;
+  const int pair = kernel.medium ? 1 : large_pair(tile.n);
+  HopperParams params = {};
   params.problem = p;
-  params.problem.partials = nullptr;
+  const bool parts = plan.splits > 1 && !plan.cluster;
+  params.problem.partials = plan.streamed || parts ? p.partials : nullptr;
   params.problem.set_splits(
       plan.splits, kernel.medium ? (s.depth_tiles + kMediumUnit - 1) / kMediumUnit : s.depth_tiles);
-  if (cudaError_t error =
-          encode_tensor_map(s.dtype, p.x, 1, s.rows, 1, s.columns, tile.n, kDepth, &params.x);
+  if (cudaError_t error = encode_tensor_map(s.dtype, p.x, 1, s.rows, 1, s.columns, tile.n / pair,
+                                            kDepth, &params.x);
       error != cudaSuccess)
     return error;
   params.row_blocks = static_cast<int>((s.rows + tile.n - 1) / tile.n);
@@ -121,21 +147,26 @@ cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Pa
   dim3 grid(static_cast<unsigned>(plan.splits), static_cast<unsigned>(params.row_blocks),
             static_cast<unsigned>(params.channel_blocks));
   if (!kernel.medium) {
-    const int64_t tiles = int64_t{params.row_blocks} * params.channel_blocks;
-    if (tiles * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
     int device = 0, multiprocessors = 0;
     if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
     if (cudaError_t error = multiprocessor_count(device, &multiprocessors); error != cudaSuccess)
       return error;
-    // Sums that go through shared memory need it as their own at the end: such CTAs take one tile.
-    const bool one_tile = plan.splits > 1 || tile.depth_groups > 1;
-    grid = dim3(static_cast<unsigned>(one_tile ? tiles * plan.splits
-                                               : std::min<int64_t>(tiles, multiprocessors)));
+    int64_t ctas = 0;
+    if (cudaError_t error = divide_large(s, plan, tile, multiprocessors, &params, &ctas);
+        error != cudaSuccess)
+      return error;
+    grid = dim3(static_cast<unsigned>(ctas));
   }
   cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t launch =
+  cudaLaunchConfig_t launch =
       launch_config(plan, grid, kernel.threads, kernel.shared_bytes, &attribute, stream);
-  return kernel.launch(launch, params);
+  if (pair > 1) {
+    attribute.val.clusterDim.x = static_cast<unsigned>(pair);
+    launch.numAttrs = 1;
+  }
+  const cudaError_t error = kernel.launch(launch, params);
+  if (error != cudaSuccess || !parts) return error;
+  return launch_int4_combine(s.dtype, params.problem, stream);
 }
 
 }  // namespace

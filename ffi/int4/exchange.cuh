@@ -109,6 +109,7 @@ struct SumExchange {
     for_quads(sums, [&](int quad, float4 mine) {
       if (owner(quad) != split) return;
       float4 sum = {};
+#pragma unroll 1
       for (int from = 0; from < splits; ++from)
         sum = sum + (from == split ? mine : load_shared_float4(remote(from, quad)));
       store(quad, sum);

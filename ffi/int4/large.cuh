@@ -14,6 +14,7 @@
 #include "int4/dequantise.cuh"
 #include "int4/exchange.cuh"
 #include "int4/hopper_params.h"
+#include "int4/large_work.cuh"
 #include "int4/stages.cuh"
 
 namespace jax_baracuda {
@@ -25,6 +26,7 @@ struct LargeTraits {
   using T = T_;
   static constexpr int kStrips = kStrips_, kN = kN_, kStages = kStages_, kScaleRows = kScaleRows_;
   static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
+  static constexpr int kPair = large_pair(kN);  // CTAs next to each other that load x for each other
   static constexpr int kGroups = kChannelGroups * kDepthGroups;
   static constexpr int kTileStrips = kChannelGroups * kStrips, kChannels = kTileStrips * kStrip;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
@@ -50,27 +52,6 @@ struct LargeTraits {
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
 
-// Tiles of a CTA. The row blocks of a section share the weights of a channel block while those are in L2.
-struct TileWalk {
-  const HopperParams& p;
-  int at;
-  int row_block = 0, channel_block = 0;
-
-  __device__ __forceinline__ explicit TileWalk(const HopperParams& p)
-      : p(p), at(blockIdx.x / p.problem.splits) {}
-
-  __device__ __forceinline__ bool next() {
-    if (at >= p.row_blocks * p.channel_blocks) return false;
-    const int section = at / (p.section * p.channel_blocks), first = section * p.section;
-    const int rows = min(p.section, p.row_blocks - first);
-    const int within = at - first * p.channel_blocks;
-    channel_block = within / rows;
-    row_block = first + within - channel_block * rows;
-    at += gridDim.x / p.problem.splits;
-    return true;
-  }
-};
-
 template <class Traits>
 struct LargeKernel {
   using T = typename Traits::T;
@@ -81,9 +62,8 @@ struct LargeKernel {
   const Int4Params& p = params.problem;
   unsigned char* const shared;
   const uint32_t base = shared_address(shared);
-  const int split = blockIdx.x % p.splits;
-  const int first_tile = split * p.split_units + min(split, p.longer_splits);
-  const int end_tile = first_tile + p.split_units + (split < p.longer_splits);
+  const int split = Traits::kPair == 1 ? blockIdx.x % p.splits : 0;
+  const int rank = Traits::kPair == 1 ? 0 : blockIdx.x % Traits::kPair;
   StagePlace<Traits::kStages> place;
 
   __device__ __forceinline__ LargeKernel(const HopperParams& params, unsigned char* shared)
@@ -99,9 +79,13 @@ struct LargeKernel {
   __device__ __forceinline__ void init_barriers() const {
     for (int stage = 0; stage < Traits::kStages; ++stage) {
       mbarrier_init(full(stage), 1);
-      mbarrier_init(empty(stage), 4 * Traits::kChannelGroups);
+      mbarrier_init(empty(stage), 4 * Traits::kChannelGroups * Traits::kPair);
     }
     mbarrier_init_fence();
+  }
+
+  __device__ __forceinline__ LargeWork<Traits::kPair> work() const {
+    return LargeWork<Traits::kPair>(params, split);
   }
 
   // --- The loading thread ---
@@ -111,10 +95,23 @@ struct LargeKernel {
     return params.row_blocks == 1 ? kEvictFirst : kEvictNormal;
   }
 
+  // Part `rank` of the rows, to all of the pair.
+  __device__ __forceinline__ void load_rows(uint32_t to, uint32_t barrier, int row_block,
+                                            int tile) const {
+    constexpr int kRows = kN / Traits::kPair;
+    const int first = rank * kRows;
+    if constexpr (Traits::kPair == 1)
+      tma_load(to, &params.x, barrier, tile * kDepth, row_block * kN, 0, 0, kEvictLast);
+    else
+      tma_load_multicast(to + Rows::row_offset(first), &params.x, barrier, tile * kDepth,
+                         row_block * kN + first, 0, 0, (1 << Traits::kPair) - 1, kEvictLast);
+  }
+
   __device__ __forceinline__ void load_tile(int row_block, int channel_block, int tile) {
     const int stage = place.stage;
     const uint32_t barrier = full(stage);
-    const int width = p.strips * kStrip, first = channel_block * Traits::kChannels;
+    const int width = p.strips * kStrip;
+    const int first = min(channel_block, params.channel_blocks - 1) * Traits::kChannels;
     const int channels = min(Traits::kChannels, width - first);
     mbarrier_wait(empty(stage), place.parity ^ 1);
     mbarrier_arrive_expect(barrier,
@@ -127,8 +124,7 @@ struct LargeKernel {
                 p.packed + (static_cast<int64_t>(of) * p.depth_tiles + tile) * kTileBytes,
                 kTileBytes, barrier, weight_policy());
     }
-    tma_load(base + stage * Rows::kBytes, &params.x, barrier, tile * kDepth, row_block * kN, 0, 0,
-             kEvictLast);
+    load_rows(base + stage * Rows::kBytes, barrier, row_block, tile);
 #pragma unroll
     for (int row = 0; row < kScaleRows; ++row) {
       const int group = kScaleRows == 2 ? 2 * tile + row : divide(tile, p.group_tiles);
@@ -143,9 +139,9 @@ struct LargeKernel {
   }
 
   __device__ __forceinline__ void produce() {
-    for (TileWalk walk(params); walk.next();)
-      for (int tile = first_tile; tile < end_tile; ++tile)
-        load_tile(walk.row_block, walk.channel_block, tile);
+    for (auto work = this->work(); work.next();)
+      for (int tile = work.first_tile; tile < work.end_tile; ++tile)
+        load_tile(work.row_block, work.channel_block + rank, tile);
   }
 
   // --- A warpgroup that multiplies ---
@@ -189,12 +185,18 @@ struct LargeKernel {
     warpgroup_commit();
   }
 
+  // To all CTAs that load x for this one.
   __device__ __forceinline__ void release(int stage) const {
-    if (lane == 0) mbarrier_arrive(empty(stage));
+    if constexpr (Traits::kPair == 1) {
+      if (lane == 0) mbarrier_arrive(empty(stage));
+    } else {
+      if (lane < Traits::kPair) mbarrier_arrive_at(empty(stage), lane);
+    }
   }
 
-  // All products of a tile of the output.
-  __device__ __forceinline__ void multiply(float (&sums)[kStrips][kN / 2]) {
+  // All products of a tile of the output over a part of the depth.
+  __device__ __forceinline__ void multiply(float (&sums)[kStrips][kN / 2], int first_tile,
+                                           int end_tile) {
     uint32_t a[2][4][4];
     int previous = -1;
     // kParity: which A registers are free.
@@ -237,27 +239,52 @@ struct LargeKernel {
             depth_group};
   }
 
-  // Quad `quad` of a tile of the output: 8 rows of a strip.
-  __device__ __forceinline__ void store(const TileWalk& tile, int quad, float4 sum) const {
-    const int row = tile.row_block * kN + quad % (kN / 8) * 8 + lane % 4 * 2;
-    const int channel = tile.channel_block * Traits::kChannels +
-                        (first_strip + quad / (kN / 8)) * kStrip + warp * 16 + lane / 4 * 2;
-    if (row < p.rows) store_output<T>(p, row, channel, sum.x, sum.z);
-    if (row + 1 < p.rows) store_output<T>(p, row + 1, channel, sum.y, sum.w);
+  // This thread's channels of a strip in the output.
+  __device__ __forceinline__ ChannelPair<T> channels(int channel_block) const {
+    static_assert(kStrips == 1);
+    return ChannelPair<T>(p, channel_block * Traits::kChannels + first_strip * kStrip + warp * 16 +
+                                 lane / 4 * 2);
+  }
+
+  __device__ __forceinline__ void store_part(int slot, const float (&sums)[kStrips][kN / 2],
+                                             int rows) const {
+    static_assert(kStrips == 1);
+    float4* const to = large_part<Traits>(p, slot * Traits::kPair + rank) + threadIdx.x;
+#pragma unroll
+    for (int quad = 0; quad < kN / 8; ++quad) {
+      const float* s = sums[0] + quad * 4;
+      if (quad * 8 < rows) to[quad * Traits::kConsumers] = make_float4(s[0], s[1], s[2], s[3]);
+    }
+  }
+
+  __device__ __forceinline__ void finish(const LargeWork<Traits::kPair>& work,
+                                         const float (&sums)[kStrips][kN / 2]) const {
+    if (Traits::kPair > 1 && work.slot >= 0) {
+      store_part(work.slot, sums, p.rows - work.row_block * kN);
+      return;
+    }
+    const auto out = channels(work.channel_block + rank);
+    const int row = work.row_block * kN + lane % 4 * 2;
+    const auto store = [&](int quad, float4 sum) { out.store(row + quad * 8, sum); };
+    const auto exchange = this->exchange(work.row_block);
+    if constexpr (Traits::kPair > 1) {
+      exchange.for_quads(sums, store);
+    } else {
+      exchange.arrive();
+      exchange.finish(sums, store);
+    }
   }
 
   __device__ __forceinline__ void consume() {
     place.stage = depth_group;
-    for (TileWalk walk(params); walk.next();) {
+    for (auto work = this->work(); work.next();) {
       float sums[kStrips][kN / 2];
 #pragma unroll
       for (int strip = 0; strip < kStrips; ++strip)
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) sums[strip][i] = 0.0f;
-      multiply(sums);
-      const auto exchange = this->exchange(walk.row_block);
-      exchange.arrive();
-      exchange.finish(sums, [&](int quad, float4 sum) { store(walk, quad, sum); });
+      multiply(sums, work.first_tile, work.end_tile);
+      finish(work, sums);
     }
   }
 };
@@ -272,11 +299,15 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 0) {
     tma_prefetch_map(&params.x);
     kernel.init_barriers();
-    TileWalk walk(params);
-    walk.next();
-    kernel.exchange(walk.row_block).init();
+    auto work = kernel.work();
+    work.next();
+    kernel.exchange(work.row_block).init();
   }
   __syncthreads();
+  if constexpr (Traits::kPair > 1) {  // the barriers of the others are there
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
   if (warpgroup == Traits::kGroups) {
     registers_lower<Traits::kProducerRegisters>();
     if (threadIdx.x == Traits::kConsumers) kernel.produce();
@@ -287,6 +318,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     kernel.consume();
+  }
+  if constexpr (Traits::kPair > 1) {  // no CTA ends while others arrive at its barriers
+    cluster_arrive_relaxed();
+    cluster_wait();
   }
 #endif
 }

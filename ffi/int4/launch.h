@@ -51,6 +51,7 @@ struct Int4Plan {
   int splits = 1;
   bool cluster =
       false;  // the splits are CTAs of a cluster; otherwise partial sums go through memory
+  bool streamed = false;  // the large kernel divides the depth of the tiles of the last wave
 };
 
 // Chooses a kernel for the current device and makes it ready to launch there. For the initialize stage, where loading

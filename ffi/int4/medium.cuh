@@ -293,20 +293,27 @@ struct MediumKernel {
   __device__ __forceinline__ Exchange exchange() const {
     return {base,
             base + Traits::kBarriersOffset + 2 * kStages * kDepthGroups * 8,
-            p.splits,
+            p.partials ? 1 : p.splits,
             split,
             p.rows - row_block * kN,
             static_cast<int>(thread % (Traits::kChannelGroups * 128)),
             depth_group};
   }
 
-  // Quad `quad` of the output: rows from 8 quad on.
-  __device__ __forceinline__ void store(int quad, float4 sum) const {
-    const int row = row_block * kN + quad * 8 + lane % 4 * 2;
+  // Stores this thread's sums, whole or of a split.
+  __device__ __forceinline__ void finish(const float (&sums)[1][kN / 2]) const {
+    const int row = row_block * kN + lane % 4 * 2;
     const int channel =
         channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
-    if (row < p.rows) store_output<T>(p, row, channel, sum.x, sum.z);
-    if (row + 1 < p.rows) store_output<T>(p, row + 1, channel, sum.y, sum.w);
+    const auto exchange = this->exchange();
+    exchange.arrive();
+    const ChannelPair<T> out(p, channel);
+    exchange.finish(sums, [&](int quad, float4 sum) {
+      if (p.partials)
+        store_part(p, split, row + quad * 8, channel, sum);
+      else
+        out.store(row + quad * 8, sum);
+    });
   }
 };
 
@@ -329,10 +336,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     kernel.begin_shared();
     kernel.multiply(sums[0]);
   }
-  const MediumKernel<Traits> kernel(params, base);
-  const auto exchange = kernel.exchange();
-  exchange.arrive();
-  exchange.finish(sums, [&](int quad, float4 sum) { kernel.store(quad, sum); });
+  MediumKernel<Traits>(params, base).finish(sums);
 #endif
 }
 

@@ -7,8 +7,16 @@
 
 namespace jax_baracuda {
 
+using HopperLaunch = cudaError_t (*)(const cudaLaunchConfig_t& launch, const HopperParams& params);
+
+template <void (*kernel)(HopperParams)>
+cudaError_t launch_hopper_kernel(const cudaLaunchConfig_t& launch, const HopperParams& params) {
+  return cudaLaunchKernelEx(&launch, kernel, params);
+}
+
 template <class Traits, void (*kernel)(HopperParams)>
-HopperInt4Kernel hopper_entry(DType dtype, bool medium, int tile, int scale_steps) {
+HopperInt4Kernel hopper_entry(DType dtype, bool medium, int tile, int scale_steps,
+                              HopperLaunch launch = launch_hopper_kernel<kernel>) {
   return {dtype,
           medium,
           tile,
@@ -19,9 +27,7 @@ HopperInt4Kernel hopper_entry(DType dtype, bool medium, int tile, int scale_step
             return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         Traits::kSharedBytes);
           },
-          [](const cudaLaunchConfig_t& launch, const HopperParams& params) {
-            return cudaLaunchKernelEx(&launch, kernel, params);
-          }};
+          launch};
 }
 
 }  // namespace jax_baracuda

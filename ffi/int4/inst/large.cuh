@@ -2,7 +2,7 @@
 #pragma once
 
 #include "int4/inst/hopper.cuh"
-#include "int4/large.cuh"
+#include "int4/large_combine.cuh"
 
 namespace jax_baracuda {
 
@@ -11,7 +11,8 @@ HopperInt4Kernel large_int4_kernel_entry() {
   static constexpr HopperInt4Tile tile = kLargeTiles[index];
   using Traits = LargeTraits<Int4Element<dtype>, tile.strips, tile.channel_groups,
                              tile.depth_groups, tile.n, tile.stages, 4 / scale_steps>;
-  return hopper_entry<Traits, int4_large_kernel<Traits>>(dtype, false, index, scale_steps);
+  return hopper_entry<Traits, int4_large_kernel<Traits>>(dtype, false, index, scale_steps,
+                                                         launch_large<Traits>);
 }
 
 }  // namespace jax_baracuda
