@@ -33,6 +33,7 @@ struct MediumTraits {
   // A chunk of k-steps is made ready while the tensor cores work on the one before it. Many warpgroups leave registers for
   // one k-step alone.
   static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kGroups > 4 ? 1 : 4;
+  static constexpr int kLoadAt = kChunk == 4 ? 4 : 6;  // k-steps before the next loads
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
@@ -98,8 +99,8 @@ struct MediumKernel {
   // In the first stage: this thread's words, its two channels' scales and zero points, the rows of x of its depth group.
   const uint32_t weights = base + Traits::kWeightsOffset + group * Traits::kWeightBytes +
                            thread % 128 * 16;
-  const uint32_t zeros = base + Traits::kScalesOffset + depth_group * Traits::kScaleBytes + pair();
-  const uint32_t scales = zeros + pair();
+  const uint32_t scale_base = base + Traits::kScalesOffset + depth_group * Traits::kScaleBytes;
+  const uint32_t zeros = scale_base + pair(), scales = zeros + pair();
   const uint64_t rows = Rows::descriptor(base + depth_group * Rows::kBytes);
   // What is loaded next: its first 16 bytes of this thread, tiles from there on.
   const uint8_t* from = p.packed + static_cast<uint64_t>(first_piece(first_tile() + kAhead)) * 16;
@@ -301,7 +302,7 @@ struct MediumKernel {
         warpgroup_wait<1>();
       }
       if constexpr (kChunk == 1) hold(o.words);  // nothing ahead of the wait, for want of registers
-      if (first == 0) {  // that stage, which is empty or about to be, takes the next load
+      if (next == Traits::kLoadAt) {  // that stage, which is empty or about to be, takes the next load
         load_own(kBefore, left, from);
         load_shared(kBefore, kStage == 0 ? parity ^ 1 : parity, left);
         from += kStep * kTileBytes;
