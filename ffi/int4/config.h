@@ -25,32 +25,30 @@ inline constexpr SmallTile kSmallTiles[] = {
     {2, 1, 4, 2, 3, 4, 76},  {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
 };
 
-// A kernel for Hopper: warpgroups of 64 strips channels, next to each other and in depth, and n rows of x. `ns`: what a tile
+// A kernel for Hopper: warpgroups of 64 channels, next to each other and in depth, and n rows of x. `ns`: what a tile
 // of 64 input channels takes a CTA, where one CTA has the whole SM, measured on an H200. `stages`: at most.
 struct HopperInt4Tile {
-  int strips, channel_groups, depth_groups, n, stages;
+  int channel_groups, depth_groups, n, stages;
   int ns;
-  constexpr int channels() const { return strips * channel_groups * kStrip; }
+  constexpr int channels() const { return channel_groups * kStrip; }
   constexpr int groups() const { return channel_groups * depth_groups; }
-  constexpr int quads() const {
-    return strips * n / 8;
-  }  // that CTAs of a cluster share: exchange.cuh
+  constexpr int quads() const { return n / 8; }  // that CTAs of a cluster share: exchange.cuh
 };
 
 // For a medium number of rows (medium.cuh). Seven strips, as 28672 channels are 64 times seven, fill a device that has a few
 // more than 128 SMs.
 inline constexpr HopperInt4Tile kMediumTiles[] = {
-    {1, 4, 2, 32, 4, 407}, {1, 2, 4, 32, 4, 215},  {1, 1, 8, 32, 4, 118},
-    {1, 7, 1, 32, 5, 731}, {1, 4, 1, 64, 6, 527},  {1, 2, 2, 64, 4, 262},
-    {1, 7, 1, 64, 4, 868}, {1, 4, 1, 128, 4, 749}, {1, 2, 2, 128, 4, 378},
+    {4, 2, 32, 4, 407}, {2, 4, 32, 4, 215},  {1, 8, 32, 4, 118},
+    {7, 1, 32, 5, 731}, {4, 1, 64, 6, 527},  {2, 2, 64, 4, 262},
+    {7, 1, 64, 4, 868}, {4, 1, 128, 4, 749}, {2, 2, 128, 4, 378},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 
 // For many rows (large.cuh).
 inline constexpr HopperInt4Tile kLargeTiles[] = {
-    {1, 2, 1, 128, 8, 485},
-    {1, 2, 1, 256, 5, 735},
+    {2, 1, 128, 8, 485},
+    {2, 1, 256, 5, 735},
 };
 
 // CTAs of large.cuh next to each other that load rows of x for each other.

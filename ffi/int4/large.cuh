@@ -1,7 +1,7 @@
 // Many rows, on Hopper: out^T = w^T x^T with the weights dequantised to the A registers of wgmma.
 //
-// One warp loads x by TMA and the weights by bulk copies. Warpgroups have kStrips x 64 channels each of the same kN rows of
-// x: kChannelGroups next to each other, and kDepthGroups that take turns with the tiles of the depth. While the tensor
+// One warp loads x by TMA and the weights by bulk copies. Warpgroups have 64 channels each of the same kN rows of x:
+// kChannelGroups next to each other, and kDepthGroups that take turns with the tiles of the depth. While the tensor
 // cores work on one strip's tile of weights, warpgroups dequantise others. A CTA either takes tile after tile of the output,
 // or one whose sums it adds up with those of its cluster.
 #pragma once
@@ -20,24 +20,23 @@
 namespace jax_baracuda {
 
 // kScaleRows: scales of a tile of 64 input channels, 2 for groups of 32.
-template <class T_, int kStrips_, int kChannelGroups_, int kDepthGroups_, int kN_, int kStages_,
-          int kScaleRows_>
+template <class T_, int kChannelGroups_, int kDepthGroups_, int kN_, int kStages_, int kScaleRows_>
 struct LargeTraits {
   using T = T_;
-  static constexpr int kStrips = kStrips_, kN = kN_, kStages = kStages_, kScaleRows = kScaleRows_;
+  static constexpr int kN = kN_, kStages = kStages_, kScaleRows = kScaleRows_;
   static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
   static constexpr int kPair = large_pair(kN);  // CTAs next to each other that load x for each other
   static constexpr int kGroups = kChannelGroups * kDepthGroups;
-  static constexpr int kTileStrips = kChannelGroups * kStrips, kChannels = kTileStrips * kStrip;
+  static constexpr int kChannels = kChannelGroups * kStrip;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   // They add up to what the CTA has at its start: 168 registers a thread of 384, 96 of 640.
   static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 112;
-  static_assert(kGroups == 2 || (kGroups == 4 && kStrips * kN <= 64));
+  static_assert(kGroups == 2 || (kGroups == 4 && kN <= 64));
   static_assert(kDepthGroups <= kStages);
 
   using Rows = PanelTile<kN, kDepth>;
-  static constexpr int kWeightBytes = kTileStrips * kTileBytes;
+  static constexpr int kWeightBytes = kChannelGroups * kTileBytes;
   static constexpr int kScaleBytes = kScaleRows * kChannels * 2,
                        kZeroBytes = kScaleRows * kChannels;
   static constexpr int kWeightsOffset = kStages * Rows::kBytes;
@@ -45,9 +44,9 @@ struct LargeTraits {
   static constexpr int kZerosOffset = kScalesOffset + kStages * kScaleBytes;
   static constexpr int kRingBytes = kZerosOffset + kStages * kZeroBytes;
 
-  using Exchange = SumExchange<kStrips, kN, kChannelGroups, kDepthGroups>;  // in its place
-  static constexpr int kBarriersOffset =
-      kRingBytes > Exchange::kBytes ? kRingBytes : Exchange::kBytes;
+  using Exchange = SumExchange<kN, kChannelGroups, kDepthGroups>;  // in its place
+  static constexpr int kExchangeBytes = kPair == 1 ? Exchange::kBytes : 0;
+  static constexpr int kBarriersOffset = kRingBytes > kExchangeBytes ? kRingBytes : kExchangeBytes;
   static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages + 1) * 8;
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
@@ -56,7 +55,7 @@ template <class Traits>
 struct LargeKernel {
   using T = typename Traits::T;
   using Rows = typename Traits::Rows;
-  static constexpr int kStrips = Traits::kStrips, kN = Traits::kN, kScaleRows = Traits::kScaleRows;
+  static constexpr int kN = Traits::kN, kScaleRows = Traits::kScaleRows;
 
   const HopperParams& params;
   const Int4Params& p = params.problem;
@@ -117,9 +116,9 @@ struct LargeKernel {
     mbarrier_arrive_expect(barrier,
                            Rows::kBytes + Traits::kWeightBytes + channels * 3 * kScaleRows);
 #pragma unroll
-    for (int strip = 0; strip < Traits::kTileStrips; ++strip) {
+    for (int strip = 0; strip < Traits::kChannelGroups; ++strip) {
       // Strips that are not there: the last one again, for nobody.
-      const int of = min(channel_block * Traits::kTileStrips + strip, p.strips - 1);
+      const int of = min(channel_block * Traits::kChannelGroups + strip, p.strips - 1);
       bulk_load(base + Traits::kWeightsOffset + stage * Traits::kWeightBytes + strip * kTileBytes,
                 p.packed + (static_cast<int64_t>(of) * p.depth_tiles + tile) * kTileBytes,
                 kTileBytes, barrier, weight_policy());
@@ -149,11 +148,11 @@ struct LargeKernel {
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) % 4;  // of the warpgroup
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-  const int first_strip = group % Traits::kChannelGroups * kStrips,
+  const int strip = group % Traits::kChannelGroups,
             depth_group = group / Traits::kChannelGroups;
 
   // The A operands of a strip's tile.
-  __device__ __forceinline__ void dequantise(uint32_t (&a)[4][4], int stage, int strip) const {
+  __device__ __forceinline__ void dequantise(uint32_t (&a)[4][4], int stage) const {
     const uint4 words = *reinterpret_cast<const uint4*>(
         shared + Traits::kWeightsOffset + stage * Traits::kWeightBytes + strip * kTileBytes +
         threadIdx.x % 128 * 16);
@@ -195,7 +194,7 @@ struct LargeKernel {
   }
 
   // All products of a tile of the output over a part of the depth.
-  __device__ __forceinline__ void multiply(float (&sums)[kStrips][kN / 2], int first_tile,
+  __device__ __forceinline__ void multiply(float (&sums)[kN / 2], int first_tile,
                                            int end_tile) {
     uint32_t a[2][4][4];
     int previous = -1;
@@ -205,26 +204,21 @@ struct LargeKernel {
       const int stage = place.stage;
       mbarrier_wait(full(stage), place.parity);
       const uint64_t rows = Rows::descriptor(base + stage * Rows::kBytes);
-#pragma unroll
-      for (int strip = 0; strip < kStrips; ++strip) {
-        auto& registers = a[(kParity + strip) % 2];
-        dequantise(registers, stage, first_strip + strip);
-        issue(sums[strip], registers, rows);
-        warpgroup_wait<1>();
-        if (strip == 0 && previous >= 0) release(previous);
-      }
+      dequantise(a[kParity], stage);
+      issue(sums, a[kParity], rows);
+      warpgroup_wait<1>();
+      if (previous >= 0) release(previous);
       previous = stage;
       place.next(Traits::kDepthGroups);
     };
     int tile = first_tile + depth_group;
     for (; tile + Traits::kDepthGroups < end_tile; tile += 2 * Traits::kDepthGroups) {
       one_tile(std::integral_constant<int, 0>());
-      one_tile(std::integral_constant<int, kStrips % 2>());
+      one_tile(std::integral_constant<int, 1>());
     }
     if (tile < end_tile) one_tile(std::integral_constant<int, 0>());
     warpgroup_wait<0>();
-#pragma unroll
-    for (int strip = 0; strip < kStrips; ++strip) hold(sums[strip]);
+    hold(sums);
     if (previous >= 0) release(previous);
   }
 
@@ -232,7 +226,7 @@ struct LargeKernel {
   __device__ __forceinline__ typename Traits::Exchange exchange(int row_block) const {
     return {base,
             base + Traits::kBarriersOffset + 2 * Traits::kStages * 8,
-            p.splits,
+            Traits::kPair == 1 ? p.splits : 1,
             split,
             p.rows - row_block * kN,
             static_cast<int>(group % Traits::kChannelGroups * 128 + threadIdx.x % 128),
@@ -241,24 +235,22 @@ struct LargeKernel {
 
   // This thread's channels of a strip in the output.
   __device__ __forceinline__ ChannelPair<T> channels(int channel_block) const {
-    static_assert(kStrips == 1);
-    return ChannelPair<T>(p, channel_block * Traits::kChannels + first_strip * kStrip + warp * 16 +
+    return ChannelPair<T>(p, channel_block * Traits::kChannels + strip * kStrip + warp * 16 +
                                  lane / 4 * 2);
   }
 
-  __device__ __forceinline__ void store_part(int slot, const float (&sums)[kStrips][kN / 2],
+  __device__ __forceinline__ void store_part(int slot, const float (&sums)[kN / 2],
                                              int rows) const {
-    static_assert(kStrips == 1);
     float4* const to = large_part<Traits>(p, slot * Traits::kPair + rank) + threadIdx.x;
 #pragma unroll
     for (int quad = 0; quad < kN / 8; ++quad) {
-      const float* s = sums[0] + quad * 4;
+      const float* s = sums + quad * 4;
       if (quad * 8 < rows) to[quad * Traits::kConsumers] = make_float4(s[0], s[1], s[2], s[3]);
     }
   }
 
   __device__ __forceinline__ void finish(const LargeWork<Traits::kPair>& work,
-                                         const float (&sums)[kStrips][kN / 2]) const {
+                                         const float (&sums)[kN / 2]) const {
     if (Traits::kPair > 1 && work.slot >= 0) {
       store_part(work.slot, sums, p.rows - work.row_block * kN);
       return;
@@ -267,22 +259,16 @@ struct LargeKernel {
     const int row = work.row_block * kN + lane % 4 * 2;
     const auto store = [&](int quad, float4 sum) { out.store(row + quad * 8, sum); };
     const auto exchange = this->exchange(work.row_block);
-    if constexpr (Traits::kPair > 1) {
-      exchange.for_quads(sums, store);
-    } else {
-      exchange.arrive();
-      exchange.finish(sums, store);
-    }
+    exchange.arrive();
+    exchange.finish(sums, store);
   }
 
   __device__ __forceinline__ void consume() {
     place.stage = depth_group;
     for (auto work = this->work(); work.next();) {
-      float sums[kStrips][kN / 2];
+      float sums[kN / 2];
 #pragma unroll
-      for (int strip = 0; strip < kStrips; ++strip)
-#pragma unroll
-        for (int i = 0; i < kN / 2; ++i) sums[strip][i] = 0.0f;
+      for (int i = 0; i < kN / 2; ++i) sums[i] = 0.0f;
       multiply(sums, work.first_tile, work.end_tile);
       finish(work, sums);
     }
@@ -314,7 +300,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     __syncwarp();
     const auto exchange = kernel.exchange(0);
     exchange.arrive();
-    exchange.wait_for_cluster();
+    exchange.stand_by();
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     kernel.consume();

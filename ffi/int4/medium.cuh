@@ -44,7 +44,7 @@ struct MediumTraits {
   static constexpr int kStageBytes =
       kDepthGroups * (Rows::kBytes + kScaleBytes) + kGroups * kWeightBytes;
 
-  using Exchange = SumExchange<1, kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
+  using Exchange = SumExchange<kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
   static constexpr int kMostBytes = 232448 - 512;                     // of an SM, less the barriers
   static constexpr int kFitting = kMostBytes / kStageBytes;
   static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
@@ -52,8 +52,10 @@ struct MediumTraits {
   static constexpr int kWeightsOffset = kStages * kDepthGroups * Rows::kBytes;
   static constexpr int kScalesOffset = kWeightsOffset + kStages * kGroups * kWeightBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
-  static constexpr int kBarriersOffset =
-      kRingBytes > Exchange::kBytes ? kRingBytes : Exchange::kBytes;
+  // Clusters only where what they exchange fits.
+  static constexpr int kExchangeBytes =
+      Exchange::kBytes <= kMostBytes ? Exchange::kBytes : Exchange::kLocalBytes;
+  static constexpr int kBarriersOffset = kRingBytes > kExchangeBytes ? kRingBytes : kExchangeBytes;
   static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages * kDepthGroups + 1) * 8;
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
@@ -346,7 +348,7 @@ struct MediumKernel {
   }
 
   // Stores this thread's sums, whole or of a split.
-  __device__ __forceinline__ void finish(const float (&sums)[1][kN / 2]) const {
+  __device__ __forceinline__ void finish(const float (&sums)[kN / 2]) const {
     const int row = row_block * kN + lane % 4 * 2;
     const int channel =
         channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
@@ -368,7 +370,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const uint32_t base = shared_address(shared_memory);
-  float sums[1][Traits::kN / 2] = {};
+  float sums[Traits::kN / 2] = {};
   {
     MediumKernel<Traits> kernel(params, base);
     kernel.begin_weights();
@@ -379,7 +381,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
     __syncthreads();
     kernel.begin_shared();
-    kernel.multiply(sums[0]);
+    kernel.multiply(sums);
   }
   MediumKernel<Traits>(params, base).finish(sums);
 #endif

@@ -9,7 +9,6 @@ namespace jax_baracuda {
 template <DType dtype, int index, int scale_steps>
 HopperInt4Kernel medium_int4_kernel_entry() {
   static constexpr HopperInt4Tile tile = kMediumTiles[index];
-  static_assert(tile.strips == 1);
   using Traits = MediumTraits<Int4Element<dtype>, tile.n, tile.channel_groups, tile.depth_groups,
                               tile.stages, scale_steps>;
   static_assert(Traits::kUnit == kMediumUnit);
