@@ -82,7 +82,7 @@ cudaError_t launch_small_rows(const Int4Shape& s, const Int4Plan& plan, Int4Para
       launch_config(plan, grid, kernel.tile.threads(), kernel.shared_bytes, &attribute, stream);
   const cudaError_t error = kernel.launch(launch, p);
   if (error != cudaSuccess || !p.partials) return error;
-  return launch_int4_combine(s.dtype, p, stream);
+  return launch_int4_combine(s.dtype, p, false, stream);
 }
 
 cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
@@ -166,7 +166,7 @@ cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Pa
   }
   const cudaError_t error = kernel.launch(launch, params);
   if (error != cudaSuccess || !parts) return error;
-  return launch_int4_combine(s.dtype, params.problem, stream);
+  return launch_int4_combine(s.dtype, params.problem, true, stream);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "device/bulk.cuh"
 #include "device/divide.cuh"
 #include "device/mbarrier.cuh"
+#include "device/memory.cuh"
 #include "device/tma.cuh"
 #include "device/wgmma.cuh"
 #include "int4/dequantise.cuh"
@@ -294,6 +295,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     cluster_arrive_relaxed();
     cluster_wait();
   }
+  launch_dependents();
   if (warpgroup == Traits::kGroups) {
     registers_lower<Traits::kProducerRegisters>();
     if (threadIdx.x == Traits::kConsumers) kernel.produce();

@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(Traits::kConsumers)
   const int tile = blockIdx.x / Traits::kPair, rank = blockIdx.x % Traits::kPair;
   const int first = stream_pair(params, tile * p.depth_tiles);
   const int last = stream_pair(params, (tile + 1) * p.depth_tiles - 1);
+  wait_for_dependency();
   if (first == last) return;  // it was not divided
   LargeWork<Traits::kPair> work(params, 0);
   work.place(params.whole_tiles + tile);
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(Traits::kConsumers)
 #pragma unroll
     for (int i = 0; i < kCombineQuads; ++i) {
       const int quad = blockIdx.y * kCombineQuads + i;
-      if (quad * 8 < rows) sums[i] = sums[i] + part[quad * Traits::kConsumers];
+      if (quad * 8 < rows) sums[i] = sums[i] + __ldcg(part + quad * Traits::kConsumers);
     }
   }
   const int lane = threadIdx.x % 32;
@@ -49,10 +50,17 @@ template <class Traits>
 cudaError_t launch_large(const cudaLaunchConfig_t& launch, const HopperParams& params) {
   cudaError_t error = cudaLaunchKernelEx(&launch, int4_large_kernel<Traits>, params);
   if (error != cudaSuccess || params.stream_tiles == 0) return error;
-  const dim3 grid(static_cast<unsigned>(params.stream_tiles * Traits::kPair),
-                  Traits::kN / 8 / kCombineQuads);
-  int4_large_combine_kernel<Traits><<<grid, Traits::kConsumers, 0, launch.stream>>>(params);
-  return cudaPeekAtLastError();
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t combine = {};
+  combine.gridDim = dim3(static_cast<unsigned>(params.stream_tiles * Traits::kPair),
+                         Traits::kN / 8 / kCombineQuads);
+  combine.blockDim = dim3(Traits::kConsumers);
+  combine.stream = launch.stream;
+  combine.attrs = &attribute;
+  combine.numAttrs = 1;
+  return cudaLaunchKernelEx(&combine, int4_large_combine_kernel<Traits>, params);
 }
 
 }  // namespace jax_baracuda

@@ -374,6 +374,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   {
     MediumKernel<Traits> kernel(params, base);
     kernel.begin_weights();
+    launch_dependents();
     if (kernel.thread == 0) {
       tma_prefetch_map(&params.x);
       kernel.init_barriers();
