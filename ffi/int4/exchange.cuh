@@ -32,7 +32,7 @@ struct SumExchange {
   __device__ __forceinline__ bool has_rows(int quad) const { return quad * 8 < rows; }
   // Quads of an owner that have rows: every splits-th, from the first on.
   __device__ __forceinline__ int owned(int owner) const {
-    return (min((rows + 7) / 8, kQuads) + splits - 1 - owner) / splits;
+    return (min((rows + 7) / 8, kQuads) + splits - 1 - owner) >> shift();
   }
 
   // At the start of the kernel, by one thread.
@@ -56,11 +56,13 @@ struct SumExchange {
   }
 
   // Shared addresses; the quads of an owner lie next to each other.
+  __device__ __forceinline__ int shift() const { return 31 - __clz(splits); }
   __device__ __forceinline__ uint32_t part(int owner) const {
-    return base + owner * (kQuads / splits) * kQuadBytes;
+    return base + owner * (kPartBytes >> shift());
   }
   __device__ __forceinline__ uint32_t local(int depth, int quad) const {
-    return part(quad & (splits - 1)) + depth * kPartBytes + quad / splits * kQuadBytes + lane * 16;
+    return part(quad & (splits - 1)) + depth * kPartBytes + (quad >> shift()) * kQuadBytes +
+           lane * 16;
   }
   __device__ __forceinline__ uint32_t received(int from) const {
     return part(from) + kLocalBytes;
@@ -81,7 +83,7 @@ struct SumExchange {
   // body(quad, the CTA's sum of it) for the quads whose turn is this warpgroup's.
   template <class Body>
   __device__ __forceinline__ void for_quads(Body body) const {
-#pragma unroll 1
+#pragma unroll 2
     for (int quad = depth_group; quad < kQuads; quad += kDepthGroups) {
       if (!has_rows(quad)) continue;
       float4 sum = load_shared_float4(local(0, quad));

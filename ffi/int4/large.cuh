@@ -1,10 +1,12 @@
 // Many rows, on Hopper: out^T = w^T x^T with the weights dequantised to the A registers of wgmma.
 //
-// One warp loads x by TMA and the weights by bulk copies. Warpgroups have 64 channels each of the same kN rows of x:
-// kChannelGroups next to each other, and kDepthGroups that take turns with the tiles of the depth. While the tensor
-// cores work on one strip's tile of weights, warpgroups dequantise others. A CTA either takes tile after tile of the output,
-// or one whose sums it adds up with those of its cluster.
+// One warp loads x by TMA and the weights by bulk copies; two CTAs next to each other load x for each other where a tile is
+// high. Warpgroups have 64 channels each of the same kN rows of x: while the tensor cores work on one's tile of weights,
+// others dequantise theirs. A CTA takes tile after tile of the output and maybe parts of the depth of some
+// (large_work.cuh), or one tile whose sums it adds up with those of its cluster.
 #pragma once
+
+#include <utility>
 
 #include "device/bulk.cuh"
 #include "device/divide.cuh"
@@ -16,25 +18,23 @@
 #include "int4/exchange.cuh"
 #include "int4/hopper_params.h"
 #include "int4/large_work.cuh"
-#include "int4/stages.cuh"
+#include "int4/uniform.cuh"
 
 namespace jax_baracuda {
 
 // kScaleRows: scales of a tile of 64 input channels, 2 for groups of 32.
-template <class T_, int kChannelGroups_, int kDepthGroups_, int kN_, int kStages_, int kScaleRows_>
+template <class T_, int kChannelGroups_, int kN_, int kStages_, int kScaleRows_>
 struct LargeTraits {
   using T = T_;
   static constexpr int kN = kN_, kStages = kStages_, kScaleRows = kScaleRows_;
-  static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
-  static constexpr int kPair = large_pair(kN);  // CTAs next to each other that load x for each other
-  static constexpr int kGroups = kChannelGroups * kDepthGroups;
+  static constexpr int kChannelGroups = kChannelGroups_;
+  static constexpr int kPair = large_pair(kN);  // CTAs that load x for each other
   static constexpr int kChannels = kChannelGroups * kStrip;
-  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
-  // They add up to what the CTA has at its start: 168 registers a thread of 384, 96 of 640.
-  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 112;
-  static_assert(kGroups == 2 || (kGroups == 4 && kN <= 64));
-  static_assert(kDepthGroups <= kStages);
+  static constexpr int kConsumers = 128 * kChannelGroups, kThreads = kConsumers + 128;
+  // They add up to what the CTA has at its start: 168 registers a thread of 384.
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static_assert(kChannelGroups == 2);
+  static_assert(kStages % 2 == 0);  // operands have two places
 
   using Rows = PanelTile<kN, kDepth>;
   static constexpr int kWeightBytes = kChannelGroups * kTileBytes;
@@ -45,7 +45,7 @@ struct LargeTraits {
   static constexpr int kZerosOffset = kScalesOffset + kStages * kScaleBytes;
   static constexpr int kRingBytes = kZerosOffset + kStages * kZeroBytes;
 
-  using Exchange = SumExchange<kN, kChannelGroups, kDepthGroups>;  // in its place
+  using Exchange = SumExchange<kN, kChannelGroups, 1>;  // in its place
   static constexpr int kExchangeBytes = kPair == 1 ? Exchange::kBytes : 0;
   static constexpr int kBarriersOffset = kRingBytes > kExchangeBytes ? kRingBytes : kExchangeBytes;
   static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages + 1) * 8;
@@ -64,7 +64,7 @@ struct LargeKernel {
   const uint32_t base = shared_address(shared);
   const int split = Traits::kPair == 1 ? blockIdx.x % p.splits : 0;
   const int rank = Traits::kPair == 1 ? 0 : blockIdx.x % Traits::kPair;
-  StagePlace<Traits::kStages> place;
+  uint32_t rounds = 0;  // bit `stage`: whether that stage has been gone through an odd number of times
 
   __device__ __forceinline__ LargeKernel(const HopperParams& params, unsigned char* shared)
       : params(params), shared(shared) {}
@@ -107,13 +107,12 @@ struct LargeKernel {
                          row_block * kN + first, 0, 0, (1 << Traits::kPair) - 1, kEvictLast);
   }
 
-  __device__ __forceinline__ void load_tile(int row_block, int channel_block, int tile) {
-    const int stage = place.stage;
+  __device__ __forceinline__ void load_tile(int stage, int row_block, int channel_block, int tile) {
     const uint32_t barrier = full(stage);
     const int width = p.strips * kStrip;
     const int first = min(channel_block, params.channel_blocks - 1) * Traits::kChannels;
     const int channels = min(Traits::kChannels, width - first);
-    mbarrier_wait(empty(stage), place.parity ^ 1);
+    mbarrier_wait(empty(stage), ~rounds >> stage & 1);
     mbarrier_arrive_expect(barrier,
                            Rows::kBytes + Traits::kWeightBytes + channels * 3 * kScaleRows);
 #pragma unroll
@@ -135,92 +134,112 @@ struct LargeKernel {
       bulk_load(base + Traits::kZerosOffset + stage * Traits::kZeroBytes + row * Traits::kChannels,
                 p.zeros + at, channels, barrier, kEvictLast);
     }
-    place.next();
+    rounds ^= 1u << stage;
   }
 
+  // Every piece of work begins in the first stage.
   __device__ __forceinline__ void produce() {
-    for (auto work = this->work(); work.next();)
-      for (int tile = work.first_tile; tile < work.end_tile; ++tile)
-        load_tile(work.row_block, work.channel_block + rank, tile);
+    for (auto work = this->work(); work.next();) {
+      int stage = 0;
+      for (int tile = work.first_tile; tile < work.end_tile; ++tile) {
+        load_tile(stage, work.row_block, work.channel_block + rank, tile);
+        if (++stage == Traits::kStages) stage = 0;
+      }
+    }
   }
 
   // --- A warpgroup that multiplies ---
 
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0) % 4;  // of the warpgroup
-  const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-  const int strip = group % Traits::kChannelGroups,
-            depth_group = group / Traits::kChannelGroups;
+  const int strip = shared_by_lanes(threadIdx.x / 128);
+  // The first of this thread's channels in the CTA, and in the first stage its words, scales and zero points.
+  const int pair = strip * kStrip + warp * 16 + lane / 4 * 2;
+  const uint32_t weights =
+      base + Traits::kWeightsOffset + strip * kTileBytes + threadIdx.x % 128 * 16;
+  const uint32_t scales = base + Traits::kScalesOffset + pair * 2;
+  const uint32_t zeros = base + Traits::kZerosOffset + pair;
+  const uint64_t rows = Rows::descriptor(base);
 
-  // The A operands of a strip's tile.
-  __device__ __forceinline__ void dequantise(uint32_t (&a)[4][4], int stage) const {
-    const uint4 words = *reinterpret_cast<const uint4*>(
-        shared + Traits::kWeightsOffset + stage * Traits::kWeightBytes + strip * kTileBytes +
-        threadIdx.x % 128 * 16);
-    const int channel = strip * kStrip + warp * 16 + lane / 4 * 2;
+  // What a thread needs to make operands of a tile.
+  struct Operands {
+    uint4 words;
+    uint32_t scales[kScaleRows], zeros[kScaleRows];
+  };
+
+  __device__ __forceinline__ void acquire(Operands& o, int stage) {
+    mbarrier_wait(full(stage), rounds >> stage & 1);
+    rounds ^= 1u << stage;
 #pragma unroll
     for (int row = 0; row < kScaleRows; ++row) {
-      const int at = row * Traits::kChannels + channel;
-      const ScaledNibbles<T> nibbles(
-          *reinterpret_cast<const uint16_t*>(shared + Traits::kZerosOffset +
-                                             stage * Traits::kZeroBytes + at),
-          *reinterpret_cast<const uint32_t*>(shared + Traits::kScalesOffset +
-                                             stage * Traits::kScaleBytes + at * 2));
+      o.scales[row] =
+          load_shared_4(scales + stage * Traits::kScaleBytes + row * Traits::kChannels * 2);
+      o.zeros[row] = load_shared_2(zeros + stage * Traits::kZeroBytes + row * Traits::kChannels);
+    }
+    o.words = load_shared_16(weights + stage * Traits::kWeightBytes);
+  }
+
+  static __device__ __forceinline__ void dequantise(uint32_t (&a)[4][4], const Operands& o) {
+#pragma unroll
+    for (int row = 0; row < kScaleRows; ++row) {
+      const ScaledNibbles<T> nibbles(o.zeros[row], o.scales[row]);
 #pragma unroll
       for (int step = row * 4 / kScaleRows; step < (row + 1) * 4 / kScaleRows; ++step)
-        nibbles.run(a[step], step == 0   ? words.x
-                             : step == 1 ? words.y
-                             : step == 2 ? words.z
-                                         : words.w);
+        nibbles.run(a[step], step == 0   ? o.words.x
+                             : step == 1 ? o.words.y
+                             : step == 2 ? o.words.z
+                                         : o.words.w);
     }
   }
 
   __device__ __forceinline__ void issue(float (&sums)[kN / 2], const uint32_t (&a)[4][4],
-                                        uint64_t rows) const {
+                                        int stage) const {
+    const uint64_t at = rows + static_cast<uint64_t>(stage) * (Rows::kBytes >> 4);
     warpgroup_arrive();
 #pragma unroll
     for (int step = 0; step < 4; ++step)
-      WarpgroupMma<T, kN>::registers_transposed(sums, a[step],
-                                                advance(rows, Rows::column_offset(16 * step)), 1);
+      WarpgroupMma<T, kN>::registers_transposed(
+          sums, a[step], advance(at, Rows::column_offset(16 * step)), 1);
     warpgroup_commit();
   }
 
   // To all CTAs that load x for this one.
-  __device__ __forceinline__ void release(int stage) const {
+  __device__ __forceinline__ void release(int stage, bool valid) const {
     if constexpr (Traits::kPair == 1) {
-      if (lane == 0) mbarrier_arrive(empty(stage));
+      mbarrier_arrive_if(empty(stage), valid && lane == 0);
     } else {
-      if (lane < Traits::kPair) mbarrier_arrive_at(empty(stage), lane);
+      if (valid && lane < Traits::kPair) mbarrier_arrive_at(empty(stage), lane);
     }
   }
 
   // All products of a tile of the output over a part of the depth.
-  __device__ __forceinline__ void multiply(float (&sums)[kN / 2], int first_tile,
-                                           int end_tile) {
+  __device__ __forceinline__ void multiply(float (&sums)[kN / 2], int tiles) {
     uint32_t a[2][4][4];
+    Operands o;
     int previous = -1;
-    // kParity: which A registers are free.
-    auto one_tile = [&](auto parity_constant) {
-      constexpr int kParity = decltype(parity_constant)::value;
-      const int stage = place.stage;
-      mbarrier_wait(full(stage), place.parity);
-      const uint64_t rows = Rows::descriptor(base + stage * Rows::kBytes);
-      dequantise(a[kParity], stage);
-      issue(sums, a[kParity], rows);
+    // The tile in `stage`, which is acquired: acquires the next one, and leaves the products of this one under way.
+    auto one_tile = [&](auto& operands, int stage, int next, bool more) {
+      dequantise(operands, o);
+      if (more) acquire(o, next);
+      issue(sums, operands, stage);
       warpgroup_wait<1>();
-      if (previous >= 0) release(previous);
+      release(previous, previous >= 0);
       previous = stage;
-      place.next(Traits::kDepthGroups);
     };
-    int tile = first_tile + depth_group;
-    for (; tile + Traits::kDepthGroups < end_tile; tile += 2 * Traits::kDepthGroups) {
-      one_tile(std::integral_constant<int, 0>());
-      one_tile(std::integral_constant<int, 1>());
+    int next_stage = 0, left = tiles;
+    if (left > 0) acquire(o, 0);
+#pragma unroll 1
+    for (; left > 1; left -= 2) {
+      const int stage = shared_by_lanes(next_stage);
+      const int next = stage + 2 == Traits::kStages ? 0 : stage + 2;
+      one_tile(a[0], stage, stage + 1, true);
+      one_tile(a[1], stage + 1, next, left > 2);
+      next_stage = next;
     }
-    if (tile < end_tile) one_tile(std::integral_constant<int, 0>());
+    if (left > 0) one_tile(a[0], shared_by_lanes(next_stage), 0, false);
     warpgroup_wait<0>();
     hold(sums);
-    if (previous >= 0) release(previous);
+    release(previous, previous >= 0);
   }
 
   // For the one tile of a CTA whose sums are not whole.
@@ -230,14 +249,13 @@ struct LargeKernel {
             Traits::kPair == 1 ? p.splits : 1,
             split,
             p.rows - row_block * kN,
-            static_cast<int>(group % Traits::kChannelGroups * 128 + threadIdx.x % 128),
-            depth_group};
+            static_cast<int>(threadIdx.x),
+            0};
   }
 
   // This thread's channels of a strip in the output.
   __device__ __forceinline__ ChannelPair<T> channels(int channel_block) const {
-    return ChannelPair<T>(p, channel_block * Traits::kChannels + strip * kStrip + warp * 16 +
-                                 lane / 4 * 2);
+    return ChannelPair<T>(p, channel_block * Traits::kChannels + pair);
   }
 
   __device__ __forceinline__ void store_part(int slot, const float (&sums)[kN / 2],
@@ -265,12 +283,11 @@ struct LargeKernel {
   }
 
   __device__ __forceinline__ void consume() {
-    place.stage = depth_group;
     for (auto work = this->work(); work.next();) {
       float sums[kN / 2];
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) sums[i] = 0.0f;
-      multiply(sums, work.first_tile, work.end_tile);
+      multiply(sums, work.end_tile - work.first_tile);
       finish(work, sums);
     }
   }
@@ -296,7 +313,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     cluster_wait();
   }
   launch_dependents();
-  if (warpgroup == Traits::kGroups) {
+  if (warpgroup == Traits::kChannelGroups) {
     registers_lower<Traits::kProducerRegisters>();
     if (threadIdx.x == Traits::kConsumers) kernel.produce();
     __syncwarp();

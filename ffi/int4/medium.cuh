@@ -18,6 +18,7 @@
 #include "int4/dequantise.cuh"
 #include "int4/exchange.cuh"
 #include "int4/hopper_params.h"
+#include "int4/uniform.cuh"
 
 namespace jax_baracuda {
 
@@ -65,11 +66,6 @@ __device__ __forceinline__ uint32_t read_thread() {
   uint32_t thread;
   asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
   return thread;
-}
-
-// A number that all lanes have: the reduction tells the compiler so, and what follows from it costs no vector registers.
-__device__ __forceinline__ int shared_by_lanes(int i) {
-  return static_cast<int>(__reduce_max_sync(0xffffffffu, static_cast<unsigned>(i)));
 }
 
 __device__ __forceinline__ void hold(uint4& words) {

@@ -9,8 +9,7 @@ namespace jax_baracuda {
 template <DType dtype, int index, int scale_steps>
 HopperInt4Kernel large_int4_kernel_entry() {
   static constexpr HopperInt4Tile tile = kLargeTiles[index];
-  using Traits = LargeTraits<Int4Element<dtype>, tile.channel_groups,
-                             tile.depth_groups, tile.n, tile.stages, 4 / scale_steps>;
+  using Traits = LargeTraits<Int4Element<dtype>, tile.channel_groups, tile.n, tile.stages, 4 / scale_steps>;
   return hopper_entry<Traits, int4_large_kernel<Traits>>(dtype, false, index, scale_steps,
                                                          launch_large<Traits>);
 }
