@@ -19,8 +19,8 @@ __global__ void __launch_bounds__(kThreads)
     const float* part = p.partials + static_cast<int64_t>(row) * width + channel;
     float4 sum = {};
     for (int split = 0; split < p.splits; ++split)
-      sum = sum + __ldcg(reinterpret_cast<const float4*>(
-                      part + static_cast<int64_t>(split) * p.rows * width));
+      sum = sum + __ldcg(reinterpret_cast<const float4*>(part + static_cast<int64_t>(split) *
+                                                                    p.rows * width));
     store_output<T>(p, row, channel, sum);
   }
 }

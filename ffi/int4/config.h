@@ -57,13 +57,17 @@ constexpr int large_pair(int n) { return n == 256 ? 2 : 1; }
 inline constexpr int kMaxInt4Splits = 8;
 // So many rows go to the small kernels on Hopper too; up to kEitherRows those do that are expected to take less time.
 inline constexpr int kSmallRows = 16, kEitherRows = 32;
+// Sums of a medium number of rows may go through memory, up to kPartRows; those of more rows where tiles are divided.
+inline constexpr int kPartRows = 128;
+inline constexpr int64_t kStreamBytes = int64_t{33} << 20;
 inline constexpr int64_t kMaxGridZ = 65535;
 
-// Bytes for partial sums where clusters cannot add them up: see the JAX side's shapes.workspace_bytes.
+// Bytes for sums that go through memory: see the JAX side's shapes.workspace_bytes, of which this is the same.
 constexpr int64_t int4_workspace_bytes(int64_t rows, int64_t width, int64_t depth_tiles) {
-  if (rows == 0 || width == 0) return 0;
-  const int64_t splits =
-      std::min({int64_t{kMaxInt4Splits}, depth_tiles, (int64_t{1} << 20) / (rows * width)});
+  if (rows == 0 || width == 0 || depth_tiles == 0) return 0;
+  if (rows > kPartRows) return kStreamBytes;
+  const int64_t floats = int64_t{1} << (rows > kSmallRows ? 21 : 20);
+  const int64_t splits = std::min({int64_t{kMaxInt4Splits}, depth_tiles, floats / (rows * width)});
   return splits >= 2 ? 4 * splits * rows * width : 0;
 }
 
@@ -87,8 +91,10 @@ constexpr int running_ctas(const Int4Device& device, int ctas_per_sm, int splits
 }
 
 struct Int4Split {
-  int splits = 0;  // 0: no such plan
-  int64_t ns = 0;  // that it is expected to take
+  int splits = 0;         // 0: no such plan
+  int64_t ns = 0;         // that it is expected to take
+  bool parts = false;     // of the splits go through the workspace, not a cluster
+  bool streamed = false;  // the last wave's tiles are divided
 };
 
 constexpr bool operator<(const Int4Split& a, const Int4Split& b) {
@@ -126,28 +132,35 @@ inline Int4Split split_small(const Int4Shape& s, const Int4Device& device, const
 // The lowest of the small tiles that have enough rows, or the highest.
 constexpr int small_blocks(int64_t rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
 
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A launch and the first loads, and how many rounds of warpgroups in depth a tile takes.
+inline constexpr int64_t kHopperStartNs = 3100;
+
 // The same for a tile of the kernels for Hopper. `unit`: tiles of the depth that stay together. Splits that do not all run at
 // once are slower than anything else (measured: 550 us for 376).
 inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
-                              const HopperInt4Tile& tile, int unit) {
-  constexpr int64_t kStartNs = 3100;
+                              const HopperInt4Tile& tile, int unit, bool parts) {
   const int64_t sums = tile.channels() * tile.n;
-  // Across a cluster: what a CTA sends and gets.
-  const int64_t add_up_ns = 500 + sums * (tile.n == 256 ? 45 : 23) / 100;
   const int64_t fold_ns = tile.depth_groups > 1 ? 300 + tile.depth_groups * sums / 400 : 0;
-  const int64_t row_blocks = (s.rows + tile.n - 1) / tile.n;
-  const int64_t channel_blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels();
-  const int64_t units = (s.depth_tiles + unit - 1) / unit;
+  const int64_t blocks =
+      ceil_divide(s.rows, tile.n) * ceil_divide(s.strips * kStrip, tile.channels());
+  const int64_t units = ceil_divide(s.depth_tiles, unit);
   Int4Split best;
-  for (int splits = 1; splits <= kMaxInt4Splits; splits *= 2) {
-    const int64_t running = running_ctas(device, 1, splits);
-    const int64_t waves = (row_blocks * channel_blocks * splits + running - 1) / running;
-    if (splits > 1 && (splits > units || tile.quads() % splits != 0 || waves > 1)) break;
-    const int64_t of_cta = (units + splits - 1) / splits;
-    const int64_t rounds = (of_cta + tile.depth_groups - 1) / tile.depth_groups;
-    const int64_t ns = rounds * tile.depth_groups * unit * tile.ns + kStartNs + fold_ns +
-                       (splits > 1 ? add_up_ns : 0);
-    const Int4Split split = {splits, waves * ns};
+  for (int splits = parts ? 2 : 1; splits <= kMaxInt4Splits; splits += parts ? 1 : splits) {
+    const int64_t running = running_ctas(device, 1, parts ? 1 : splits);
+    const int64_t waves = ceil_divide(blocks * splits, running);
+    if (splits > 1 && (splits > units || waves > 1)) break;
+    const int64_t elements = splits * s.rows * s.strips * kStrip;
+    if (parts ? 4 * elements > device.workspace_bytes : tile.quads() % splits != 0) break;
+    // Across a cluster: what a CTA sends and gets. Through memory: another kernel.
+    const int64_t add_up_ns = parts        ? 2400 + elements / 950
+                              : splits > 1 ? 500 + sums * 23 / 100
+                                           : 0;
+    const int64_t rounds = ceil_divide(ceil_divide(units, splits), tile.depth_groups);
+    const int64_t ns =
+        rounds * tile.depth_groups * unit * tile.ns + kHopperStartNs + fold_ns + add_up_ns;
+    const Int4Split split = {splits, waves * ns, parts, false};
     if (split < best) best = split;
   }
   return best;
@@ -159,7 +172,41 @@ inline Int4Split split_medium(const Int4Shape& s, const Int4Device& device,
   if (s.rows > kMediumRows || s.rows > kMediumRowBlocks * tile.n ||
       s.strips > kMaxGridZ * (tile.channels() / kStrip))
     return {};
-  return split_hopper(s, device, tile, kMediumUnit);
+  const Int4Split cluster = split_hopper(s, device, tile, kMediumUnit, false);
+  if (s.rows > kPartRows) return cluster;
+  const Int4Split parts = split_hopper(s, device, tile, kMediumUnit, true);
+  return parts < cluster ? parts : cluster;
+}
+
+// What the pairs of CTAs of a large tile do: so many tiles of a pair each, and then divide the depth of those left over.
+struct LargeDivision {
+  int pairs;
+  int64_t tiles, left;  // of a pair; of them those that make no whole wave
+  LargeDivision(const Int4Shape& s, int sms, const HopperInt4Tile& tile)
+      : pairs(std::max(sms / large_pair(tile.n), 1)),
+        tiles(ceil_divide(s.rows, tile.n) *
+              ceil_divide(ceil_divide(s.strips * kStrip, tile.channels()), large_pair(tile.n))),
+        left(tiles % pairs) {}
+  // Bytes of the workspace: a slot for every part of a tile.
+  int64_t bytes(const HopperInt4Tile& tile) const {
+    return (pairs + left) * large_pair(tile.n) * tile.channels() * tile.n * 4;
+  }
+};
+
+// For many rows.
+inline Int4Split split_large(const Int4Shape& s, const Int4Device& device,
+                             const HopperInt4Tile& tile) {
+  if (large_pair(tile.n) == 1) return split_hopper(s, device, tile, 1, false);
+  constexpr int64_t kStoreNs = 1500, kStreamNs = 9000;
+  const LargeDivision d(s, device.sms, tile);
+  const int64_t whole_ns = s.depth_tiles * tile.ns + kStoreNs;
+  const Int4Split whole = {1, kHopperStartNs + ceil_divide(d.tiles, d.pairs) * whole_ns};
+  if (d.left == 0 || d.bytes(tile) > device.workspace_bytes) return whole;
+  const Int4Split streamed = {1,
+                              kHopperStartNs + d.tiles / d.pairs * whole_ns + kStreamNs +
+                                  ceil_divide(d.left * s.depth_tiles, d.pairs) * tile.ns,
+                              false, true};
+  return streamed < whole ? streamed : whole;
 }
 
 // What runs on Hopper: a place in one of the tables of tiles, and splits; no splits: none does.
@@ -178,7 +225,7 @@ inline HopperChoice choose_hopper(const Int4Shape& s, const Int4Device& device) 
   };
   for (const HopperInt4Tile& tile : kMediumTiles) consider(true, split_medium(s, device, tile));
   at = 0;
-  for (const HopperInt4Tile& tile : kLargeTiles) consider(false, split_hopper(s, device, tile, 1));
+  for (const HopperInt4Tile& tile : kLargeTiles) consider(false, split_large(s, device, tile));
   return best;
 }
 

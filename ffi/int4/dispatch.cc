@@ -49,7 +49,8 @@ void choose_hopper(const Int4Shape& s, const Int4Device& device, Int4Plan* plan)
         kernel.scale_steps == steps)
       plan->hopper = &kernel;
   plan->splits = choice.split.splits;
-  plan->cluster = plan->splits > 1;
+  plan->cluster = plan->splits > 1 && !choice.split.parts;
+  plan->streamed = choice.split.streamed;
 }
 
 // A launch, in clusters along the first dimension if there are splits to add up there. The attribute must outlive it.
@@ -101,27 +102,25 @@ cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
   return cudaSuccess;
 }
 
-// Work of the large kernel and its grid, for a device of so many SMs. `blocks`: of the output, of a pair of CTAs.
+// The work of a large kernel and its CTAs on a device of so many SMs.
 cudaError_t divide_large(const Int4Shape& s, const Int4Plan& plan, const HopperInt4Tile& tile,
                          int sms, HopperParams* params, int64_t* ctas) {
   const int pair = large_pair(tile.n);
-  const int64_t tiles =
-      int64_t{params->row_blocks} * ((params->channel_blocks + pair - 1) / pair);
-  if (tiles * pair * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
-  params->whole_tiles = static_cast<int>(tiles);
-  // Sums that go through shared memory need it as their own at the end: such CTAs take one tile.
-  if (plan.splits > 1 || tile.depth_groups > 1) {
-    *ctas = tiles * pair * plan.splits;
+  const LargeDivision d(s, sms, tile);
+  if (d.tiles * pair * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
+  params->whole_tiles = static_cast<int>(d.tiles);
+  if (plan.splits > 1) {  // CTAs that add up their sums take one tile
+    *ctas = d.tiles * pair * plan.splits;
     return cudaSuccess;
   }
-  const int pairs = std::max(sms / pair, 1);
   if (plan.streamed) {
-    params->stream_tiles = static_cast<int>(tiles % pairs);
-    params->whole_tiles -= params->stream_tiles;
-    params->stream_units = params->stream_tiles * s.depth_tiles / pairs;
-    params->longer_streams = params->stream_tiles * s.depth_tiles % pairs;
+    const int64_t units = d.left * s.depth_tiles;
+    params->whole_tiles -= static_cast<int>(d.left);
+    params->stream_tiles = static_cast<int>(d.left);
+    params->stream_units = static_cast<int>(units / d.pairs);
+    params->longer_streams = static_cast<int>(units % d.pairs);
   }
-  *ctas = pair * (plan.streamed ? pairs : std::min<int64_t>(tiles, pairs));
+  *ctas = pair * (plan.streamed ? d.pairs : std::min<int64_t>(d.tiles, d.pairs));
   return cudaSuccess;
 }
 
@@ -186,6 +185,8 @@ cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* pla
   *plan = Int4Plan();
   if (major == 9 && s.rows > kSmallRows && s.depth_tiles > 0) {
     choose_hopper(s, facts, plan);
+    if (plan->hopper && plan->splits > 1 && !plan->cluster) error = prepare_int4_combine(s.dtype);
+    if (error != cudaSuccess) return error;
     if (plan->hopper)
       return prepare(*plan->hopper,
                      g_hopper_ready[device][plan->hopper - hopper_int4_kernels().data()]);

@@ -64,9 +64,7 @@ struct SumExchange {
     return part(quad & (splits - 1)) + depth * kPartBytes + (quad >> shift()) * kQuadBytes +
            lane * 16;
   }
-  __device__ __forceinline__ uint32_t received(int from) const {
-    return part(from) + kLocalBytes;
-  }
+  __device__ __forceinline__ uint32_t received(int from) const { return part(from) + kLocalBytes; }
 
   __device__ __forceinline__ void sync() const { named_barrier_sync(1, kThreads); }
 

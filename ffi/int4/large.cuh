@@ -64,7 +64,8 @@ struct LargeKernel {
   const uint32_t base = shared_address(shared);
   const int split = Traits::kPair == 1 ? blockIdx.x % p.splits : 0;
   const int rank = Traits::kPair == 1 ? 0 : blockIdx.x % Traits::kPair;
-  uint32_t rounds = 0;  // bit `stage`: whether that stage has been gone through an odd number of times
+  uint32_t rounds =
+      0;  // bit `stage`: whether that stage has been gone through an odd number of times
 
   __device__ __forceinline__ LargeKernel(const HopperParams& params, unsigned char* shared)
       : params(params), shared(shared) {}
@@ -198,8 +199,8 @@ struct LargeKernel {
     warpgroup_arrive();
 #pragma unroll
     for (int step = 0; step < 4; ++step)
-      WarpgroupMma<T, kN>::registers_transposed(
-          sums, a[step], advance(at, Rows::column_offset(16 * step)), 1);
+      WarpgroupMma<T, kN>::registers_transposed(sums, a[step],
+                                                advance(at, Rows::column_offset(16 * step)), 1);
     warpgroup_commit();
   }
 

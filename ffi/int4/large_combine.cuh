@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(Traits::kConsumers)
     }
   }
   const int lane = threadIdx.x % 32;
-  const int channel = (work.channel_block + rank) * Traits::kChannels +
-                      threadIdx.x / 128 * kStrip + threadIdx.x / 32 % 4 * 16 + lane / 4 * 2;
+  const int channel = (work.channel_block + rank) * Traits::kChannels + threadIdx.x / 128 * kStrip +
+                      threadIdx.x / 32 % 4 * 16 + lane / 4 * 2;
   const ChannelPair<typename Traits::T> out(p, channel);
 #pragma unroll
   for (int i = 0; i < kCombineQuads; ++i)
@@ -47,20 +47,18 @@ __global__ void __launch_bounds__(Traits::kConsumers)
 }
 
 template <class Traits>
-cudaError_t launch_large(const cudaLaunchConfig_t& launch, const HopperParams& params) {
-  cudaError_t error = cudaLaunchKernelEx(&launch, int4_large_kernel<Traits>, params);
-  if (error != cudaSuccess || params.stream_tiles == 0) return error;
+cudaError_t launch_large_combine(const HopperParams& params, cudaStream_t stream) {
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t combine = {};
-  combine.gridDim = dim3(static_cast<unsigned>(params.stream_tiles * Traits::kPair),
-                         Traits::kN / 8 / kCombineQuads);
-  combine.blockDim = dim3(Traits::kConsumers);
-  combine.stream = launch.stream;
-  combine.attrs = &attribute;
-  combine.numAttrs = 1;
-  return cudaLaunchKernelEx(&combine, int4_large_combine_kernel<Traits>, params);
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(static_cast<unsigned>(params.stream_tiles * Traits::kPair),
+                        Traits::kN / 8 / kCombineQuads);
+  launch.blockDim = dim3(Traits::kConsumers);
+  launch.stream = stream;
+  launch.attrs = &attribute;
+  launch.numAttrs = 1;
+  return cudaLaunchKernelEx(&launch, int4_large_combine_kernel<Traits>, params);
 }
 
 }  // namespace jax_baracuda

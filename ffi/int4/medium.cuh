@@ -46,7 +46,7 @@ struct MediumTraits {
       kDepthGroups * (Rows::kBytes + kScaleBytes) + kGroups * kWeightBytes;
 
   using Exchange = SumExchange<kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
-  static constexpr int kMostBytes = 232448 - 512;                     // of an SM, less the barriers
+  static constexpr int kMostBytes = 232448 - 512;                  // of an SM, less the barriers
   static constexpr int kFitting = kMostBytes / kStageBytes;
   static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
   static_assert(kStages >= 2);
@@ -95,8 +95,8 @@ struct MediumKernel {
   const int split = blockIdx.x, row_block = blockIdx.y, channel_block = blockIdx.z;
 
   // In the first stage: this thread's words, its two channels' scales and zero points, the rows of x of its depth group.
-  const uint32_t weights = base + Traits::kWeightsOffset + group * Traits::kWeightBytes +
-                           thread % 128 * 16;
+  const uint32_t weights =
+      base + Traits::kWeightsOffset + group * Traits::kWeightBytes + thread % 128 * 16;
   const uint32_t scale_base = base + Traits::kScalesOffset + depth_group * Traits::kScaleBytes;
   const uint32_t zeros = scale_base + pair(), scales = zeros + pair();
   const uint64_t rows = Rows::descriptor(base + depth_group * Rows::kBytes);
@@ -203,7 +203,8 @@ struct MediumKernel {
     mbarrier_arrive_expect(full(stage), bytes * Traits::kScaleRows);
 #pragma unroll
     for (int row = 0; row < Traits::kScaleRows; ++row) {
-      const int tile = min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
+      const int tile =
+          min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
       const int group = Traits::kScaleRows == 4 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
       const int64_t at = static_cast<int64_t>(group) * width + first;
       if (zeros)
@@ -262,7 +263,8 @@ struct MediumKernel {
     for (int i = 0; i < kChunk; ++i)
       WarpgroupMma<T, kN>::registers_transposed(
           sums, a[i],
-          advance(rows, stage * (kDepthGroups * Rows::kBytes) + Rows::column_offset(16 * (first + i))),
+          advance(rows,
+                  stage * (kDepthGroups * Rows::kBytes) + Rows::column_offset(16 * (first + i))),
           1);
     warpgroup_commit();
   }
@@ -300,7 +302,8 @@ struct MediumKernel {
         warpgroup_wait<1>();
       }
       if constexpr (kChunk == 1) hold(o.words);  // nothing ahead of the wait, for want of registers
-      if (next == Traits::kLoadAt) {  // that stage, which is empty or about to be, takes the next load
+      if (next ==
+          Traits::kLoadAt) {  // that stage, which is empty or about to be, takes the next load
         load_own(kBefore, left, from);
         load_shared(kBefore, kStage == 0 ? parity ^ 1 : parity, left);
         from += kStep * kTileBytes;

@@ -12,7 +12,15 @@ HopperInt4Kernel medium_int4_kernel_entry() {
   using Traits = MediumTraits<Int4Element<dtype>, tile.n, tile.channel_groups, tile.depth_groups,
                               tile.stages, scale_steps>;
   static_assert(Traits::kUnit == kMediumUnit);
-  return hopper_entry<Traits, int4_medium_kernel<Traits>>(dtype, true, index, scale_steps);
+  static constexpr auto kernel = int4_medium_kernel<Traits>;
+  return {dtype,
+          true,
+          index,
+          scale_steps,
+          Traits::kSharedBytes,
+          Traits::kThreads,
+          prepare_hopper<Traits, kernel>,
+          launch_hopper<kernel>};
 }
 
 }  // namespace jax_baracuda
