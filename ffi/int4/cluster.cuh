@@ -64,4 +64,15 @@ __device__ __forceinline__ void store_remote(uint32_t address, float4 v) {
 #endif
 }
 
+// Starts to copy a box from shared memory to (column, row) of a map of four dimensions; part of this thread's current group.
+__device__ __forceinline__ void tma_store(const void* map, uint32_t shared, int column, int row) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %4}], [%1];\n" ::"l"(
+          map),
+      "r"(shared), "r"(column), "r"(row), "r"(0)
+      : "memory");
+#endif
+}
+
 }  // namespace jax_baracuda

@@ -48,7 +48,7 @@ inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 // For many rows (large.cuh).
 inline constexpr HopperInt4Tile kLargeTiles[] = {
     {2, 1, 128, 8, 485},
-    {2, 1, 256, 6, 735},
+    {2, 1, 256, 4, 735},
 };
 
 // CTAs of large.cuh next to each other that load rows of x for each other.

@@ -140,6 +140,12 @@ cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Pa
                                             kDepth, &params.x);
       error != cudaSuccess)
     return error;
+  params.whole_lines = pair > 1 && s.channels % 8 == 0;
+  if (params.whole_lines)
+    if (cudaError_t error = encode_tensor_map(s.dtype, p.out, 1, s.rows, 1, s.channels, tile.n,
+                                              kStrip, &params.out);
+        error != cudaSuccess)
+      return error;
   params.row_blocks = static_cast<int>((s.rows + tile.n - 1) / tile.n);
   params.channel_blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels();
   params.section = static_cast<int>(std::min<int64_t>(params.row_blocks, kSectionRows / tile.n));

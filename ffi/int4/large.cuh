@@ -40,7 +40,11 @@ struct LargeTraits {
   static constexpr int kWeightBytes = kChannelGroups * kTileBytes;
   static constexpr int kScaleBytes = kScaleRows * kChannels * 2,
                        kZeroBytes = kScaleRows * kChannels;
-  static constexpr int kWeightsOffset = kStages * Rows::kBytes;
+  // The output of a warpgroup, on its way to memory: where a CTA takes tile after tile.
+  using Panel = PanelTile<kN, kStrip>;
+  static constexpr int kPanelsOffset = kStages * Rows::kBytes;
+  static constexpr int kWeightsOffset =
+      kPanelsOffset + (kPair > 1 ? kChannelGroups * Panel::kBytes : 0);
   static constexpr int kScalesOffset = kWeightsOffset + kStages * kWeightBytes;
   static constexpr int kZerosOffset = kScalesOffset + kStages * kScaleBytes;
   static constexpr int kRingBytes = kZerosOffset + kStages * kZeroBytes;
@@ -269,11 +273,48 @@ struct LargeKernel {
     }
   }
 
+  // Through shared memory, in whole lines, while the next tile is already at work.
+  __device__ __forceinline__ void store_panel(const LargeWork<Traits::kPair>& work,
+                                              const float (&sums)[kN / 2]) const {
+    using Panel = typename Traits::Panel;
+    const int first = (work.channel_block + rank) * Traits::kChannels;
+    const uint32_t panel = base + Traits::kPanelsOffset + strip * Panel::kBytes;
+    const float2 bias = ChannelPair<T>(p, first + pair).bias;
+    uint32_t to[2];  // of this thread's two rows of eight
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = lane % 4 * 2 + i;
+      to[i] = panel + Panel::row_offset(row) + ((pair % kStrip / 8) ^ row) * 16 + pair % 8 * 2;
+    }
+    if (threadIdx.x % 128 == 0) bulk_wait_read();  // the panel before this one
+    named_barrier_sync(1 + strip, 128);
+#pragma unroll
+    for (int quad = 0; quad < kN / 8; ++quad) {
+      const float* s = sums + quad * 4;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        store_shared_4(to[i] + Panel::row_offset(8 * quad),
+                       pack_floats<T>(s[i] + bias.x, s[2 + i] + bias.y));
+    }
+    fence_async_shared();
+    named_barrier_sync(1 + strip, 128);
+    if (threadIdx.x % 128 == 0 && first + strip * kStrip < p.channels) {
+      tma_store(&params.out, panel, first + strip * kStrip, work.row_block * kN);
+      bulk_commit();
+    }
+  }
+
   __device__ __forceinline__ void finish(const LargeWork<Traits::kPair>& work,
                                          const float (&sums)[kN / 2]) const {
     if (Traits::kPair > 1 && work.slot >= 0) {
       store_part(work.slot, sums, p.rows - work.row_block * kN);
       return;
+    }
+    if constexpr (Traits::kPair > 1) {
+      if (params.whole_lines) {
+        store_panel(work, sums);
+        return;
+      }
     }
     const auto out = channels(work.channel_block + rank);
     const int row = work.row_block * kN + lane % 4 * 2;
@@ -291,6 +332,7 @@ struct LargeKernel {
       multiply(sums, work.end_tile - work.first_tile);
       finish(work, sums);
     }
+    if (Traits::kPair > 1 && threadIdx.x % 128 == 0) bulk_wait();
   }
 };
 
