@@ -27,28 +27,32 @@ inline constexpr SmallTile kSmallTiles[] = {
 
 // A kernel for Hopper: warpgroups of 64 channels, next to each other and in depth, and n rows of x. `ns`: what a tile
 // of 64 input channels takes a CTA, where one CTA has the whole SM, measured on an H200. `stages`: at most.
+inline constexpr int kMostExchangeBytes = 232448 - 512;  // of shared memory
 struct HopperInt4Tile {
   int channel_groups, depth_groups, n, stages;
   int ns;
   constexpr int channels() const { return channel_groups * kStrip; }
   constexpr int groups() const { return channel_groups * depth_groups; }
-  constexpr int quads() const { return n / 8; }  // that CTAs of a cluster share: exchange.cuh
+  // Whether CTAs of a cluster can add up their sums: exchange.cuh.
+  constexpr bool clusters(int splits) const {
+    return n / 8 % splits == 0 && (depth_groups + 1) * channels() * n * 4 <= kMostExchangeBytes;
+  }
 };
 
 // For a medium number of rows (medium.cuh). Seven strips, as 28672 channels are 64 times seven, fill a device that has a few
 // more than 128 SMs.
 inline constexpr HopperInt4Tile kMediumTiles[] = {
-    {4, 2, 32, 4, 407}, {2, 4, 32, 4, 215},  {1, 8, 32, 4, 118},
-    {7, 1, 32, 5, 731}, {4, 1, 64, 6, 527},  {2, 2, 64, 4, 262},
-    {7, 1, 64, 4, 868}, {4, 1, 128, 4, 749}, {2, 2, 128, 4, 378},
+    {4, 2, 32, 4, 389}, {2, 4, 32, 4, 188},  {1, 8, 32, 4, 118},
+    {7, 1, 32, 5, 629}, {4, 1, 64, 6, 482},  {2, 2, 64, 4, 249},
+    {7, 1, 64, 4, 816}, {4, 1, 128, 4, 730}, {2, 2, 128, 4, 387},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 
 // For many rows (large.cuh).
 inline constexpr HopperInt4Tile kLargeTiles[] = {
-    {2, 1, 128, 8, 485},
-    {2, 1, 256, 4, 735},
+    {2, 1, 128, 8, 533},
+    {2, 1, 256, 4, 745},
 };
 
 // CTAs of large.cuh next to each other that load rows of x for each other.
@@ -134,7 +138,7 @@ constexpr int small_blocks(int64_t rows) { return rows <= 8 ? 1 : rows <= 16 ? 2
 
 constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A launch and the first loads, and how many rounds of warpgroups in depth a tile takes.
+// A launch, the first loads and the output.
 inline constexpr int64_t kHopperStartNs = 3100;
 
 // The same for a tile of the kernels for Hopper. `unit`: tiles of the depth that stay together. Splits that do not all run at
@@ -142,7 +146,7 @@ inline constexpr int64_t kHopperStartNs = 3100;
 inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
                               const HopperInt4Tile& tile, int unit, bool parts) {
   const int64_t sums = tile.channels() * tile.n;
-  const int64_t fold_ns = tile.depth_groups > 1 ? 300 + tile.depth_groups * sums / 400 : 0;
+  const int64_t fold_ns = tile.depth_groups > 1 ? 90 + tile.depth_groups * sums / 1250 : 0;
   const int64_t blocks =
       ceil_divide(s.rows, tile.n) * ceil_divide(s.strips * kStrip, tile.channels());
   const int64_t units = ceil_divide(s.depth_tiles, unit);
@@ -152,10 +156,10 @@ inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
     const int64_t waves = ceil_divide(blocks * splits, running);
     if (splits > 1 && (splits > units || waves > 1)) break;
     const int64_t elements = splits * s.rows * s.strips * kStrip;
-    if (parts ? 4 * elements > device.workspace_bytes : tile.quads() % splits != 0) break;
+    if (parts ? 4 * elements > device.workspace_bytes : splits > 1 && !tile.clusters(splits)) break;
     // Across a cluster: what a CTA sends and gets. Through memory: another kernel.
-    const int64_t add_up_ns = parts        ? 2400 + elements / 950
-                              : splits > 1 ? 500 + sums * 23 / 100
+    const int64_t add_up_ns = parts        ? 2700 + elements / 1100
+                              : splits > 1 ? 1500 + sums * 56 / 1000
                                            : 0;
     const int64_t rounds = ceil_divide(ceil_divide(units, splits), tile.depth_groups);
     const int64_t ns =
@@ -197,7 +201,7 @@ struct LargeDivision {
 inline Int4Split split_large(const Int4Shape& s, const Int4Device& device,
                              const HopperInt4Tile& tile) {
   if (large_pair(tile.n) == 1) return split_hopper(s, device, tile, 1, false);
-  constexpr int64_t kStoreNs = 1500, kStreamNs = 9000;
+  constexpr int64_t kStoreNs = 2200, kStreamNs = 10500;
   const LargeDivision d(s, device.sms, tile);
   const int64_t whole_ns = s.depth_tiles * tile.ns + kStoreNs;
   const Int4Split whole = {1, kHopperStartNs + ceil_divide(d.tiles, d.pairs) * whole_ns};

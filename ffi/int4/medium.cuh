@@ -46,7 +46,7 @@ struct MediumTraits {
       kDepthGroups * (Rows::kBytes + kScaleBytes) + kGroups * kWeightBytes;
 
   using Exchange = SumExchange<kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
-  static constexpr int kMostBytes = 232448 - 512;                  // of an SM, less the barriers
+  static constexpr int kMostBytes = kMostExchangeBytes;  // of an SM, less the barriers
   static constexpr int kFitting = kMostBytes / kStageBytes;
   static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
   static_assert(kStages >= 2);
