@@ -142,7 +142,7 @@ cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Pa
     return error;
   params.whole_lines = pair > 1 && s.channels % 8 == 0;
   if (params.whole_lines)
-    if (cudaError_t error = encode_tensor_map(s.dtype, p.out, 1, s.rows, 1, s.channels, tile.n,
+    if (cudaError_t error = encode_tensor_map(s.dtype, p.out, 1, s.rows, 1, s.channels, tile.n / 2,
                                               kStrip, &params.out);
         error != cudaSuccess)
       return error;

@@ -34,14 +34,13 @@ struct LargeTraits {
   // They add up to what the CTA has at its start: 168 registers a thread of 384.
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(kChannelGroups == 2);
-  static_assert(kStages % 2 == 0);  // operands have two places
 
   using Rows = PanelTile<kN, kDepth>;
   static constexpr int kWeightBytes = kChannelGroups * kTileBytes;
   static constexpr int kScaleBytes = kScaleRows * kChannels * 2,
                        kZeroBytes = kScaleRows * kChannels;
-  // The output of a warpgroup, on its way to memory: where a CTA takes tile after tile.
-  using Panel = PanelTile<kN, kStrip>;
+  // Half of the output of a warpgroup, on its way to memory: where a CTA takes tile after tile.
+  using Panel = PanelTile<kN / 2, kStrip>;
   static constexpr int kPanelsOffset = kStages * Rows::kBytes;
   static constexpr int kWeightsOffset =
       kPanelsOffset + (kPair > 1 ? kChannelGroups * Panel::kBytes : 0);
@@ -148,7 +147,7 @@ struct LargeKernel {
       int stage = 0;
       for (int tile = work.first_tile; tile < work.end_tile; ++tile) {
         load_tile(stage, work.row_block, work.channel_block + rank, tile);
-        if (++stage == Traits::kStages) stage = 0;
+        stage = after(stage);
       }
     }
   }
@@ -217,6 +216,10 @@ struct LargeKernel {
     }
   }
 
+  static __device__ __forceinline__ int after(int stage) {
+    return stage + 1 == Traits::kStages ? 0 : stage + 1;
+  }
+
   // All products of a tile of the output over a part of the depth.
   __device__ __forceinline__ void multiply(float (&sums)[kN / 2], int tiles) {
     uint32_t a[2][4][4];
@@ -235,11 +238,10 @@ struct LargeKernel {
     if (left > 0) acquire(o, 0);
 #pragma unroll 1
     for (; left > 1; left -= 2) {
-      const int stage = shared_by_lanes(next_stage);
-      const int next = stage + 2 == Traits::kStages ? 0 : stage + 2;
-      one_tile(a[0], stage, stage + 1, true);
-      one_tile(a[1], stage + 1, next, left > 2);
-      next_stage = next;
+      const int first = shared_by_lanes(next_stage), second = after(first);
+      next_stage = after(second);
+      one_tile(a[0], first, second, true);
+      one_tile(a[1], second, next_stage, left > 2);
     }
     if (left > 0) one_tile(a[0], shared_by_lanes(next_stage), 0, false);
     warpgroup_wait<0>();
@@ -286,21 +288,25 @@ struct LargeKernel {
       const int row = lane % 4 * 2 + i;
       to[i] = panel + Panel::row_offset(row) + ((pair % kStrip / 8) ^ row) * 16 + pair % 8 * 2;
     }
-    if (threadIdx.x % 128 == 0) bulk_wait_read();  // the panel before this one
-    named_barrier_sync(1 + strip, 128);
 #pragma unroll
-    for (int quad = 0; quad < kN / 8; ++quad) {
-      const float* s = sums + quad * 4;
+    for (int half = 0; half < 2; ++half) {
+      const int row = work.row_block * kN + half * Panel::kRows;
+      if (threadIdx.x % 128 == 0) bulk_wait_read();  // the panel before this one
+      named_barrier_sync(1 + strip, 128);
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-        store_shared_4(to[i] + Panel::row_offset(8 * quad),
-                       pack_floats<T>(s[i] + bias.x, s[2 + i] + bias.y));
-    }
-    fence_async_shared();
-    named_barrier_sync(1 + strip, 128);
-    if (threadIdx.x % 128 == 0 && first + strip * kStrip < p.channels) {
-      tma_store(&params.out, panel, first + strip * kStrip, work.row_block * kN);
-      bulk_commit();
+      for (int quad = 0; quad < Panel::kRows / 8; ++quad) {
+        const float* s = sums + half * (kN / 4) + quad * 4;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          store_shared_4(to[i] + Panel::row_offset(8 * quad),
+                         pack_floats<T>(s[i] + bias.x, s[2 + i] + bias.y));
+      }
+      fence_async_shared();
+      named_barrier_sync(1 + strip, 128);
+      if (threadIdx.x % 128 == 0 && first + strip * kStrip < p.channels && row < p.rows) {
+        tma_store(&params.out, panel, first + strip * kStrip, row);
+        bulk_commit();
+      }
     }
   }
 
