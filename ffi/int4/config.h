@@ -25,9 +25,10 @@ inline constexpr SmallTile kSmallTiles[] = {
     {2, 1, 4, 2, 3, 4, 76},  {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
 };
 
+inline constexpr int kMostExchangeBytes = 232448 - 512;  // of shared memory
+
 // A kernel for Hopper: warpgroups of 64 channels, next to each other and in depth, and n rows of x. `ns`: what a tile
 // of 64 input channels takes a CTA, where one CTA has the whole SM, measured on an H200. `stages`: at most.
-inline constexpr int kMostExchangeBytes = 232448 - 512;  // of shared memory
 struct HopperInt4Tile {
   int channel_groups, depth_groups, n, stages;
   int ns;

@@ -49,8 +49,8 @@ struct Int4Plan {
   const SmallInt4Kernel* small = nullptr;
   const HopperInt4Kernel* hopper = nullptr;  // one of the two
   int splits = 1;
-  bool cluster =
-      false;  // the splits are CTAs of a cluster; otherwise partial sums go through memory
+  // The splits are CTAs of a cluster; otherwise partial sums go through memory.
+  bool cluster = false;
   bool streamed = false;  // the large kernel divides the depth of the tiles of the last wave
 };
 

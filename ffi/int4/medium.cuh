@@ -2,9 +2,10 @@
 //
 // A warpgroup waits for its weights, makes operands of them, and waits for the tensor cores: that takes several times
 // what it keeps any of them busy, so that an SM needs four to eight. No warp only loads: every thread copies the 16 bytes
-// of a tile that it will multiply itself, and one thread of those that share x loads that by TMA, and the scales.
-// Warpgroups lie next to each other (64 channels each) and behind each other in depth, CTAs of a cluster behind each other
-// again.
+// of a tile that it will multiply itself, and the warpgroups that share x and the scales load a part of them each by TMA and
+// bulk copies. Warpgroups lie next to each other (64 channels each) and behind each other in depth, CTAs behind each other
+// again: those of a cluster add up their sums themselves, others leave them in the workspace. The stages follow each other
+// in the code, so that their addresses are constants.
 #pragma once
 
 #include <utility>
@@ -46,7 +47,7 @@ struct MediumTraits {
       kDepthGroups * (Rows::kBytes + kScaleBytes) + kGroups * kWeightBytes;
 
   using Exchange = SumExchange<kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
-  static constexpr int kMostBytes = kMostExchangeBytes;  // of an SM, less the barriers
+  static constexpr int kMostBytes = kMostExchangeBytes;            // of an SM, less the barriers
   static constexpr int kFitting = kMostBytes / kStageBytes;
   static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
   static_assert(kStages >= 2);
@@ -80,8 +81,7 @@ struct MediumKernel {
   static constexpr int kN = Traits::kN, kStages = Traits::kStages, kChunk = Traits::kChunk;
   static constexpr int kDepthGroups = Traits::kDepthGroups;
   static constexpr int kScaleSteps = Traits::kScaleSteps;
-  // From a unit of this warpgroup to its next, in tiles and pieces; tiles from the one that is multiplied to the one that is
-  // loaded.
+  // Tiles from a unit of this warpgroup to its next, and from the one that is multiplied to the one that is loaded.
   static constexpr int kStep = kDepthGroups * Traits::kUnit;
   static constexpr int kAhead = (kStages - 1) * kStep;
 
@@ -97,8 +97,7 @@ struct MediumKernel {
   // In the first stage: this thread's words, its two channels' scales and zero points, the rows of x of its depth group.
   const uint32_t weights =
       base + Traits::kWeightsOffset + group * Traits::kWeightBytes + thread % 128 * 16;
-  const uint32_t scale_base = base + Traits::kScalesOffset + depth_group * Traits::kScaleBytes;
-  const uint32_t zeros = scale_base + pair(), scales = zeros + pair();
+  const uint32_t zeros = scales_of(0) + pair(), scales = zeros + pair();
   const uint64_t rows = Rows::descriptor(base + depth_group * Rows::kBytes);
   // What is loaded next: its first 16 bytes of this thread, tiles from there on.
   const uint8_t* from = p.packed + static_cast<uint64_t>(first_piece(first_tile() + kAhead)) * 16;
