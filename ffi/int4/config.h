@@ -64,14 +64,15 @@ inline constexpr int kMaxInt4Splits = 8;
 inline constexpr int kSmallRows = 16, kEitherRows = 32;
 // Sums of a medium number of rows may go through memory, up to kPartRows; those of more rows where tiles are divided.
 inline constexpr int kPartRows = 128;
-inline constexpr int64_t kStreamBytes = int64_t{33} << 20;
+inline constexpr int64_t kSmallBytes = int64_t{4} << 20, kPartBytes = int64_t{8} << 20,
+                         kStreamBytes = int64_t{33} << 20;
 inline constexpr int64_t kMaxGridZ = 65535;
 
 // Bytes for sums that go through memory: see the JAX side's shapes.workspace_bytes, of which this is the same.
 constexpr int64_t int4_workspace_bytes(int64_t rows, int64_t width, int64_t depth_tiles) {
   if (rows == 0 || width == 0 || depth_tiles == 0) return 0;
   if (rows > kPartRows) return kStreamBytes;
-  const int64_t floats = int64_t{1} << (rows > kSmallRows ? 21 : 20);
+  const int64_t floats = (rows > kSmallRows ? kPartBytes : kSmallBytes) / 4;
   const int64_t splits = std::min({int64_t{kMaxInt4Splits}, depth_tiles, floats / (rows * width)});
   return splits >= 2 ? 4 * splits * rows * width : 0;
 }

@@ -198,6 +198,7 @@ cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* pla
                      g_hopper_ready[device][plan->hopper - hopper_int4_kernels().data()]);
     *plan = Int4Plan();
   }
+  facts.workspace_bytes = std::min(workspace_bytes, kSmallBytes);
   choose_small(s, facts, max_shared, plan);
   if (!plan->small) return cudaErrorInvalidValue;
   if (plan->splits > 1 && !plan->cluster) error = prepare_int4_combine(s.dtype);
