@@ -52,7 +52,7 @@ inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 
 // For many rows (large.cuh).
 inline constexpr HopperInt4Tile kLargeTiles[] = {
-    {2, 1, 128, 8, 533},
+    {2, 1, 128, 8, 550},
     {2, 1, 256, 5, 745},
 };
 
