@@ -154,6 +154,8 @@ nb::dict int4_plan(int64_t rows, int in_channels, int out_channels, int group_si
   Int4Device device = {};
   device.sms = sms;
   device.clusters = true;
+  device.workspace_bytes =
+      int4_workspace_bytes(rows, int64_t{shape.strips} * kStrip, shape.depth_tiles);
   nb::dict plan;
   const HopperChoice choice = choose_hopper(shape, device);
   if (small_on_hopper(shape, device, choice)) {
@@ -173,6 +175,8 @@ nb::dict int4_plan(int64_t rows, int in_channels, int out_channels, int group_si
   plan["rows"] = tile.n;
   plan["depth_groups"] = tile.depth_groups;
   plan["splits"] = choice.split.splits;
+  plan["parts"] = choice.split.parts;
+  plan["streamed"] = choice.split.streamed;
   plan["ns"] = choice.split.ns;
   return plan;
 }

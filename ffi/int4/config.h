@@ -25,44 +25,55 @@ inline constexpr SmallTile kSmallTiles[] = {
     {2, 1, 4, 2, 3, 4, 76},  {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
 };
 
-// A kernel for Hopper: warpgroups of 64 strips channels, next to each other and in depth, and n rows of x. `ns`: what a tile
+inline constexpr int kMostExchangeBytes = 232448 - 512;  // of shared memory
+
+// A kernel for Hopper: warpgroups of 64 channels, next to each other and in depth, and n rows of x. `ns`: what a tile
 // of 64 input channels takes a CTA, where one CTA has the whole SM, measured on an H200. `stages`: at most.
 struct HopperInt4Tile {
-  int strips, channel_groups, depth_groups, n, stages;
+  int channel_groups, depth_groups, n, stages;
   int ns;
-  constexpr int channels() const { return strips * channel_groups * kStrip; }
+  constexpr int channels() const { return channel_groups * kStrip; }
   constexpr int groups() const { return channel_groups * depth_groups; }
-  constexpr int quads() const {
-    return strips * n / 8;
-  }  // that CTAs of a cluster share: exchange.cuh
+  // Whether CTAs of a cluster can add up their sums: exchange.cuh.
+  constexpr bool clusters(int splits) const {
+    return n / 8 % splits == 0 && (depth_groups + 1) * channels() * n * 4 <= kMostExchangeBytes;
+  }
 };
 
 // For a medium number of rows (medium.cuh). Seven strips, as 28672 channels are 64 times seven, fill a device that has a few
 // more than 128 SMs.
 inline constexpr HopperInt4Tile kMediumTiles[] = {
-    {1, 4, 2, 32, 4, 407}, {1, 2, 4, 32, 4, 215},  {1, 1, 8, 32, 4, 118},
-    {1, 7, 1, 32, 5, 731}, {1, 4, 1, 64, 6, 527},  {1, 2, 2, 64, 4, 262},
-    {1, 7, 1, 64, 4, 868}, {1, 4, 1, 128, 4, 749}, {1, 2, 2, 128, 4, 378},
+    {4, 2, 32, 4, 389}, {2, 4, 32, 4, 188},  {1, 8, 32, 4, 118},
+    {7, 1, 32, 5, 629}, {4, 1, 64, 6, 482},  {2, 2, 64, 4, 249},
+    {7, 1, 64, 4, 816}, {4, 1, 128, 4, 730}, {2, 2, 128, 4, 387},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 
 // For many rows (large.cuh).
 inline constexpr HopperInt4Tile kLargeTiles[] = {
-    {1, 2, 1, 128, 8, 485},
-    {1, 2, 1, 256, 5, 735},
+    {2, 1, 128, 8, 550},
+    {2, 1, 256, 5, 745},
 };
+
+// CTAs of large.cuh next to each other that load rows of x for each other.
+constexpr int large_pair(int n) { return n == 256 ? 2 : 1; }
 
 inline constexpr int kMaxInt4Splits = 8;
 // So many rows go to the small kernels on Hopper too; up to kEitherRows those do that are expected to take less time.
 inline constexpr int kSmallRows = 16, kEitherRows = 32;
+// Sums of a medium number of rows may go through memory, up to kPartRows; those of more rows where tiles are divided.
+inline constexpr int kPartRows = 128;
+inline constexpr int64_t kSmallBytes = int64_t{4} << 20, kPartBytes = int64_t{8} << 20,
+                         kStreamBytes = int64_t{33} << 20;
 inline constexpr int64_t kMaxGridZ = 65535;
 
-// Bytes for partial sums where clusters cannot add them up: see the JAX side's shapes.workspace_bytes.
+// Bytes for sums that go through memory: see the JAX side's shapes.workspace_bytes, of which this is the same.
 constexpr int64_t int4_workspace_bytes(int64_t rows, int64_t width, int64_t depth_tiles) {
-  if (rows == 0 || width == 0) return 0;
-  const int64_t splits =
-      std::min({int64_t{kMaxInt4Splits}, depth_tiles, (int64_t{1} << 20) / (rows * width)});
+  if (rows == 0 || width == 0 || depth_tiles == 0) return 0;
+  if (rows > kPartRows) return kStreamBytes;
+  const int64_t floats = (rows > kSmallRows ? kPartBytes : kSmallBytes) / 4;
+  const int64_t splits = std::min({int64_t{kMaxInt4Splits}, depth_tiles, floats / (rows * width)});
   return splits >= 2 ? 4 * splits * rows * width : 0;
 }
 
@@ -86,8 +97,10 @@ constexpr int running_ctas(const Int4Device& device, int ctas_per_sm, int splits
 }
 
 struct Int4Split {
-  int splits = 0;  // 0: no such plan
-  int64_t ns = 0;  // that it is expected to take
+  int splits = 0;         // 0: no such plan
+  int64_t ns = 0;         // that it is expected to take
+  bool parts = false;     // of the splits go through the workspace, not a cluster
+  bool streamed = false;  // the last wave's tiles are divided
 };
 
 constexpr bool operator<(const Int4Split& a, const Int4Split& b) {
@@ -125,28 +138,35 @@ inline Int4Split split_small(const Int4Shape& s, const Int4Device& device, const
 // The lowest of the small tiles that have enough rows, or the highest.
 constexpr int small_blocks(int64_t rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
 
+constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A launch, the first loads and the output.
+inline constexpr int64_t kHopperStartNs = 3100;
+
 // The same for a tile of the kernels for Hopper. `unit`: tiles of the depth that stay together. Splits that do not all run at
 // once are slower than anything else (measured: 550 us for 376).
 inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
-                              const HopperInt4Tile& tile, int unit) {
-  constexpr int64_t kStartNs = 3100;
+                              const HopperInt4Tile& tile, int unit, bool parts) {
   const int64_t sums = tile.channels() * tile.n;
-  // Across a cluster: what a CTA sends and gets.
-  const int64_t add_up_ns = 500 + sums * (tile.n == 256 ? 45 : 23) / 100;
-  const int64_t fold_ns = tile.depth_groups > 1 ? 300 + tile.depth_groups * sums / 400 : 0;
-  const int64_t row_blocks = (s.rows + tile.n - 1) / tile.n;
-  const int64_t channel_blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels();
-  const int64_t units = (s.depth_tiles + unit - 1) / unit;
+  const int64_t fold_ns = tile.depth_groups > 1 ? 90 + tile.depth_groups * sums / 1250 : 0;
+  const int64_t blocks =
+      ceil_divide(s.rows, tile.n) * ceil_divide(s.strips * kStrip, tile.channels());
+  const int64_t units = ceil_divide(s.depth_tiles, unit);
   Int4Split best;
-  for (int splits = 1; splits <= kMaxInt4Splits; splits *= 2) {
-    const int64_t running = running_ctas(device, 1, splits);
-    const int64_t waves = (row_blocks * channel_blocks * splits + running - 1) / running;
-    if (splits > 1 && (splits > units || tile.quads() % splits != 0 || waves > 1)) break;
-    const int64_t of_cta = (units + splits - 1) / splits;
-    const int64_t rounds = (of_cta + tile.depth_groups - 1) / tile.depth_groups;
-    const int64_t ns = rounds * tile.depth_groups * unit * tile.ns + kStartNs + fold_ns +
-                       (splits > 1 ? add_up_ns : 0);
-    const Int4Split split = {splits, waves * ns};
+  for (int splits = parts ? 2 : 1; splits <= kMaxInt4Splits; splits += parts ? 1 : splits) {
+    const int64_t running = running_ctas(device, 1, parts ? 1 : splits);
+    const int64_t waves = ceil_divide(blocks * splits, running);
+    if (splits > 1 && (splits > units || waves > 1)) break;
+    const int64_t elements = splits * s.rows * s.strips * kStrip;
+    if (parts ? 4 * elements > device.workspace_bytes : splits > 1 && !tile.clusters(splits)) break;
+    // Across a cluster: what a CTA sends and gets. Through memory: another kernel.
+    const int64_t add_up_ns = parts        ? 2700 + elements / 1100
+                              : splits > 1 ? 1500 + sums * 56 / 1000
+                                           : 0;
+    const int64_t rounds = ceil_divide(ceil_divide(units, splits), tile.depth_groups);
+    const int64_t ns =
+        rounds * tile.depth_groups * unit * tile.ns + kHopperStartNs + fold_ns + add_up_ns;
+    const Int4Split split = {splits, waves * ns, parts, false};
     if (split < best) best = split;
   }
   return best;
@@ -158,7 +178,41 @@ inline Int4Split split_medium(const Int4Shape& s, const Int4Device& device,
   if (s.rows > kMediumRows || s.rows > kMediumRowBlocks * tile.n ||
       s.strips > kMaxGridZ * (tile.channels() / kStrip))
     return {};
-  return split_hopper(s, device, tile, kMediumUnit);
+  const Int4Split cluster = split_hopper(s, device, tile, kMediumUnit, false);
+  if (s.rows > kPartRows) return cluster;
+  const Int4Split parts = split_hopper(s, device, tile, kMediumUnit, true);
+  return parts < cluster ? parts : cluster;
+}
+
+// What the pairs of CTAs of a large tile do: so many tiles of a pair each, and then divide the depth of those left over.
+struct LargeDivision {
+  int pairs;
+  int64_t tiles, left;  // of a pair; of them those that make no whole wave
+  LargeDivision(const Int4Shape& s, int sms, const HopperInt4Tile& tile)
+      : pairs(std::max(sms / large_pair(tile.n), 1)),
+        tiles(ceil_divide(s.rows, tile.n) *
+              ceil_divide(ceil_divide(s.strips * kStrip, tile.channels()), large_pair(tile.n))),
+        left(tiles % pairs) {}
+  // Bytes of the workspace: a slot for every part of a tile.
+  int64_t bytes(const HopperInt4Tile& tile) const {
+    return (pairs + left) * large_pair(tile.n) * tile.channels() * tile.n * 4;
+  }
+};
+
+// For many rows.
+inline Int4Split split_large(const Int4Shape& s, const Int4Device& device,
+                             const HopperInt4Tile& tile) {
+  if (large_pair(tile.n) == 1) return split_hopper(s, device, tile, 1, false);
+  constexpr int64_t kStoreNs = 2200, kStreamNs = 10500;
+  const LargeDivision d(s, device.sms, tile);
+  const int64_t whole_ns = s.depth_tiles * tile.ns + kStoreNs;
+  const Int4Split whole = {1, kHopperStartNs + ceil_divide(d.tiles, d.pairs) * whole_ns};
+  if (d.left == 0 || d.bytes(tile) > device.workspace_bytes) return whole;
+  const Int4Split streamed = {1,
+                              kHopperStartNs + d.tiles / d.pairs * whole_ns + kStreamNs +
+                                  ceil_divide(d.left * s.depth_tiles, d.pairs) * tile.ns,
+                              false, true};
+  return streamed < whole ? streamed : whole;
 }
 
 // What runs on Hopper: a place in one of the tables of tiles, and splits; no splits: none does.
@@ -177,7 +231,7 @@ inline HopperChoice choose_hopper(const Int4Shape& s, const Int4Device& device) 
   };
   for (const HopperInt4Tile& tile : kMediumTiles) consider(true, split_medium(s, device, tile));
   at = 0;
-  for (const HopperInt4Tile& tile : kLargeTiles) consider(false, split_hopper(s, device, tile, 1));
+  for (const HopperInt4Tile& tile : kLargeTiles) consider(false, split_large(s, device, tile));
   return best;
 }
 

@@ -49,7 +49,8 @@ void choose_hopper(const Int4Shape& s, const Int4Device& device, Int4Plan* plan)
         kernel.scale_steps == steps)
       plan->hopper = &kernel;
   plan->splits = choice.split.splits;
-  plan->cluster = plan->splits > 1;
+  plan->cluster = plan->splits > 1 && !choice.split.parts;
+  plan->streamed = choice.split.streamed;
 }
 
 // A launch, in clusters along the first dimension if there are splits to add up there. The attribute must outlive it.
@@ -82,7 +83,7 @@ cudaError_t launch_small_rows(const Int4Shape& s, const Int4Plan& plan, Int4Para
       launch_config(plan, grid, kernel.tile.threads(), kernel.shared_bytes, &attribute, stream);
   const cudaError_t error = kernel.launch(launch, p);
   if (error != cudaSuccess || !p.partials) return error;
-  return launch_int4_combine(s.dtype, p, stream);
+  return launch_int4_combine(s.dtype, p, false, stream);
 }
 
 cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
@@ -101,41 +102,76 @@ cudaError_t launch_small(const Int4Shape& s, const Int4Plan& plan, Int4Params p,
   return cudaSuccess;
 }
 
+// The work of a large kernel and its CTAs on a device of so many SMs.
+cudaError_t divide_large(const Int4Shape& s, const Int4Plan& plan, const HopperInt4Tile& tile,
+                         int sms, HopperParams* params, int64_t* ctas) {
+  const int pair = large_pair(tile.n);
+  const LargeDivision d(s, sms, tile);
+  if (d.tiles * pair * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
+  params->whole_tiles = static_cast<int>(d.tiles);
+  if (plan.splits > 1) {  // CTAs that add up their sums take one tile
+    *ctas = d.tiles * pair * plan.splits;
+    return cudaSuccess;
+  }
+  if (plan.streamed) {
+    const int64_t units = d.left * s.depth_tiles;
+    params->whole_tiles -= static_cast<int>(d.left);
+    params->stream_tiles = static_cast<int>(d.left);
+    params->stream_units = static_cast<int>(units / d.pairs);
+    params->longer_streams = static_cast<int>(units % d.pairs);
+  }
+  *ctas = pair * (plan.streamed ? d.pairs : std::min<int64_t>(d.tiles, d.pairs));
+  return cudaSuccess;
+}
+
 cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Params& p,
                           cudaStream_t stream) {
   constexpr int64_t kSectionRows = 1024;  // of x, which L2 holds while weights pass by
   const HopperInt4Kernel& kernel = *plan.hopper;
   const HopperInt4Tile& tile = kernel.medium ? kMediumTiles[kernel.tile] : kLargeTiles[kernel.tile];
-  HopperParams params;
+  const int pair = kernel.medium ? 1 : large_pair(tile.n);
+  HopperParams params = {};
   params.problem = p;
-  params.problem.partials = nullptr;
+  const bool parts = plan.splits > 1 && !plan.cluster;
+  params.problem.partials = plan.streamed || parts ? p.partials : nullptr;
   params.problem.set_splits(
       plan.splits, kernel.medium ? (s.depth_tiles + kMediumUnit - 1) / kMediumUnit : s.depth_tiles);
-  if (cudaError_t error =
-          encode_tensor_map(s.dtype, p.x, 1, s.rows, 1, s.columns, tile.n, kDepth, &params.x);
+  if (cudaError_t error = encode_tensor_map(s.dtype, p.x, 1, s.rows, 1, s.columns, tile.n / pair,
+                                            kDepth, &params.x);
       error != cudaSuccess)
     return error;
+  params.whole_lines = pair > 1 && s.channels % 8 == 0;
+  if (params.whole_lines)
+    if (cudaError_t error = encode_tensor_map(s.dtype, p.out, 1, s.rows, 1, s.channels, tile.n / 2,
+                                              kStrip, &params.out);
+        error != cudaSuccess)
+      return error;
   params.row_blocks = static_cast<int>((s.rows + tile.n - 1) / tile.n);
   params.channel_blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels();
   params.section = static_cast<int>(std::min<int64_t>(params.row_blocks, kSectionRows / tile.n));
   dim3 grid(static_cast<unsigned>(plan.splits), static_cast<unsigned>(params.row_blocks),
             static_cast<unsigned>(params.channel_blocks));
   if (!kernel.medium) {
-    const int64_t tiles = int64_t{params.row_blocks} * params.channel_blocks;
-    if (tiles * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
     int device = 0, multiprocessors = 0;
     if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
     if (cudaError_t error = multiprocessor_count(device, &multiprocessors); error != cudaSuccess)
       return error;
-    // Sums that go through shared memory need it as their own at the end: such CTAs take one tile.
-    const bool one_tile = plan.splits > 1 || tile.depth_groups > 1;
-    grid = dim3(static_cast<unsigned>(one_tile ? tiles * plan.splits
-                                               : std::min<int64_t>(tiles, multiprocessors)));
+    int64_t ctas = 0;
+    if (cudaError_t error = divide_large(s, plan, tile, multiprocessors, &params, &ctas);
+        error != cudaSuccess)
+      return error;
+    grid = dim3(static_cast<unsigned>(ctas));
   }
   cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t launch =
+  cudaLaunchConfig_t launch =
       launch_config(plan, grid, kernel.threads, kernel.shared_bytes, &attribute, stream);
-  return kernel.launch(launch, params);
+  if (pair > 1) {
+    attribute.val.clusterDim.x = static_cast<unsigned>(pair);
+    launch.numAttrs = 1;
+  }
+  const cudaError_t error = kernel.launch(launch, params);
+  if (error != cudaSuccess || !parts) return error;
+  return launch_int4_combine(s.dtype, params.problem, true, stream);
 }
 
 }  // namespace
@@ -155,11 +191,14 @@ cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* pla
   *plan = Int4Plan();
   if (major == 9 && s.rows > kSmallRows && s.depth_tiles > 0) {
     choose_hopper(s, facts, plan);
+    if (plan->hopper && plan->splits > 1 && !plan->cluster) error = prepare_int4_combine(s.dtype);
+    if (error != cudaSuccess) return error;
     if (plan->hopper)
       return prepare(*plan->hopper,
                      g_hopper_ready[device][plan->hopper - hopper_int4_kernels().data()]);
     *plan = Int4Plan();
   }
+  facts.workspace_bytes = std::min(workspace_bytes, kSmallBytes);
   choose_small(s, facts, max_shared, plan);
   if (!plan->small) return cudaErrorInvalidValue;
   if (plan->splits > 1 && !plan->cluster) error = prepare_int4_combine(s.dtype);

@@ -49,24 +49,52 @@ __device__ __forceinline__ void store_output(const Int4Params& p, int row, int c
   }
 }
 
-// Two neighbouring channels of a row of the output, the first an even one.
+// Two neighbouring channels of the output, the first an even one, of which a thread has several rows.
 template <class T>
-__device__ __forceinline__ void store_output(const Int4Params& p, int row, int channel, float first,
-                                             float second) {
-  if (channel >= p.channels) return;
-  T* out = static_cast<T*>(p.out) + static_cast<int64_t>(row) * p.channels + channel;
-  const bool both = channel + 1 < p.channels;
-  if (p.bias) {
-    const T* bias = static_cast<const T*>(p.bias) + channel;
-    first += static_cast<float>(bias[0]);
-    if (both) second += static_cast<float>(bias[1]);
+struct ChannelPair {
+  T* const out;  // the first row
+  const int channels, rows;
+  const bool both, whole;  // whether the second channel is there; pairs are aligned
+  float2 bias = {};
+
+  // No rows where the channels are not there.
+  __device__ __forceinline__ ChannelPair(const Int4Params& p, int channel)
+      : out(static_cast<T*>(p.out) + channel),
+        channels(p.channels),
+        rows(channel < p.channels ? p.rows : 0),
+        both(channel + 1 < p.channels),
+        whole(p.channels % 2 == 0) {
+    if (!p.bias || channel >= p.channels) return;
+    const T* from = static_cast<const T*>(p.bias) + channel;
+    bias = make_float2(from[0], both ? static_cast<float>(from[1]) : 0.0f);
   }
-  if (p.channels % 2 == 0) {
-    *reinterpret_cast<uint32_t*>(out) = pack_floats<T>(first, second);
-  } else {
-    out[0] = from_float<T>(first);
-    if (both) out[1] = from_float<T>(second);
+
+  __device__ __forceinline__ void store(int row, float first, float second) const {
+    if (row >= rows) return;
+    T* to = out + static_cast<int64_t>(row) * channels;
+    const uint32_t pair = pack_floats<T>(first + bias.x, second + bias.y);
+    if (whole) {
+      *reinterpret_cast<uint32_t*>(to) = pair;
+    } else {
+      reinterpret_cast<uint16_t*>(to)[0] = static_cast<uint16_t>(pair);
+      if (both) reinterpret_cast<uint16_t*>(to)[1] = static_cast<uint16_t>(pair >> 16);
+    }
   }
+  // A quad: two rows.
+  __device__ __forceinline__ void store(int row, float4 sum) const {
+    store(row, sum.x, sum.z);
+    store(row + 1, sum.y, sum.w);
+  }
+};
+
+// Two rows by two channels of the sums of a split.
+__device__ __forceinline__ void store_part(const Int4Params& p, int split, int row, int channel,
+                                           float4 sum) {
+  const int width = p.strips * kStrip;
+  if (channel >= width) return;
+  float* to = p.partials + (static_cast<int64_t>(split) * p.rows + row) * width + channel;
+  if (row < p.rows) *reinterpret_cast<float2*>(to) = make_float2(sum.x, sum.z);
+  if (row + 1 < p.rows) *reinterpret_cast<float2*>(to + width) = make_float2(sum.y, sum.w);
 }
 
 // Four channels, or those to the partial sums of a split if there are any.

@@ -49,8 +49,9 @@ struct Int4Plan {
   const SmallInt4Kernel* small = nullptr;
   const HopperInt4Kernel* hopper = nullptr;  // one of the two
   int splits = 1;
-  bool cluster =
-      false;  // the splits are CTAs of a cluster; otherwise partial sums go through memory
+  // The splits are CTAs of a cluster; otherwise partial sums go through memory.
+  bool cluster = false;
+  bool streamed = false;  // the large kernel divides the depth of the tiles of the last wave
 };
 
 // Chooses a kernel for the current device and makes it ready to launch there. For the initialize stage, where loading
@@ -62,8 +63,10 @@ cudaError_t plan_int4(const Int4Shape& shape, int64_t workspace_bytes, Int4Plan*
 cudaError_t launch_int4(const Int4Shape& shape, const Int4Plan& plan, Int4Params params,
                         cudaStream_t stream);
 
-// Adds up the partial sums of p.splits splits.
-cudaError_t launch_int4_combine(DType dtype, const Int4Params& p, cudaStream_t stream);
+// Adds up the partial sums of p.splits splits. `programmatic`: may be scheduled before the kernel ahead of it has ended, which
+// says when; sm_90 and newer.
+cudaError_t launch_int4_combine(DType dtype, const Int4Params& p, bool programmatic,
+                                cudaStream_t stream);
 cudaError_t prepare_int4_combine(DType dtype);
 
 }  // namespace jax_baracuda

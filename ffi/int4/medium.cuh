@@ -2,10 +2,13 @@
 //
 // A warpgroup waits for its weights, makes operands of them, and waits for the tensor cores: that takes several times
 // what it keeps any of them busy, so that an SM needs four to eight. No warp only loads: every thread copies the 16 bytes
-// of a tile that it will multiply itself, and one thread of those that share x loads that by TMA, and the scales.
-// Warpgroups lie next to each other (64 channels each) and behind each other in depth, CTAs of a cluster behind each other
-// again.
+// of a tile that it will multiply itself, and the warpgroups that share x and the scales load a part of them each by TMA and
+// bulk copies. Warpgroups lie next to each other (64 channels each) and behind each other in depth, CTAs behind each other
+// again: those of a cluster add up their sums themselves, others leave them in the workspace. The stages follow each other
+// in the code, so that their addresses are constants.
 #pragma once
+
+#include <utility>
 
 #include "device/bulk.cuh"
 #include "device/divide.cuh"
@@ -16,6 +19,7 @@
 #include "int4/dequantise.cuh"
 #include "int4/exchange.cuh"
 #include "int4/hopper_params.h"
+#include "int4/uniform.cuh"
 
 namespace jax_baracuda {
 
@@ -31,25 +35,29 @@ struct MediumTraits {
   // A chunk of k-steps is made ready while the tensor cores work on the one before it. Many warpgroups leave registers for
   // one k-step alone.
   static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kGroups > 4 ? 1 : 4;
+  static constexpr int kLoadAt = kChunk == 4 ? 4 : 6;  // k-steps before the next loads
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
+  static constexpr int kJobs = Rows::kPanels + 2;  // loads of a stage that warpgroups share
   static constexpr int kWeightBytes = kUnit * kTileBytes;
   static constexpr int kScaleRows = kSteps / kScaleSteps;
   static constexpr int kScaleBytes = kScaleRows * kChannels * 3;  // the zero points last
   static constexpr int kStageBytes =
       kDepthGroups * (Rows::kBytes + kScaleBytes) + kGroups * kWeightBytes;
 
-  using Exchange = SumExchange<1, kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
-  static constexpr int kMostBytes = 232448 - 512;                     // of an SM, less the barriers
+  using Exchange = SumExchange<kN, kChannelGroups, kDepthGroups>;  // in the place of the ring
+  static constexpr int kMostBytes = kMostExchangeBytes;            // of an SM, less the barriers
   static constexpr int kFitting = kMostBytes / kStageBytes;
   static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
   static_assert(kStages >= 2);
   static constexpr int kWeightsOffset = kStages * kDepthGroups * Rows::kBytes;
   static constexpr int kScalesOffset = kWeightsOffset + kStages * kGroups * kWeightBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
-  static constexpr int kBarriersOffset =
-      kRingBytes > Exchange::kBytes ? kRingBytes : Exchange::kBytes;
+  // Clusters only where what they exchange fits.
+  static constexpr int kExchangeBytes =
+      Exchange::kBytes <= kMostBytes ? Exchange::kBytes : Exchange::kLocalBytes;
+  static constexpr int kBarriersOffset = kRingBytes > kExchangeBytes ? kRingBytes : kExchangeBytes;
   static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages * kDepthGroups + 1) * 8;
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
@@ -59,11 +67,6 @@ __device__ __forceinline__ uint32_t read_thread() {
   uint32_t thread;
   asm volatile("mov.u32 %0, %%tid.x;\n" : "=r"(thread));
   return thread;
-}
-
-// A number that all lanes have: the reduction tells the compiler so, and what follows from it costs no vector registers.
-__device__ __forceinline__ int shared_by_lanes(int i) {
-  return static_cast<int>(__reduce_max_sync(0xffffffffu, static_cast<unsigned>(i)));
 }
 
 __device__ __forceinline__ void hold(uint4& words) {
@@ -78,9 +81,8 @@ struct MediumKernel {
   static constexpr int kN = Traits::kN, kStages = Traits::kStages, kChunk = Traits::kChunk;
   static constexpr int kDepthGroups = Traits::kDepthGroups;
   static constexpr int kScaleSteps = Traits::kScaleSteps;
-  // From a unit of this warpgroup to its next, in tiles and pieces; tiles from the one that is multiplied to the one that is
-  // loaded.
-  static constexpr int kStep = kDepthGroups * Traits::kUnit, kStepPieces = kStep * kTileBytes / 16;
+  // Tiles from a unit of this warpgroup to its next, and from the one that is multiplied to the one that is loaded.
+  static constexpr int kStep = kDepthGroups * Traits::kUnit;
   static constexpr int kAhead = (kStages - 1) * kStep;
 
   const HopperParams& params;
@@ -92,8 +94,22 @@ struct MediumKernel {
             depth_group = group / Traits::kChannelGroups;
   const int split = blockIdx.x, row_block = blockIdx.y, channel_block = blockIdx.z;
 
+  // In the first stage: this thread's words, its two channels' scales and zero points, the rows of x of its depth group.
+  const uint32_t weights =
+      base + Traits::kWeightsOffset + group * Traits::kWeightBytes + thread % 128 * 16;
+  const uint32_t zeros = scales_of(0) + pair(), scales = zeros + pair();
+  const uint64_t rows = Rows::descriptor(base + depth_group * Rows::kBytes);
+  // What is loaded next: its first 16 bytes of this thread, tiles from there on.
+  const uint8_t* from = p.packed + static_cast<uint64_t>(first_piece(first_tile() + kAhead)) * 16;
+  int left = end_tile() - first_tile() - kAhead;
+
   __device__ __forceinline__ MediumKernel(const HopperParams& params, uint32_t base)
       : params(params), base(base), thread(read_thread()) {}
+
+  // The first of this thread's channels in the CTA.
+  __device__ __forceinline__ int pair() const {
+    return channel_group * kStrip + warp * 16 + lane / 4 * 2;
+  }
 
   // The part of the depth that this CTA has, in units and in tiles: the last one may have half a unit.
   __device__ __forceinline__ int first_unit(int split) const {
@@ -124,10 +140,6 @@ struct MediumKernel {
   __device__ __forceinline__ uint32_t rows_of(int stage) const {
     return base + depth_group * Rows::kBytes + stage * (kDepthGroups * Rows::kBytes);
   }
-  __device__ __forceinline__ uint32_t weights_of(int stage) const {
-    return base + Traits::kWeightsOffset + group * Traits::kWeightBytes + thread % 128 * 16 +
-           stage * (Traits::kGroups * Traits::kWeightBytes);
-  }
   __device__ __forceinline__ uint32_t scales_of(int stage) const {
     return base + Traits::kScalesOffset + depth_group * Traits::kScaleBytes +
            stage * (kDepthGroups * Traits::kScaleBytes);
@@ -140,7 +152,7 @@ struct MediumKernel {
   // By one thread.
   __device__ __forceinline__ void init_barriers() const {
     for (int at = 0; at < kStages * kDepthGroups; ++at) {
-      mbarrier_init(base + Traits::kBarriersOffset + at * 8, 1);
+      mbarrier_init(base + Traits::kBarriersOffset + at * 8, Traits::kJobs);
       mbarrier_init(base + Traits::kBarriersOffset + (kStages * kDepthGroups + at) * 8,
                     4 * Traits::kChannelGroups);
     }
@@ -151,51 +163,63 @@ struct MediumKernel {
 
   // Starts to copy this thread's part of a unit, of which and of those after it `left` tiles are there: zeros where none is,
   // so that no branch parts the lanes.
-  __device__ __forceinline__ void load_own(int stage, int left, uint32_t piece) const {
-    const uint32_t to = weights_of(stage);
-    const uint8_t* from = p.packed + static_cast<uint64_t>(piece) * 16;
+  __device__ __forceinline__ void load_own(int stage, int left, const uint8_t* from) const {
+    const uint32_t to = weights + stage * (Traits::kGroups * Traits::kWeightBytes);
     copy_async_16(to, from, left > 0);
     copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
     copy_async_commit();
   }
 
-  // What warpgroups share of that unit, as soon as the stage is empty. Columns of x past the end become zeros, and meet the
-  // scales of some group: those of one that is there.
+  // What warpgroups share of that unit, as soon as the stage is empty: panels of x, scales, zero points, each a job of another
+  // warpgroup, so that none falls behind. Columns of x past the end become zeros, and meet the scales of some group: those
+  // of one that is there.
   __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) const {
-    if (thread % (Traits::kChannelGroups * 128) == 0 && left > 0) {
-      // Not worked out before it is needed: that would take registers of all.
-      int first = channel_block * Traits::kChannels, width = p.strips * kStrip;
-      asm volatile("" : "+r"(first), "+r"(width));
-      const int channels = min(Traits::kChannels, width - first);
-      const int first_tile = end_tile() - left;
+    if (thread % 32 == 0 && warp == channel_group % 4 && channel_group < Traits::kJobs &&
+        left > 0) {
       mbarrier_wait(empty(stage), empty_parity);
-      mbarrier_arrive_expect(full(stage), Rows::kBytes + channels * 3 * Traits::kScaleRows);
+      const int first_tile = end_tile() - left;
 #pragma unroll
-      for (int panel = 0; panel < Rows::kPanels; ++panel)
-        tma_load(rows_of(stage) + panel * Rows::kPanelBytes, &params.x, full(stage),
-                 (first_tile + panel) * kDepth, row_block * kN, 0, 0, kEvictLast);
-#pragma unroll
-      for (int row = 0; row < Traits::kScaleRows; ++row) {
-        const int tile =
-            min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
-        const int group =
-            Traits::kScaleRows == 4 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
-        const int64_t at = static_cast<int64_t>(group) * width + first;
-        const uint32_t to = scales_of(stage);
-        bulk_load(to + scale_row(row), static_cast<const T*>(p.scales) + at, channels * 2,
-                  full(stage));
-        bulk_load(to + zero_row(row), p.zeros + at, channels, full(stage));
+      for (int job = 0; job < Traits::kJobs; ++job) {
+        if (channel_group != job % Traits::kChannelGroups) continue;
+        if (job < Rows::kPanels)
+          load_panel(stage, job, first_tile + job);
+        else
+          load_scales(stage, first_tile, job > Rows::kPanels);
       }
     }
     __syncwarp();
   }
+  __device__ __forceinline__ void load_panel(int stage, int panel, int tile) const {
+    mbarrier_arrive_expect(full(stage), Rows::kPanelBytes);
+    tma_load(rows_of(stage) + panel * Rows::kPanelBytes, &params.x, full(stage), tile * kDepth,
+             row_block * kN, 0, 0, kEvictLast);
+  }
+  __device__ __forceinline__ void load_scales(int stage, int first_tile, bool zeros) const {
+    // Not worked out before it is needed: that would take registers of all.
+    int first = channel_block * Traits::kChannels, width = p.strips * kStrip;
+    asm volatile("" : "+r"(first), "+r"(width));
+    const int bytes = min(Traits::kChannels, width - first) * (zeros ? 1 : 2);
+    mbarrier_arrive_expect(full(stage), bytes * Traits::kScaleRows);
+#pragma unroll
+    for (int row = 0; row < Traits::kScaleRows; ++row) {
+      const int tile =
+          min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
+      const int group = Traits::kScaleRows == 4 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
+      const int64_t at = static_cast<int64_t>(group) * width + first;
+      if (zeros)
+        bulk_load(scales_of(stage) + zero_row(row), p.zeros + at, bytes, full(stage));
+      else
+        bulk_load(scales_of(stage) + scale_row(row), static_cast<const T*>(p.scales) + at, bytes,
+                  full(stage));
+    }
+  }
 
   // Fills all stages but one: with weights, and when the barriers are ready with the rest.
   __device__ __forceinline__ void begin_weights() const {
-    const int tile = first_tile(), left = end_tile() - tile;
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage)
-      load_own(stage, left - stage * kStep, first_piece(tile) + stage * kStepPieces);
+      load_own(stage, left + kAhead - stage * kStep,
+               from - (kStages - 1 - stage) * (kStep * kTileBytes));
   }
   __device__ __forceinline__ void begin_shared() const {
     const int left = end_tile() - first_tile();
@@ -205,108 +229,136 @@ struct MediumKernel {
 
   // --- Products ---
 
-  // The lane's two channels' scales and zero points, of the group that k-step `step` belongs to.
-  __device__ __forceinline__ uint32_t scales_at(int stage, int step) const {
-    return load_shared_4(scales_of(stage) + pair() * 2 + scale_row(step / kScaleSteps));
+  // What a thread needs to make operands: its words of a tile, the scales and zero points of its two channels.
+  struct Operands {
+    uint4 words;
+    uint32_t scales, zeros;
+  };
+
+  __device__ __forceinline__ void load_words(Operands& o, int stage, int tile) const {
+    o.words = load_shared_16(weights + stage * (Traits::kGroups * Traits::kWeightBytes) +
+                             tile * kTileBytes);
   }
-  __device__ __forceinline__ uint32_t zeros_at(int stage, int step) const {
-    return load_shared_2(scales_of(stage) + pair() + zero_row(step / kScaleSteps));
-  }
-  // The first of those channels in the CTA.
-  __device__ __forceinline__ int pair() const {
-    return channel_group * kStrip + warp * 16 + lane / 4 * 2;
+  // Of the group that k-step `step` belongs to.
+  __device__ __forceinline__ void load_scales_of(Operands& o, int stage, int step) const {
+    const int row = step / kScaleSteps, at = stage * (kDepthGroups * Traits::kScaleBytes);
+    o.scales = load_shared_4(scales + at + scale_row(row));
+    o.zeros = load_shared_2(zeros + at + zero_row(row));
   }
 
-  __device__ __forceinline__ ScaledNibbles<T> nibbles(int stage, int step) const {
-    return ScaledNibbles<T>(zeros_at(stage, step), scales_at(stage, step));
+  // Waits for a unit, and loads the first of it.
+  __device__ __forceinline__ void acquire(Operands& o, int stage, int parity) const {
+    copy_async_wait<kStages - 2>();
+    mbarrier_wait(full(stage), parity);
+    load_scales_of(o, stage, 0);
+    load_words(o, stage, 0);
   }
 
   // Products of the chunk that begins with k-step `first`.
   __device__ __forceinline__ void issue(float (&sums)[kN / 2], const uint32_t (&a)[kChunk][4],
-                                        uint32_t rows, int first) const {
-    const uint64_t start = Rows::descriptor(rows);
+                                        int stage, int first) const {
     warpgroup_arrive();
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
       WarpgroupMma<T, kN>::registers_transposed(
-          sums, a[i], advance(start, Rows::column_offset(16 * (first + i))), 1);
+          sums, a[i],
+          advance(rows,
+                  stage * (kDepthGroups * Rows::kBytes) + Rows::column_offset(16 * (first + i))),
+          1);
     warpgroup_commit();
+  }
+
+  // The unit in `kStage`, which is acquired; then acquires the next one. Returns whether there is one.
+  template <int kStage>
+  __device__ __forceinline__ bool multiply_unit(float (&sums)[kN / 2], Operands& o, int parity) {
+    constexpr int kBefore = (kStage + kStages - 1) % kStages, kNext = (kStage + 1) % kStages;
+    uint32_t a[2][kChunk][4];
+    ScaledNibbles<T> nibbles(o.zeros, o.scales);
+    const bool more = left > kStep - kAhead;
+#pragma unroll
+    for (int first = 0; first < Traits::kSteps; first += kChunk) {
+      auto& operands = a[first / kChunk % 2];
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        const int step = first + i;
+        if (step > 0 && step % kScaleSteps == 0) {
+          load_scales_of(o, kStage, step);
+          nibbles = ScaledNibbles<T>(o.zeros, o.scales);
+        }
+        nibbles.run(operands[i], step % 4 == 0   ? o.words.x
+                                 : step % 4 == 1 ? o.words.y
+                                 : step % 4 == 2 ? o.words.z
+                                                 : o.words.w);
+      }
+      const int next = first + kChunk;
+      issue(sums, operands, kStage, first);
+      if (next % 4 == 0 && next < Traits::kSteps) load_words(o, kStage, next / 4);
+      if (next == Traits::kSteps) {
+        if (more) acquire(o, kNext, kNext == 0 ? parity ^ 1 : parity);
+        warpgroup_wait<0>();
+        hold(sums);
+      } else {
+        warpgroup_wait<1>();
+      }
+      if constexpr (kChunk == 1) hold(o.words);  // nothing ahead of the wait, for want of registers
+      if (next ==
+          Traits::kLoadAt) {  // that stage, which is empty or about to be, takes the next load
+        load_own(kBefore, left, from);
+        load_shared(kBefore, kStage == 0 ? parity ^ 1 : parity, left);
+        from += kStep * kTileBytes;
+      }
+    }
+    release(kStage);
+    left -= kStep;
+    return more;
+  }
+  template <int... kStage>
+  __device__ __forceinline__ bool multiply_round(float (&sums)[kN / 2], Operands& o, int parity,
+                                                 std::integer_sequence<int, kStage...>) {
+    return (multiply_unit<kStage>(sums, o, parity) && ...);
+  }
+
+  // All products of this warpgroup.
+  __device__ __forceinline__ void multiply(float (&sums)[kN / 2]) {
+    if (left + kAhead > 0) {
+      Operands o;
+      acquire(o, 0, 0);
+#pragma unroll 1
+      for (int parity = 0;
+           multiply_round(sums, o, parity, std::make_integer_sequence<int, kStages>());)
+        parity ^= 1;
+    }
+    copy_async_wait_all();  // of zeros
   }
 
   __device__ __forceinline__ void release(int stage) const {
     mbarrier_arrive_if(empty(stage), lane == 0);
   }
 
-  // All products of this warpgroup.
-  __device__ __forceinline__ void multiply(float (&sums)[kN / 2]) const {
-    uint32_t a[2][kChunk][4];
-    uint32_t piece = first_piece(first_tile() + kAhead);
-    int left = end_tile() - first_tile() - kAhead;  // tiles from the unit that is loaded next on
-    int next_stage = 0, parity = 0;
-#pragma unroll 1
-    for (; left > -kAhead; left -= kStep) {
-      const int stage = shared_by_lanes(next_stage);
-      const int before = stage == 0 ? kStages - 1 : stage - 1;  // of the unit before this one
-      copy_async_wait<kStages - 2>();
-      mbarrier_wait(full(stage), parity);
-      auto nibbles = this->nibbles(stage, 0);
-      uint4 words = load_shared_16(weights_of(stage));
-#pragma unroll
-      for (int first = 0; first < Traits::kSteps; first += kChunk) {
-        auto& operands = a[first / kChunk % 2];
-#pragma unroll
-        for (int i = 0; i < kChunk; ++i) {
-          const int step = first + i;
-          if (step > 0 && step % kScaleSteps == 0) nibbles = this->nibbles(stage, step);
-          nibbles.run(operands[i], step % 4 == 0   ? words.x
-                                   : step % 4 == 1 ? words.y
-                                   : step % 4 == 2 ? words.z
-                                                   : words.w);
-        }
-        const int next = first + kChunk;
-        issue(sums, operands, rows_of(stage), first);
-        if (next % 4 == 0 && next < Traits::kSteps)
-          words = load_shared_16(weights_of(stage) + next / 4 * kTileBytes);
-        if (next == Traits::kSteps) {
-          warpgroup_wait<0>();
-          hold(sums);
-        } else {
-          warpgroup_wait<1>();
-        }
-        if constexpr (kChunk == 1) hold(words);  // nothing ahead of the wait, for want of registers
-        if (first == 0) {  // that stage, which is empty or about to be, takes the next load
-          load_own(before, left, piece);
-          load_shared(before, stage == 0 ? parity ^ 1 : parity, left);
-          piece += kStepPieces;
-        }
-      }
-      release(stage);
-      next_stage = stage + 1;
-      if (next_stage == kStages) {
-        next_stage = 0;
-        parity ^= 1;
-      }
-    }
-    copy_async_wait_all();  // of zeros
-  }
-
   __device__ __forceinline__ Exchange exchange() const {
     return {base,
             base + Traits::kBarriersOffset + 2 * kStages * kDepthGroups * 8,
-            p.splits,
+            p.partials ? 1 : p.splits,
             split,
             p.rows - row_block * kN,
             static_cast<int>(thread % (Traits::kChannelGroups * 128)),
             depth_group};
   }
 
-  // Quad `quad` of the output: rows from 8 quad on.
-  __device__ __forceinline__ void store(int quad, float4 sum) const {
-    const int row = row_block * kN + quad * 8 + lane % 4 * 2;
+  // Stores this thread's sums, whole or of a split.
+  __device__ __forceinline__ void finish(const float (&sums)[kN / 2]) const {
+    const int row = row_block * kN + lane % 4 * 2;
     const int channel =
         channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
-    if (row < p.rows) store_output<T>(p, row, channel, sum.x, sum.z);
-    if (row + 1 < p.rows) store_output<T>(p, row + 1, channel, sum.y, sum.w);
+    const auto exchange = this->exchange();
+    exchange.arrive();
+    const ChannelPair<T> out(p, channel);
+    exchange.finish(sums, [&](int quad, float4 sum) {
+      if (p.partials)
+        store_part(p, split, row + quad * 8, channel, sum);
+      else
+        out.store(row + quad * 8, sum);
+    });
   }
 };
 
@@ -316,10 +368,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const uint32_t base = shared_address(shared_memory);
-  float sums[1][Traits::kN / 2] = {};
+  float sums[Traits::kN / 2] = {};
   {
-    const MediumKernel<Traits> kernel(params, base);
+    MediumKernel<Traits> kernel(params, base);
     kernel.begin_weights();
+    launch_dependents();
     if (kernel.thread == 0) {
       tma_prefetch_map(&params.x);
       kernel.init_barriers();
@@ -327,12 +380,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
     __syncthreads();
     kernel.begin_shared();
-    kernel.multiply(sums[0]);
+    kernel.multiply(sums);
   }
-  const MediumKernel<Traits> kernel(params, base);
-  const auto exchange = kernel.exchange();
-  exchange.arrive();
-  exchange.finish(sums, [&](int quad, float4 sum) { kernel.store(quad, sum); });
+  MediumKernel<Traits>(params, base).finish(sums);
 #endif
 }
 

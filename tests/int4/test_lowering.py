@@ -120,7 +120,7 @@ def test_export_with_symbolic_rows():
     np.testing.assert_allclose(out, int4_matmul(given, weight), rtol=2e-3, atol=2e-3)
     on_cuda = export.export(function, platforms=["cuda"], disabled_checks=UNCHECKED)(x)
     (call,) = custom_calls(on_cuda.mlir_module())
-    assert f"tensor<{shapes.MAX_WORKSPACE}xui8>" in call
+    assert f"tensor<{shapes.STREAM_WORKSPACE}xui8>" in call
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,15 @@ def test_the_kernel_by_its_rows(rows, arch, name):
         (1, 64, 64, 8 * 4 * 4096),
         (16, 448, 128, 8 * 4 * 16 * 448 * 64 // 8 * 2),  # 2 parts: 2**20 // (16 * 28672)
         (64, 448, 128, 0),
+        (128, 64, 224, 4 * 4 * 128 * 4096),
+        (129, 64, 64, 33 << 20),
         (0, 64, 64, 0),
         (1, 64, 1, 0),
     ],
 )
 def test_workspace(rows, strips, tiles, bytes_):
     assert shapes.workspace_bytes(rows, strips, tiles) == bytes_
-    assert bytes_ <= shapes.MAX_WORKSPACE
+    assert bytes_ <= shapes.STREAM_WORKSPACE
 
 
 def test_the_missing_kernel_is_named(monkeypatch):

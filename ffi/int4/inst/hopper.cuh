@@ -8,20 +8,14 @@
 namespace jax_baracuda {
 
 template <class Traits, void (*kernel)(HopperParams)>
-HopperInt4Kernel hopper_entry(DType dtype, bool medium, int tile, int scale_steps) {
-  return {dtype,
-          medium,
-          tile,
-          scale_steps,
-          Traits::kSharedBytes,
-          Traits::kThreads,
-          [] {
-            return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        Traits::kSharedBytes);
-          },
-          [](const cudaLaunchConfig_t& launch, const HopperParams& params) {
-            return cudaLaunchKernelEx(&launch, kernel, params);
-          }};
+cudaError_t prepare_hopper() {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              Traits::kSharedBytes);
+}
+
+template <void (*kernel)(HopperParams)>
+cudaError_t launch_hopper(const cudaLaunchConfig_t& launch, const HopperParams& params) {
+  return cudaLaunchKernelEx(&launch, kernel, params);
 }
 
 }  // namespace jax_baracuda

@@ -9,11 +9,18 @@ namespace jax_baracuda {
 template <DType dtype, int index, int scale_steps>
 HopperInt4Kernel medium_int4_kernel_entry() {
   static constexpr HopperInt4Tile tile = kMediumTiles[index];
-  static_assert(tile.strips == 1);
   using Traits = MediumTraits<Int4Element<dtype>, tile.n, tile.channel_groups, tile.depth_groups,
                               tile.stages, scale_steps>;
   static_assert(Traits::kUnit == kMediumUnit);
-  return hopper_entry<Traits, int4_medium_kernel<Traits>>(dtype, true, index, scale_steps);
+  static constexpr auto kernel = int4_medium_kernel<Traits>;
+  return {dtype,
+          true,
+          index,
+          scale_steps,
+          Traits::kSharedBytes,
+          Traits::kThreads,
+          prepare_hopper<Traits, kernel>,
+          launch_hopper<kernel>};
 }
 
 }  // namespace jax_baracuda

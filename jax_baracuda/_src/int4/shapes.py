@@ -14,8 +14,11 @@ from jax_baracuda._src.validation import DTYPES, HasShape
 
 KERNEL_DTYPES = ("float16", "bfloat16")
 X_COLUMNS = 8  # the kernels read rows of x by 16 bytes
-MAX_WORKSPACE = 4 << 20
 MAX_SPLITS = 8
+# For sums that go through memory: of GPUs without clusters, of a medium number of rows on Hopper, of
+# more rows there, where tiles of the last wave are divided (ffi/int4/config.h).
+SMALL_WORKSPACE, PART_WORKSPACE, STREAM_WORKSPACE = 4 << 20, 8 << 20, 33 << 20
+PART_ROWS = 128
 _NIBBLES = 8
 
 SMALL_ROWS = 16  # more rows go to the kernels for Hopper where there are any
@@ -138,7 +141,7 @@ def check_raw_operands(activation: HasShape, weight_packed: HasShape, split_k_it
 
 
 def workspace_bytes(rows: Any, strips: int, tiles: int) -> int:
-    """Scratch memory for partial sums of GPUs without clusters, at most 4 MiB.
+    """Scratch memory for sums that go through memory, at most 33 MiB.
 
     Args:
       rows: M; may be symbolic, under jax.export.
@@ -147,10 +150,13 @@ def workspace_bytes(rows: Any, strips: int, tiles: int) -> int:
     """
     elements = rows * strips * image.STRIP
     if not isinstance(elements, int):  # more than is needed serves too
-        return MAX_WORKSPACE
-    if not elements:
+        return STREAM_WORKSPACE
+    if not elements or not tiles:
         return 0
-    splits = min(MAX_SPLITS, tiles, MAX_WORKSPACE // 4 // elements)
+    if rows > PART_ROWS:
+        return STREAM_WORKSPACE
+    most = PART_WORKSPACE if rows > SMALL_ROWS else SMALL_WORKSPACE
+    splits = min(MAX_SPLITS, tiles, most // 4 // elements)
     return 4 * splits * elements if splits >= 2 else 0
 
 
