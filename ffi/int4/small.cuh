@@ -77,8 +77,7 @@ struct SmallKernel {
     uint32_t stride;
     int row;  // of a stage's kScaleRows
   };
-  static constexpr int kScaleSlots = (Traits::kScalePieces + 31) / 32;
-  ScaleSource load_scale[kScaleSlots];
+  ScaleSource load_scale;  // of a stage with one row of scales; for more there are no registers
 
   float sums[kWarpBlocks][kBlocks][4] = {};  // of 16 channels, 8 rows of x
 
@@ -102,9 +101,7 @@ struct SmallKernel {
     load_x = static_cast<const T*>(p.x) +
              static_cast<int64_t>(first_row + thread_row()) * p.columns + load_unit * Rows::kCols +
              thread_piece() * 8;
-#pragma unroll
-    for (int slot = 0; slot < kScaleSlots; ++slot)
-      load_scale[slot] = scale_source(slot * 32 + lane);
+    load_scale = scale_source(lane);
   }
 
   __device__ __forceinline__ int first_unit(int split) const {
@@ -157,8 +154,8 @@ struct SmallKernel {
   __device__ __forceinline__ void load_scales(uint32_t to) const {
     constexpr int kScaleRows = Traits::kScaleRows;
 #pragma unroll
-    for (int slot = 0; slot < kScaleSlots; ++slot) {
-      const ScaleSource& source = load_scale[slot];
+    for (int slot = 0; slot < (Traits::kScalePieces + 31) / 32; ++slot) {
+      const ScaleSource source = kScaleRows == 1 ? load_scale : scale_source(slot * 32 + lane);
       if (source.stride == 0) continue;
       const int row = kScaleRows == 1 ? 0 : source.row;
       const int tile = load_unit * Traits::kUnit + (kScaleRows == 4 ? row / 2 : row);
