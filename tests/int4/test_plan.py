@@ -42,7 +42,7 @@ MEASURED = {
         *(LARGE, LARGE),
     ),
     (4096, 1024): (
-        *("small 32x8 d16 s2", "small 32x8 d16 s2", "small 64x16 d8 s4", "small 128x32 d4 s8"),
+        *("small 64x8 d8 s4", "small 64x8 d8 s4", "small 64x16 d8 s4", "small 128x32 d4 s8"),
         *("medium 128x64 d2 s8", "medium 64x32 d8 s2", "medium 128x128 d2 s4"),
         *("medium 128x128 d2 s2", "large 128x128 d1 s2", LARGE),
     ),
