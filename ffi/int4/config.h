@@ -20,9 +20,10 @@ struct SmallTile {
 
 // Narrow tiles first: they need the fewest CTAs to share a sum. The last one of each height fits 99 KB of shared memory.
 inline constexpr SmallTile kSmallTiles[] = {
-    {1, 1, 16, 2, 1, 2, 58}, {1, 2, 4, 2, 2, 4, 57},  {1, 1, 8, 2, 2, 4, 57},
-    {1, 1, 4, 2, 4, 4, 58},  {2, 1, 8, 3, 1, 4, 74},  {2, 2, 4, 2, 2, 4, 77},
-    {2, 1, 4, 2, 3, 4, 76},  {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
+    {1, 1, 16, 2, 1, 2, 59}, {1, 4, 4, 2, 1, 4, 56},  {1, 2, 4, 2, 2, 4, 59},
+    {1, 1, 8, 2, 2, 4, 58},  {1, 1, 4, 2, 4, 4, 57},  {2, 1, 8, 2, 1, 4, 71},
+    {2, 4, 4, 2, 1, 4, 69},  {2, 2, 4, 2, 2, 4, 77},  {2, 1, 4, 2, 3, 4, 72},
+    {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
 };
 
 inline constexpr int kMostExchangeBytes = 232448 - 512;  // of shared memory

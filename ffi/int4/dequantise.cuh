@@ -27,10 +27,12 @@ __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t 
   return d;
 }
 
-// The cheapest numbers that the bits of a nibble are: f16 takes them as they are, subnormals q 2^-24 in even registers and
-// q 2^-20 in odd ones; bf16, whose products of subnormals vanish in float32, under the exponent of 128 as 128 + q. The zero
-// points then go against the sum of x over a group, in float32:
+// The cheapest numbers that the bits of a nibble are. The zero points go against the sum of x over a group, in float32:
 //   sum x w = factor * scale * (sum x number - shift * sum x)    with a lane's two channels' own shift and factor.
+// f16 takes the bits as they are, subnormals. Even registers (row g, its first channel) have a whole byte, both channels'
+// nibbles q + 16 q', which saves a mask or shift each; odd ones (row g + 8) have 16 q', which first() takes off again.
+// Products of bf16's subnormals vanish in float32. So its even registers have the nibble under the exponent of 128, as
+// 128 + q, and its odd ones 16 q 2^-133 times 2^127, which is q / 4: the multiplication runs beside the integer pipe.
 template <class T>
 struct RawNibbles;
 
@@ -40,11 +42,13 @@ struct RawNibbles<__half> {
   static constexpr float kFirstFactor = 16777216.0f, kSecondFactor = 1048576.0f;
 
   static __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) {
-    a[0] = word & 0x000f000f;
+    a[0] = word & 0x00ff00ff;
     a[1] = word & 0x00f000f0;
-    a[2] = word >> 8 & 0x000f000f;
-    a[3] = word >> 8 & 0x00f000f0;
+    a[2] = __byte_perm(word, 0, 0x4341);  // word >> 8 & 0x00ff00ff
+    a[3] = a[2] & 0x00f000f0;
   }
+  // The first channel's products, from those of both rows.
+  static __device__ __forceinline__ float first(float even, float odd) { return even - odd; }
   // From the zero points in the low bytes: a byte is a subnormal, too.
   static __device__ __forceinline__ float2 shifts(uint32_t zeros) {
     const uint32_t halves = __byte_perm(zeros, 0, 0x4140);
@@ -59,15 +63,20 @@ struct RawNibbles<__half> {
 template <>
 struct RawNibbles<__nv_bfloat16> {
   static constexpr uint32_t kOnes = 0x3f803f80;
-  static constexpr float kFirstFactor = 1.0f, kSecondFactor = 1.0f;
+  static constexpr float kFirstFactor = 1.0f, kSecondFactor = 4.0f;
 
   static __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a[i] = mask_or<0x000f000f, 0x43004300>(word >> (4 * i));
+    for (int half = 0; half < 2; ++half) {
+      a[2 * half] = mask_or<0x000f000f, 0x43004300>(word);
+      a[2 * half + 1] = fma_bf16x2(word & 0x00f000f0, 0x7f007f00, 0x80008000);
+      word >>= 8;
+    }
   }
+  static __device__ __forceinline__ float first(float even, float) { return even; }
   static __device__ __forceinline__ float2 shifts(uint32_t zeros) {
     return make_float2(__uint_as_float(__byte_perm(zeros, 0x4300, 0x5066)),
-                       __uint_as_float(__byte_perm(zeros, 0x4300, 0x5166)));
+                       fmaf(__uint_as_float(__byte_perm(zeros, 0x4300, 0x5166)), 0.25f, -32.0f));
   }
   static __device__ __forceinline__ float2 to_floats(uint32_t pair) {
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));

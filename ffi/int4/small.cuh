@@ -64,10 +64,20 @@ struct SmallKernel {
   const int channel_warp = warp % Traits::kChannelWarps, depth_warp = warp / Traits::kChannelWarps;
   const int first_row, end_unit;
 
-  // Of the stage that is loaded next: this warp's unit, its weights, the columns of x that this thread copies.
+  // Of the stage that is loaded next: this warp's unit, its weights, this thread's part of x.
   int load_unit;
   const uint8_t* load_weights;
+  const T* load_x;
+  const int rows_left, columns_left;  // of x, from this thread's first row and first column on
   const int first_channel;
+
+  // A piece of scales or zero points that this thread copies: of group 0; from group to group (0: there is no such piece).
+  struct ScaleSource {
+    const uint8_t* from;
+    uint32_t stride;
+    int row;  // of a stage's kScaleRows
+  };
+  ScaleSource load_scale;  // of a stage with one row of scales; for more there are no registers
 
   float sums[kWarpBlocks][kBlocks][4] = {};  // of 16 channels, 8 rows of x
 
@@ -78,6 +88,8 @@ struct SmallKernel {
         first_row(row_block * Traits::kRows),
         end_unit(first_unit(split + 1)),
         load_unit(first_unit(split) + depth_warp),
+        rows_left(p.rows - first_row - thread_row()),
+        columns_left(p.columns - thread_piece() * 8),
         first_channel(
             min((channel_block * Traits::kChannelWarps + channel_warp) * Traits::kWarpChannels,
                 p.strips * kStrip - Traits::kWarpChannels)) {
@@ -86,6 +98,10 @@ struct SmallKernel {
         (static_cast<int64_t>(first_channel / kStrip) * p.depth_tiles + load_unit * Traits::kUnit) *
             kTileBytes +
         first_channel % kStrip * 32 + lane * 16;
+    load_x = static_cast<const T*>(p.x) +
+             static_cast<int64_t>(first_row + thread_row()) * p.columns + load_unit * Rows::kCols +
+             thread_piece() * 8;
+    load_scale = scale_source(lane);
   }
 
   __device__ __forceinline__ int first_unit(int split) const {
@@ -103,41 +119,50 @@ struct SmallKernel {
       named_barrier_sync(1 + depth_warp, kSharing);
   }
 
+  // Of x: the first row that this thread copies, and its piece of it and those kRowStep apart.
+  static constexpr int kRowStep = kSharing / Rows::kPieces;
+  static_assert(Traits::kRows % kRowStep == 0);
+  __device__ __forceinline__ int thread_row() const {
+    return (channel_warp * 32 + lane) / Rows::kPieces;
+  }
+  __device__ __forceinline__ int thread_piece() const {
+    return (channel_warp * 32 + lane) % Rows::kPieces;
+  }
+
   // Rows of x that are not there are never copied: they make no sum that counts.
   __device__ __forceinline__ void load_rows(uint32_t stage) const {
     const Rows to(stage + Traits::kRowsOffset + depth_warp * Rows::kBytes);
-    const int thread = channel_warp * 32 + lane, column = thread % Rows::kPieces * 8;
-    const bool valid = load_unit * Rows::kCols + column < p.columns;
-    const T* from = static_cast<const T*>(p.x) + (valid ? load_unit * Rows::kCols + column : 0);
-    constexpr int kStep = kSharing / Rows::kPieces;
+    const bool valid = load_unit * Rows::kCols < columns_left;
 #pragma unroll
-    for (int at = 0; at < Traits::kRows; at += kStep) {
-      const int row = at + thread / Rows::kPieces;
-      if (row < Traits::kRows && first_row + row < p.rows)
-        copy_async_16(to.piece(row, thread % Rows::kPieces),
-                      from + static_cast<int64_t>(first_row + row) * p.columns, valid);
-    }
+    for (int at = 0; at < Traits::kRows; at += kRowStep)
+      if (at < rows_left)
+        copy_async_16(to.piece(thread_row() + at, thread_piece()),
+                      load_x + static_cast<uint32_t>(at * p.columns), valid);
+  }
+
+  __device__ __forceinline__ ScaleSource scale_source(int piece) const {
+    constexpr int kScales = 2 * kWarpBlocks;  // pieces of a row
+    if (piece >= Traits::kScalePieces) return {nullptr, 0, 0};
+    const int width = p.strips * kStrip;
+    if (piece < kScales * Traits::kScaleRows)
+      return {static_cast<const uint8_t*>(p.scales) + (first_channel + piece % kScales * 8) * 2,
+              2u * width, piece / kScales};
+    return {p.zeros + first_channel + piece % kWarpBlocks * 16, static_cast<uint32_t>(width),
+            piece / kWarpBlocks - 2 * Traits::kScaleRows};
   }
 
   __device__ __forceinline__ void load_scales(uint32_t to) const {
     constexpr int kScaleRows = Traits::kScaleRows;
-    const int width = p.strips * kStrip, tile = load_unit * Traits::kUnit;
 #pragma unroll
-    for (int at = 0; at < Traits::kScalePieces; at += 32) {
-      const int piece = at + lane;
-      if (piece >= Traits::kScalePieces) break;
-      const bool scale = piece < 2 * kWarpBlocks * kScaleRows;
-      const int row = kScaleRows == 1 ? 0
-                      : scale         ? piece / (2 * kWarpBlocks)
-                                      : piece / kWarpBlocks - 2 * kScaleRows;
-      const int of_tile = tile + (kScaleRows == 4 ? row / 2 : row);
-      const bool valid = kScaleRows == 1 || of_tile < p.depth_tiles;
-      const int group = kScaleRows == 4 ? tile * 2 + row : divide(of_tile, p.group_tiles);
-      const uint8_t* from = scale ? static_cast<const uint8_t*>(p.scales) +
-                                        (first_channel + piece % (2 * kWarpBlocks) * 8) * 2
-                                  : p.zeros + first_channel + piece % kWarpBlocks * 16;
-      copy_async_16(to + piece * 16,
-                    from + static_cast<int64_t>(group) * (scale ? 2 * width : width), valid);
+    for (int slot = 0; slot < (Traits::kScalePieces + 31) / 32; ++slot) {
+      const ScaleSource source = kScaleRows == 1 ? load_scale : scale_source(slot * 32 + lane);
+      if (source.stride == 0) continue;
+      const int row = kScaleRows == 1 ? 0 : source.row;
+      const int tile = load_unit * Traits::kUnit + (kScaleRows == 4 ? row / 2 : row);
+      const uint32_t group = kScaleRows == 4 ? load_unit * 4 + row : divide(tile, p.group_tiles);
+      copy_async_16(to + (slot * 32 + lane) * 16,
+                    source.from + static_cast<uint64_t>(group) * source.stride,
+                    kScaleRows == 1 || tile < p.depth_tiles);
     }
   }
 
@@ -145,56 +170,52 @@ struct SmallKernel {
   __device__ __forceinline__ void load(int stage_index) {
     const uint32_t stage = base + stage_index * Traits::kStageBytes;
     const uint32_t own = stage + warp * Traits::kWarpBytes + lane * 16;
-    const bool active = load_unit < end_unit;
-    if (active) {
+    if (load_unit < end_unit) {
 #pragma unroll
       for (int block = 0; block < kWarpBlocks; ++block)
         copy_async_16(own + block * 512, load_weights + block * 512, true);
       load_scales(own - lane * 16 + Traits::kScalesOffset);
       load_rows(stage);
-    }
-    copy_async_commit();
-    if (active) {
-      const uint32_t second = own + Traits::kTilePart;
-      if (load_unit * Traits::kUnit + 1 < p.depth_tiles) {
+      copy_async_commit();
+      const bool valid = load_unit * Traits::kUnit + 1 < p.depth_tiles;
 #pragma unroll
-        for (int block = 0; block < kWarpBlocks; ++block)
-          copy_async_16(second + block * 512, load_weights + kTileBytes + block * 512, true);
-      } else {
-#pragma unroll
-        for (int block = 0; block < kWarpBlocks; ++block)
-          store_shared_16(second + block * 512, make_uint4(0, 0, 0, 0));
-      }
+      for (int block = 0; block < kWarpBlocks; ++block)
+        copy_async_16(own + Traits::kTilePart + block * 512,
+                      load_weights + kTileBytes + block * 512, valid);
+    } else {
+      copy_async_commit();
     }
     copy_async_commit();
     load_unit += kDepthWarps;
     load_weights += kDepthWarps * Traits::kUnit * kTileBytes;
+    load_x += kDepthWarps * Rows::kCols;
   }
 
-  // B operands of 64 columns.
-  __device__ __forceinline__ void read_rows(uint32_t (&b)[4][kBlocks][2], const Rows& rows,
-                                            int half) const {
-    if constexpr (kBlocks == 1) {
+  // A tile's words, and its rows of x as B operands.
+  struct Operands {
+    uint32_t b[4][kBlocks][2];
+    uint4 words[kWarpBlocks];
+  };
+  template <int kHalf>
+  __device__ __forceinline__ void read_tile(Operands& of, int stage) const {
+    const unsigned char* from = shared + stage * Traits::kStageBytes;
+    const Rows rows(shared_address(from) + Traits::kRowsOffset + depth_warp * Rows::kBytes);
 #pragma unroll
-      for (int step = 0; step < 4; step += 2) {
+    for (int step = 0; step < 4; step += 2)
+#pragma unroll
+      for (int n = 0; n < kBlocks; ++n) {
         uint32_t r[4];
-        load_matrices(r, rows.piece(lane % 8, half * 8 + step * 2 + lane / 8));
-        b[step][0][0] = r[0], b[step][0][1] = r[1], b[step + 1][0][0] = r[2],
-        b[step + 1][0][1] = r[3];
+        load_matrices(r, rows.piece(n * 8 + lane % 8, kHalf * 8 + step * 2 + lane / 8));
+        of.b[step][n][0] = r[0], of.b[step][n][1] = r[1];
+        of.b[step + 1][n][0] = r[2], of.b[step + 1][n][1] = r[3];
       }
-    } else {
 #pragma unroll
-      for (int step = 0; step < 4; ++step)
-#pragma unroll
-        for (int n = 0; n < kBlocks; n += 2) {
-          const auto pair = Mma<T>::load_b(rows, n * 8, half * kDepth + step * 16, lane);
-          b[step][n][0] = pair.r[0], b[step][n][1] = pair.r[1];
-          b[step][n + 1][0] = pair.r[2], b[step][n + 1][1] = pair.r[3];
-        }
-    }
+    for (int block = 0; block < kWarpBlocks; ++block)
+      of.words[block] = *reinterpret_cast<const uint4*>(
+          from + warp * Traits::kWarpBytes + kHalf * Traits::kTilePart + block * 512 + lane * 16);
   }
 
-  // What a group has added up so far: products, and x alone.
+  // What a group has added up so far: products, and x alone, of row g in elements 0 and 2.
   struct Group {
     float products[kWarpBlocks][kBlocks][4], rows[kBlocks][4];
     __device__ __forceinline__ void clear() {
@@ -213,46 +234,43 @@ struct SmallKernel {
     return step == 0 ? w.x : step == 1 ? w.y : step == 2 ? w.z : w.w;
   }
 
+  // Adds up two k-steps of x by one product: both B operands of 8 rows side by side are an A operand, whose rows g and g + 8
+  // are parts of row g. Rows of x do not mix, so that a NaN stays where it is.
+  static __device__ __forceinline__ void add_rows(float (&rows)[4], const uint32_t (&first)[2],
+                                                  const uint32_t (&second)[2]) {
+    const uint32_t a[4] = {first[0], first[1], second[0], second[1]};
+    multiply_add<T>(rows, a, Raw::kOnes, Raw::kOnes);
+  }
+
   // k-steps [first, first + kSteps) of a tile, which share a scale.
   template <int kSteps>
-  __device__ __forceinline__ void multiply(Group& group, const uint4 (&words)[kWarpBlocks],
-                                           const uint32_t (&b)[4][kBlocks][2], int first) const {
-    const uint32_t ones[4] = {Raw::kOnes, Raw::kOnes, Raw::kOnes, Raw::kOnes};
+  __device__ __forceinline__ void multiply(Group& group, const Operands& of, int first) const {
 #pragma unroll
     for (int step = first; step < first + kSteps; ++step) {
+      if (step % 2 == 0)
 #pragma unroll
-      for (int n = 0; n < kBlocks; ++n)
-        multiply_add<T>(group.rows[n], ones, b[step][n][0], b[step][n][1]);
+        for (int n = 0; n < kBlocks; ++n) add_rows(group.rows[n], of.b[step][n], of.b[step + 1][n]);
 #pragma unroll
       for (int block = 0; block < kWarpBlocks; ++block) {
         uint32_t a[4];
-        Raw::run(a, word(words[block], step));
+        Raw::run(a, word(of.words[block], step));
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n)
-          multiply_add<T>(group.products[block][n], a, b[step][n][0], b[step][n][1]);
+          multiply_add<T>(group.products[block][n], a, of.b[step][n][0], of.b[step][n][1]);
       }
     }
   }
 
   // One tile of a unit.
   template <int kHalf>
-  __device__ __forceinline__ void multiply_tile(int stage, Group& group) {
-    const unsigned char* from = shared + stage * Traits::kStageBytes;
-    const unsigned char* own = from + warp * Traits::kWarpBytes;
+  __device__ __forceinline__ void multiply_tile(int stage, Group& group, const Operands& of) {
+    const unsigned char* own = shared + stage * Traits::kStageBytes + warp * Traits::kWarpBytes;
     constexpr int kSteps = Traits::kScaleSteps < 4 ? Traits::kScaleSteps : 4;
-    uint32_t b[4][kBlocks][2];
-    read_rows(b, Rows(shared_address(from) + Traits::kRowsOffset + depth_warp * Rows::kBytes),
-              kHalf);
-    uint4 words[kWarpBlocks];
-#pragma unroll
-    for (int block = 0; block < kWarpBlocks; ++block)
-      words[block] = *reinterpret_cast<const uint4*>(own + kHalf * Traits::kTilePart + block * 512 +
-                                                     lane * 16);
 #pragma unroll
     for (int first = 0; first < 4; first += kSteps) {
       const int begin = kHalf * 4 + first;
       if (begin % Traits::kScaleSteps == 0) group.clear();
-      multiply<kSteps>(group, words, b, first);
+      multiply<kSteps>(group, of, first);
       if ((begin + kSteps) % Traits::kScaleSteps == 0)
         scale(own, begin / Traits::kScaleSteps, group);
     }
@@ -272,6 +290,13 @@ struct SmallKernel {
 
   // The end of a group.
   __device__ __forceinline__ void scale(const unsigned char* own, int row, const Group& group) {
+    float rows[kBlocks][2];  // the sums of rows 2 t and 2 t + 1 of x, from the lanes that have them
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        rows[n][e] =
+            __shfl_sync(0xffffffffu, group.rows[n][0] + group.rows[n][2], lane % 4 * 8 + e * 4);
 #pragma unroll
     for (int block = 0; block < kWarpBlocks; ++block) {
       const float2 shift = Raw::shifts(zeros_of(own, row, block));
@@ -279,10 +304,12 @@ struct SmallKernel {
 #pragma unroll
       for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float shifted =
-              fmaf(e < 2 ? -shift.x : -shift.y, group.rows[n][e % 2], group.products[block][n][e]);
-          sums[block][n][e] = fmaf(shifted, e < 2 ? factor.x : factor.y, sums[block][n][e]);
+        for (int e = 0; e < 2; ++e) {
+          const float* products = group.products[block][n];
+          const float first = Raw::first(products[e], products[2 + e]);
+          float* sum = sums[block][n];
+          sum[e] = fmaf(fmaf(-shift.x, rows[n][e], first), factor.x, sum[e]);
+          sum[2 + e] = fmaf(fmaf(-shift.y, rows[n][e], products[2 + e]), factor.y, sum[2 + e]);
         }
     }
   }
@@ -300,9 +327,12 @@ struct SmallKernel {
       copy_async_wait<2 * kStages - 3>();
       wait_for_sharing();
       load(free);
-      multiply_tile<0>(stage, group);
+      Operands of;
+      read_tile<0>(of, stage);
+      multiply_tile<0>(stage, group, of);
       copy_async_wait<2 * kStages - 2>();
-      multiply_tile<1>(stage, group);
+      read_tile<1>(of, stage);
+      multiply_tile<1>(stage, group, of);
       stage = stage + 1 == kStages ? 0 : stage + 1;
       free = free + 1 == kStages ? 0 : free + 1;
     }

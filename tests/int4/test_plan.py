@@ -18,7 +18,7 @@ LARGE = "large 128x256 d1 s1"
 # of a tile, warps (warpgroups) that share the depth, CTAs that do.
 MEASURED = {
     (8192, 28672): (
-        *("small 128x8 d4 s1", "small 128x8 d4 s1", "small 128x16 d4 s1", "medium 448x32 d1 s2"),
+        *("small 256x8 d4 s1", "small 256x8 d4 s1", "small 256x16 d4 s1", "medium 448x32 d1 s2"),
         *("medium 448x64 d1 s2", "medium 256x128 d1 s1", LARGE, "medium 128x128 d2 s1"),
         *(LARGE, LARGE),
     ),
@@ -28,7 +28,7 @@ MEASURED = {
         *("medium 128x128 d2 s1", LARGE, LARGE),
     ),
     (4096, 14336): (
-        *("small 128x8 d4 s1", "small 128x8 d4 s1", "small 64x16 d4 s1", "medium 128x32 d4 s1"),
+        *("small 64x8 d4 s1", "small 64x8 d4 s1", "small 64x16 d4 s1", "medium 128x32 d4 s1"),
         *("medium 128x64 d2 s1", "medium 128x128 d2 s1", LARGE, LARGE, LARGE, LARGE),
     ),
     (14336, 4096): (
@@ -42,12 +42,12 @@ MEASURED = {
         *(LARGE, LARGE),
     ),
     (4096, 1024): (
-        *("small 128x8 d4 s8", "small 128x8 d4 s8", "small 64x16 d8 s4", "small 128x32 d4 s8"),
+        *("small 64x8 d8 s4", "small 64x8 d8 s4", "small 64x16 d8 s4", "small 128x32 d4 s8"),
         *("medium 128x64 d2 s8", "medium 64x32 d8 s2", "medium 128x128 d2 s4"),
         *("medium 128x128 d2 s2", "large 128x128 d1 s2", LARGE),
     ),
     (5120, 13824): (
-        *("small 128x8 d4 s1", "small 128x8 d4 s1", "small 64x16 d4 s1", "medium 128x32 d4 s1"),
+        *("small 64x8 d4 s1", "small 64x8 d4 s1", "small 64x16 d4 s1", "medium 128x32 d4 s1"),
         *("medium 128x64 d2 s1", "medium 128x128 d2 s1", LARGE, LARGE, LARGE, LARGE),
     ),
     (8192, 8192): (
