@@ -14,7 +14,9 @@ cell leaves a row with its error.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import runs
@@ -23,32 +25,37 @@ from workers import attempt
 
 GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
 WINDOW = grid_cell(16384, 128, True, window=1024)
-# What options cost, and sequences that differ: beside the plain cell of as much work.
-VARIED = [
-    *(
-        grid_cell(length, head_dim, True, variant="deterministic")
-        for head_dim in (64, 128, 256)
-        for length in (4096, 16384)
-    ),
-    grid_cell(4096, 128, False, variant="deterministic"),
-    *(
-        grid_cell(4096, head_dim, True, variant=variant)
-        for head_dim in (64, 128)
-        for variant in ("soft-cap", "alibi", "bias", "dropout", "uneven")
-    ),
-    grid_cell(4096, 128, False, variant="uneven"),
-]
-GRID = [
-    *(
-        grid_cell(length, head_dim, causal)
-        for head_dim in (64, 128, 256)
-        for causal in (False, True)
-        for length in (512, 1024, 2048, 4096, 8192, 16384)
-    ),
-    GQA,
-    WINDOW,
-    *VARIED,
-]
+LENGTHS = (4096, 16384, 1024, 8192, 512, 2048)
+FEATURES = ("soft-cap", "alibi", "bias", "dropout", "uneven", "portable")
+
+
+def varied(plain: AttentionCell) -> list[AttentionCell]:
+    """What the options of a cell cost, or sequences that differ: as much work as the plain cell."""
+    names: list[str] = []
+    if plain.causal and plain.length in (4096, 16384):
+        names.append("deterministic")
+    if plain.length == 4096 and plain.causal and plain.head_dim < 256:
+        names += FEATURES
+    if plain.length == 4096 and not plain.causal and plain.head_dim == 128:
+        names += ("deterministic", "uneven")
+    return [dataclasses.replace(plain, variant=name) for name in names]
+
+
+def grid() -> Iterator[AttentionCell]:
+    """All cells: what tells most first, and what is compared one after the other."""
+    for length in LENGTHS:
+        for head_dim in (128, 64, 256):
+            for causal in (True, False):
+                plain = grid_cell(length, head_dim, causal)
+                yield plain
+                if plain == dataclasses.replace(WINDOW, window=0):
+                    yield WINDOW
+                yield from varied(plain)
+        if length == LENGTHS[1]:
+            yield GQA
+
+
+GRID = list(grid())
 QUICK = [
     grid_cell(1024, 128, False),
     grid_cell(1024, 128, True),
@@ -114,7 +121,8 @@ class Run(runs.Run):
                 (impl, passes)
                 for impl in self.impls
                 for passes in self.passes
-                if IMPLS[impl] == engine and (impl == "jax_baracuda" or not alone)
+                if passes in cell.passes and IMPLS[impl] == engine
+                if impl == "jax_baracuda" or not alone
             ]
             for engine in self.workers
         }
