@@ -59,13 +59,16 @@ class Run:
         """Since the run began."""
         return time.monotonic() - self.begin
 
-    def in_turn(self, preparing: Mapping[str, Worker]) -> Iterator[tuple[str, Worker]]:
+    def in_turn(
+        self, preparing: Mapping[str, Worker], *, together: bool = False
+    ) -> Iterator[tuple[str, Worker]]:
         """The workers, one after another, each when it has prepared; all in one turn on the GPU.
 
-        They prepare side by side. Beside other benchmarks all have done so before the turn begins.
+        They prepare side by side. Beside other benchmarks, and with ``together``, all have done so
+        before the first is yielded.
         """
         waiting = dict(preparing)
-        while waiting and turns.shared():
+        while waiting and (together or turns.shared()):
             self._receive(*waiting.popitem())
         asked = time.monotonic()
         with turns.turn():
