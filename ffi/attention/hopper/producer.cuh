@@ -118,7 +118,7 @@ struct Producer {
       const bool more = !__any_sync(0xffffffffu, control.block[stage].flags & kNoBlock);
       const BoxPlace place = control.box[stage][lane];
       __syncwarp();
-      if (lane == 0) mbarrier_arrive(shared_address(&control.key_empty[stage]));
+      mbarrier_arrive_warp(shared_address(&control.key_empty[stage]));
       if (!more) return;
       load_value(place);
       key_place.next();
