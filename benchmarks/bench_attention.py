@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from workers import attempt
 
 GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
 WINDOW = grid_cell(16384, 128, True, window=1024)
+IDLE_SECONDS = 0.2  # what an idle GPU is kept busy for
 LENGTHS = (4096, 16384, 1024, 8192, 512, 2048)
 FEATURES = ("soft-cap", "alibi", "bias", "dropout", "uneven", "portable")
 
@@ -111,42 +113,47 @@ class Run(runs.Run):
         engines = dict.fromkeys(IMPLS[impl] for impl in impls)
         super().__init__("attention", {name: ENGINES[name] for name in engines}, options)
         self.impls, self.passes = impls, runs.chosen(options.passes, list(PASSES))
+        self.cells = 0
 
     def cell(self, cell: AttentionCell) -> None:
-        """Measures one cell: the jax worker compiles while the torch worker measures."""
+        """Measures one cell, once every worker has prepared."""
         late = self.seconds > self.options.budget
-        alone = late or cell.alone
-        jobs = {
-            engine: [
-                (impl, passes)
-                for impl in self.impls
-                for passes in self.passes
-                if passes in cell.passes and IMPLS[impl] == engine
-                if impl == "jax_baracuda" or not alone
-            ]
-            for engine in self.workers
-        }
-        busy = {engine: worker for engine, worker in self.workers.items() if jobs[engine]}
+        impls = ["jax_baracuda"] if late or cell.alone else self.impls
+        jobs: dict[str, list[tuple[str, str]]] = {}
+        for impl, passes in itertools.product(impls, self.passes):
+            if passes in cell.passes:
+                jobs.setdefault(IMPLS[impl], []).append((impl, passes))
+        busy = {engine: self.workers[engine] for engine in jobs}
         for engine, worker in busy.items():
             worker.send("prepare", jobs[engine], cell)
         first = len(self.rows)
-        for engine, worker in self.in_turn(busy):
-            self.engine(worker, jobs[engine], cell)
+        with self.turn_of(busy):
+            self.measure(cell, impls)
         print(line(cell, self.rows[first:], self.seconds), flush=True)
         if late and not cell.alone:
             print("  past the --budget: the peers were left out", flush=True)
 
-    def engine(self, worker: Any, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
-        """Measures the implementations of one engine, which has prepared for them."""
+    def measure(self, cell: AttentionCell, impls: list[str]) -> None:
+        """All implementations of a pass one after the other, then those of the next pass.
+
+        A GPU that was idle is faster at first than its power limit allows for long: so one call is
+        measured in vain, and each cell begins with another implementation.
+        """
         seconds = 0.05 if self.options.quick else 0.07
-        for impl, passes in jobs:
-            answer = attempt(worker, "measure", impl, passes, cell, seconds)
+        turn = self.cells % len(impls)
+        impls = impls[turn:] + impls[:turn]
+        self.cells += 1
+        passes = [name for name in self.passes if name in cell.passes]
+        worker = self.workers[IMPLS[impls[0]]]
+        attempt(worker, "measure", impls[0], passes[0], cell, IDLE_SECONDS)
+        for name, impl in itertools.product(passes, impls):
+            answer = attempt(self.workers[IMPLS[impl]], "measure", impl, name, cell, seconds)
             numbers: dict[str, Any] = {"ms": None, "tflops": None}
             if isinstance(answer, str):
                 numbers["error"] = answer[:2000]
             else:
-                numbers |= answer | {"tflops": cell.flops(passes) / answer["ms"] / 1e9}
-            self.add(cell, impl, passes, numbers)
+                numbers |= answer | {"tflops": cell.flops(name) / answer["ms"] / 1e9}
+            self.add(cell, impl, name, numbers)
 
     def add(self, cell: AttentionCell, impl: str, passes: str, numbers: dict[str, Any]) -> None:
         """Appends a row."""

@@ -88,9 +88,9 @@ class Run(runs.Run):
             self.workers[name].send("prepare", mine, cell)
         self.cublas = None
         busy = {name: self.workers[name] for name in impls}
-        for name, worker in self.in_turn(busy, together=True):
-            for impl in impls[name]:
-                self.measure(worker, impl, cell)
+        with self.turn_of(busy):
+            for impl in self.jobs[cell]:
+                self.measure(self.workers[IMPLS[impl]], impl, cell)
         print(line(cell, self.rows[first:], self.seconds), flush=True)
 
     def measure(self, worker: Any, impl: str, cell: Int4Cell) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,26 +60,33 @@ class Run:
         """Since the run began."""
         return time.monotonic() - self.begin
 
-    def in_turn(
-        self, preparing: Mapping[str, Worker], *, together: bool = False
-    ) -> Iterator[tuple[str, Worker]]:
+    def in_turn(self, preparing: Mapping[str, Worker]) -> Iterator[tuple[str, Worker]]:
         """The workers, one after another, each when it has prepared; all in one turn on the GPU.
 
-        They prepare side by side. Beside other benchmarks, and with ``together``, all have done so
-        before the first is yielded.
+        They prepare side by side. Beside other benchmarks all have done so before the turn begins.
         """
         waiting = dict(preparing)
-        while waiting and (together or turns.shared()):
+        while waiting and turns.shared():
             self._receive(*waiting.popitem())
+        with self.turn_of({}):
+            for name, worker in preparing.items():
+                if name in waiting:
+                    self.spent["measurements"] -= self._receive(name, worker)
+                yield name, worker
+
+    @contextlib.contextmanager
+    def turn_of(self, preparing: Mapping[str, Worker]) -> Iterator[None]:
+        """A turn on the GPU, for workers of which all have prepared when it begins."""
+        for name, worker in preparing.items():
+            self._receive(name, worker)
         asked = time.monotonic()
         with turns.turn():
             begin = time.monotonic()
             self.spent["its turn"] += begin - asked
-            for name, worker in preparing.items():
-                if name in waiting:
-                    begin += self._receive(name, worker)
-                yield name, worker
-            self.spent["measurements"] += time.monotonic() - begin
+            try:
+                yield
+            finally:
+                self.spent["measurements"] += time.monotonic() - begin
 
     def _receive(self, name: str, worker: Worker) -> float:
         """Waits until a worker has prepared; for how long."""
