@@ -32,7 +32,7 @@ __device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool valid)
       : "memory");
 }
 
-// Builds for compute-sanitizer's racecheck (CONTRIBUTING.md): it takes an arrival for that of the one lane, not of the warp that
+// Builds for compute-sanitizer's racecheck (docs/racecheck.md): it takes an arrival for that of the one lane, not of the warp that
 // has converged before, and __syncthreads() for none where warps have passed named barriers unequally often.
 #ifdef JAX_BARACUDA_RACECHECK
 inline constexpr bool kRacecheck = true;

@@ -194,7 +194,7 @@ def _between_ends(
 @jax.jit
 def _corner(state: Any) -> jax.Array:
     """A number of the state, which is there when the state is."""
-    first = jax.tree.leaves(state)[0]
+    first: jax.Array = jax.tree.leaves(state)[0]
     return first[(0,) * first.ndim]
 
 
