@@ -1,6 +1,6 @@
 """The engines of the int4 benchmark: cuBLAS on the dense weight, and four-bit weights on jax.
 
-Every engine times one compiled program of calls that run one after another, each on a weight of its
+Every engine times one graph of calls that run one after another, each on a weight of its
 own; the weights together are far larger than the L2 cache.
 """
 
@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
 from typing import Any
 
 import numpy as np
 import oracle
+import peers
 import turns
 from workers import Engine
 
 from jax_baracuda.testing import timing
 
-# Calls of a program do not depend on each other: a graph must not run them side by side.
-_IN_ORDER = "--xla_gpu_command_buffer_scheduling_mode=SERIALIZE"
 _CUBLAS = "--xla_gpu_enable_triton_gemm=false"
 MOST_WEIGHTS, TOTAL_BYTES, MOST_ROWS = 48, 1 << 30, 4096
 MOST_OUTPUT_BYTES = 16 << 30
@@ -70,7 +70,7 @@ class ProductEngine:
     """What the engines share: weights, programs and times."""
 
     def __init__(self, *flags: str) -> None:
-        timing.add_xla_flags(timing.COMMAND_BUFFER_FLAG, _IN_ORDER, *flags)
+        timing.add_xla_flags(timing.COMMAND_BUFFER_FLAG, timing.IN_ORDER_FLAG, *flags)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         fraction = "0.15" if turns.shared() else "0.45"
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", fraction)
@@ -105,10 +105,7 @@ class ProductEngine:
         }
 
     def compile(self, impl: str, cell: Int4Cell) -> Any:
-        """A product with each of the weights, in the place of the results before.
-
-        At other addresses in every run XLA would make its graph anew, at 10 us a call.
-        """
+        """A product with each of the weights, in the place of the results before."""
         jax, op = self.jax, OPS[impl]
         weights = self.weights(impl, cell)
         x = jax.ShapeDtypeStruct((cell.rows, cell.in_features), cell.dtype)
@@ -232,9 +229,54 @@ OPS = {"cublas": _multiply_dense, "xla_int4": _multiply_xla, "jax_baracuda": _mu
 MAKERS = {"cublas": _dense, "xla_int4": _xla, "jax_baracuda": _ours}
 
 
+class TorchEngine(peers.TorchEngine):
+    """cuBLAS on dense weights through torch: the faster of the two ways that a weight may lie.
+
+    In XLA's graphs a product with a small weight takes cuBLAS twice as long.
+    """
+
+    def prepare(self, impls: list[str], cell: Int4Cell) -> None:
+        """Makes the weights."""
+        del impls
+        self.weights(cell)
+
+    def weights(self, cell: Int4Cell) -> list[Any]:
+        """Those of the last layer are kept for other numbers of rows."""
+        layer = dataclasses.replace(cell, rows=0)
+        if self.held != layer:
+            self.release()
+            self.held = layer
+            self.data = [
+                self.normal(cell, cell.out_features, cell.in_features) * cell.in_features**-0.5
+                for _ in range(cell.weights("cublas"))
+            ]
+        return self.data[: cell.weights("cublas")]
+
+    def normal(self, cell: Int4Cell, *shape: int) -> Any:
+        """Normal numbers of the cell's dtype."""
+        return self.torch.randn(shape, device="cuda", dtype=getattr(self.torch, cell.dtype))
+
+    def measure(self, impl: str, cell: Int4Cell, seconds: float) -> dict[str, Any]:
+        """Times the calls, one behind the other in a graph."""
+        del impl
+        weights = self.weights(cell)
+        x, results = self.normal(cell, cell.rows, cell.in_features), []
+        outs = [self.normal(cell, cell.rows, cell.out_features) for _ in weights]
+        for matrices in (
+            [weight.t() for weight in weights],
+            [weight.view(cell.in_features, cell.out_features) for weight in weights],
+        ):
+            calls = [
+                functools.partial(self.torch.mm, x, matrix, out=out)
+                for matrix, out in zip(matrices, outs, strict=True)
+            ]
+            results.append(self.time(calls, seconds / 2))
+        return min(results, key=lambda numbers: numbers["ms"]) | {"weights": len(weights)}
+
+
 def cublas_engine() -> Engine:
     """Dense products are left to cuBLAS, and not to XLA's own kernels."""
-    return ProductEngine(_CUBLAS)
+    return TorchEngine() if importlib.util.find_spec("torch") else ProductEngine(_CUBLAS)
 
 
 def int4_engine() -> Engine:
