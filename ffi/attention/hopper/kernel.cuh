@@ -15,10 +15,10 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
     mbarrier_init(shared_address(&control.query_empty[i]), kArrivals);
   }
   for (int i = 0; i < Traits::kStages; ++i) {
-    mbarrier_init(shared_address(&control.key_full[i]), 1);
+    mbarrier_init(shared_address(&control.key_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.key_empty[i]),
                   kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
-    mbarrier_init(shared_address(&control.value_full[i]), 1);
+    mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
   }
   mbarrier_init_fence();
