@@ -66,10 +66,11 @@ class Int4Cell:
         return max(1, min(wanted, fitting))
 
     def rounds(self, impl: str) -> int:
-        """How often a program of ours goes over the weights: the host takes 0.3 ms for one, whose
-        operands are many."""
-        read = self.weights(impl) * self.weight_bytes(impl)
-        return max(1, min(4, round(1.5e9 / read))) if impl == "jax_baracuda" else 1
+        """How often a program of ours goes over small weights: the host takes 0.3 ms for one, whose
+        operands are many, and the GPU 5 us for a call."""
+        if impl != "jax_baracuda" or self.rows > 64:
+            return 1
+        return max(1, min(4, round(1.5e9 / (self.weights(impl) * self.weight_bytes(impl)))))
 
 
 class ProductEngine:
