@@ -56,6 +56,16 @@ class AttentionCell:
         return f"{self.length}-{self.head_dim}-{mask}{heads}{variant}"
 
     @property
+    def passes(self) -> tuple[str, ...]:
+        """Those that the variant is of."""
+        return PASSES[1:] if self.variant == "deterministic" else PASSES
+
+    @property
+    def checked(self) -> bool:
+        """Whether results are compared with float32's: not those of dropped weights."""
+        return self.variant != "dropout"
+
+    @property
     def alone(self) -> bool:
         """Whether only ours is measured."""
         return bool(self.window or self.variant)
@@ -107,6 +117,7 @@ VARIANTS: dict[str, Callable[[AttentionCell], dict[str, Any]]] = {
     "bias": lambda cell: {"bias": _row_bias(cell)},
     "dropout": lambda cell: {"dropout_rate": 0.1, "dropout_seed": np.array([3, 5], np.uint32)},
     "uneven": lambda cell: {},
+    "portable": lambda cell: {},
 }
 
 
@@ -116,13 +127,15 @@ class JaxEngine:
     def __init__(self) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.70")
-        import jax
-
         from jax_baracuda.testing import timing
+
+        timing.add_xla_flags(timing.COMMAND_BUFFER_FLAG, timing.IN_ORDER_FLAG)
+        import jax
 
         self.jax, self.timing = jax, timing
         self.programs: dict[tuple[str, str, AttentionCell], Any] = {}
-        self.drawn: dict[int, Any] = {}
+        self.drawn: list[Any] = []
+        self.data: Any = None  # the inputs of the cell
 
     def about(self) -> dict[str, Any]:
         import jaxlib
@@ -142,7 +155,7 @@ class JaxEngine:
     def op(self, impl: str, cell: AttentionCell) -> Callable[[Any, Any, Any], Any]:
         """A function (query, key, value) -> out."""
         if impl == "jax_baracuda":
-            return _packed(cell) if cell.variant == "uneven" else _ours(cell)
+            return {"uneven": _packed, "portable": _portable}.get(cell.variant, _ours)(cell)
         if cell.alone:
             raise ValueError("windows and variants are measured on ours alone")
         if impl == "jax_cudnn":
@@ -160,8 +173,15 @@ class JaxEngine:
         raise ValueError(f"unknown implementation {impl!r}")
 
     def prepare(self, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
-        """Compiles the programs of (implementation, pass) side by side; errors show in measure."""
+        """Compiles the programs of (implementation, pass) side by side; errors show in measure.
+
+        And all that a cell needs besides: what compiles later does so while others wait.
+        """
         self.release()
+        self.draw()
+        builds: list[tuple[str, str]] = [*jobs, ("inputs", "")]
+        if cell.checked and ("jax_baracuda", "fwdbwd") in jobs:
+            builds.append(("oracle", ""))
 
         def build(job: tuple[str, str]) -> None:
             try:
@@ -169,11 +189,22 @@ class JaxEngine:
             except Exception as error:
                 self.programs[*job, cell] = error
 
-        with concurrent.futures.ThreadPoolExecutor(max(1, len(jobs)), initializer=be_nice) as pool:
-            list(pool.map(build, jobs))
+        with concurrent.futures.ThreadPoolExecutor(len(builds), initializer=be_nice) as pool:
+            list(pool.map(build, builds))
+
+    def program(self, impl: str, passes: str, cell: AttentionCell) -> Any:
+        """What ``prepare`` made, or the error; compiled now if a worker before this one made it."""
+        key = (impl, passes, cell)
+        if key not in self.programs:
+            self.programs[key] = self.compile(*key)
+        if isinstance(self.programs[key], Exception):
+            raise self.programs[key]
+        return self.programs[key]
 
     def compile(self, impl: str, passes: str, cell: AttentionCell) -> Any:
         """A program of ``cell.calls`` calls, and for the backward pass one of the residuals."""
+        if impl in ("inputs", "oracle"):
+            return getattr(self, impl)(cell)
         jax = self.jax
         op = self.op(impl, cell)
         bfloat16 = jax.numpy.bfloat16
@@ -188,9 +219,7 @@ class JaxEngine:
                 out, pull = jax.vjp(op, q, k, v)
                 return out, *pull(dout)
 
-            program = compiled(jax, both, many, key, key, query)
-            checked = impl == "jax_baracuda" and cell.variant != "dropout"
-            return (program, self.oracle(cell)) if checked else (program,)
+            return (compiled(jax, both, many, key, key, query),)
         tree: Any = None
 
         def residuals(q: Any, k: Any, v: Any) -> Any:
@@ -210,12 +239,12 @@ class JaxEngine:
     def measure(
         self, impl: str, passes: str, cell: AttentionCell, seconds: float
     ) -> dict[str, Any]:
-        programs = self.programs.pop((impl, passes, cell), None)
-        if isinstance(programs, Exception):
-            raise programs
-        if programs is None:  # the worker that had prepared it is no more
-            programs = self.compile(impl, passes, cell)
-        queries, key, value, douts = self.inputs(cell, cell.calls(passes))
+        programs = self.program(impl, passes, cell)
+        calls = cell.calls(passes)
+        if self.data is None:
+            self.data = self.jax.block_until_ready(self.program("inputs", "", cell)(self.draw()))
+        queries, key, value, douts = self.data
+        queries, douts = queries[:calls], douts[:calls]
         result: dict[str, Any] = {}
         if passes == "fwd":
             operands: tuple[Any, ...] = (queries, key, value)
@@ -223,36 +252,49 @@ class JaxEngine:
             operands = (douts, *programs[1](queries[0], key, value))
         else:
             operands = (queries, key, value, douts[0])
-            if len(programs) > 1:
-                result["error_vs_float32"] = self.check(cell, programs, operands)
-        calls = cell.calls(passes)
-        time = self.timing.time_program
-        time(programs[0], operands, calls=calls, seconds=WARM_SECONDS, samples=1)
-        timing = time(programs[0], operands, calls=calls, seconds=seconds, samples=SAMPLES)
+        program, time = programs[0], self.timing.time_carried
+        if impl == "jax_baracuda" and passes == "fwdbwd" and cell.checked:
+            got = program(empty(self.jax, program), *operands)
+            result["error_vs_float32"] = self.check(cell, got, operands)
+            del got
+        for length, samples in ((WARM_SECONDS, 1), (seconds, SAMPLES)):
+            before = empty(self.jax, program)
+            timing = time(program, before, operands, calls=calls, seconds=length, samples=samples)
         return result | {"ms": timing.ms, "fastest": timing.fastest, "slowest": timing.slowest}
 
-    def inputs(self, cell: AttentionCell, calls: int) -> tuple[Any, ...]:
-        """Queries, a key, a value and cotangents: all cells cut theirs from the same numbers."""
+    def draw(self) -> list[Any]:
+        """The numbers that all cells cut their inputs from."""
+        if not self.drawn:
+            jax = self.jax
+            normal = jax.jit(lambda key: jax.random.normal(key, (_NUMBERS,), jax.numpy.bfloat16))
+            self.drawn = [normal(jax.random.key(index)) for index in range(2 + 2 * _VARIANTS)]
+        return self.drawn
+
+    def inputs(self, cell: AttentionCell) -> Any:
+        """What cuts queries, a key, a value and cotangents from those numbers, compiled."""
         jax = self.jax
+        calls = max(cell.calls(passes) for passes in PASSES)
 
-        def cut(index: int, shape: tuple[int, ...]) -> Any:
-            if index not in self.drawn:
-                key = jax.random.key(index)
-                self.drawn[index] = jax.random.normal(key, (_NUMBERS,), jax.numpy.bfloat16)
-            return self.drawn[index][: math.prod(shape)].reshape(shape)
+        def cut(drawn: Any) -> Any:
+            def rows(index: int, shape: tuple[int, ...]) -> Any:
+                return drawn[index][: math.prod(shape)].reshape(shape)
 
-        key, value = cut(0, cell.kv_shape), cut(1, cell.kv_shape)
-        queries = tuple(cut(2 + i, cell.q_shape) for i in range(calls))
-        douts = tuple(cut(2 + _VARIANTS + i, cell.q_shape) for i in range(calls))
-        return queries, key, value, douts
+            queries = tuple(rows(2 + i, cell.q_shape) for i in range(calls))
+            douts = tuple(rows(2 + _VARIANTS + i, cell.q_shape) for i in range(calls))
+            return queries, rows(0, cell.kv_shape), rows(1, cell.kv_shape), douts
+
+        numbers = jax.ShapeDtypeStruct((_NUMBERS,), jax.numpy.bfloat16)
+        return jax.jit(cut).lower([numbers] * (2 + 2 * _VARIANTS)).compile()
 
     def oracle(self, cell: AttentionCell) -> Any:
-        """Output and query gradient of the last queries of a head, in float32, compiled.
+        """The relative errors of output and query gradient, of the last queries of the last head.
 
-        Sums of products without a matrix product, for which XLA would try kernels on the GPU that
-        the other worker is measuring on.
+        A compiled function of a query, the key, the value, the cotangent and the two results. In
+        float32, by sums of products without a matrix product, for which XLA would try kernels on
+        the GPU that the other worker is measuring on.
         """
-        jax, jnp, rows = self.jax, self.jax.numpy, self.rows(cell)
+        jax, jnp = self.jax, self.jax.numpy
+        rows = min(128, UNEVEN[-1] if cell.variant == "uneven" else cell.length)
 
         def exact(q: Any, k: Any, v: Any, dout: Any) -> Any:
             distance = jnp.arange(cell.length - rows, cell.length)[:, None] - jnp.arange(
@@ -278,43 +320,35 @@ class JaxEngine:
             out, pull = jax.vjp(attend, q)
             return out, pull(dout)[0]
 
-        def shape(rows: int) -> Any:
-            return jax.ShapeDtypeStruct((rows, cell.head_dim), jnp.float32)
-
-        few, all_rows = shape(rows), shape(cell.length)
-        return jax.jit(exact).lower(few, all_rows, all_rows, few).compile()
-
-    def rows(self, cell: AttentionCell) -> int:
-        """How many queries are checked."""
-        last = UNEVEN[-1] if cell.variant == "uneven" else cell.length
-        return min(128, last)
-
-    def check(self, cell: AttentionCell, programs: Any, operands: Any) -> float:
-        """The relative error of the last queries of the last head; a wrong kernel has no time."""
-        jnp = self.jax.numpy
-
         def head(array: Any, rows: int) -> Any:
             return array[-1, -rows:, -1].astype(jnp.float32)
 
-        queries, key, value, dout = operands
-        rows = self.rows(cell)
-        got = programs[0](*operands)[0]
-        expected = programs[1](
-            head(queries[0], rows),
-            head(key, cell.length),
-            head(value, cell.length),
-            head(dout, rows),
+        def errors(q: Any, k: Any, v: Any, dout: Any, *got: Any) -> Any:
+            keys = (head(array, cell.length) for array in (k, v))
+            expected = exact(head(q, rows), *keys, head(dout, rows))
+            return [
+                jnp.linalg.norm(head(mine, rows) - want) / jnp.linalg.norm(want)
+                for mine, want in zip(got, expected, strict=True)
+            ]
+
+        query, key = (
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (cell.q_shape, cell.kv_shape)
         )
-        errors = [
-            float(jnp.linalg.norm(head(mine, rows) - want) / jnp.linalg.norm(want))
-            for mine, want in zip(got, expected, strict=False)  # out and the query's gradient
-        ]
+        return jax.jit(errors).lower(query, key, key, query, query, query).compile()
+
+    def check(self, cell: AttentionCell, results: Any, operands: Any) -> float:
+        """How far the first call's results are from the exact ones; a wrong kernel has no time."""
+        queries, key, value, dout = operands
+        got = results[0][:2]  # of the first query: the output and its gradient
+        found = self.program("oracle", "", cell)(queries[0], key, value, dout, *got)
+        errors = [float(error) for error in found]
         if not max(errors) < 2e-2:
             raise RuntimeError(f"wrong result: relative errors of out and dquery {errors}")
         return max(errors)
 
     def release(self) -> None:
         self.programs.clear()
+        self.data = None
 
 
 def _ours(cell: AttentionCell) -> Callable[..., Any]:
@@ -351,13 +385,58 @@ def _packed(cell: AttentionCell) -> Callable[..., Any]:
     return op
 
 
-def compiled(jax: Any, op: Any, variants: Any, *rest: Any) -> Any:
-    """A compiled program of one call for each of the variants of the first operand."""
+def _portable(cell: AttentionCell) -> Callable[..., Any]:
+    """The kernels that every GPU has, on one that has its own."""
+    import jax
+    import jax.numpy as jnp
 
-    def program(variants: Any, *rest: Any) -> Any:
+    from jax_baracuda._src.attention import primitive, shapes
+
+    options = shapes.check_options(cell.head_dim, is_causal=cell.causal)
+
+    def call(kind: Any, **operands: Any) -> Any:
+        missing = jnp.zeros((0,), jnp.float32)
+        arrays = [operands.get(name, missing) for name in shapes.OPERANDS[kind]]
+        return primitive.kernel_call(kind, *arrays, portable=True, **options)
+
+    @jax.custom_vjp
+    def attend(query: Any, key: Any, value: Any) -> Any:
+        return forward(query, key, value)[0]
+
+    def forward(query: Any, key: Any, value: Any) -> tuple[Any, dict[str, Any]]:
+        operands = {"query": query, "key": key, "value": value}
+        out, lse = call("forward", **operands)
+        return out, operands | {"out": out, "lse": lse}
+
+    def backward(saved: dict[str, Any], dout: Any) -> tuple[Any, ...]:
+        return tuple(call("backward", dout=dout, **saved)[:3])
+
+    attend.defvjp(forward, backward)
+    return attend
+
+
+def compiled(jax: Any, op: Any, variants: Any, *rest: Any) -> Any:
+    """A compiled program of one call for each of the variants of the first operand.
+
+    Its own first operand is the results of the run before, whose place it takes. ``empty`` makes
+    the first ones.
+    """
+
+    def calls(variants: Any, *rest: Any) -> Any:
         return [op(variant, *rest) for variant in variants]
 
-    return jax.jit(program).lower(variants, *rest).compile()
+    def program(before: Any, variants: Any, *rest: Any) -> Any:
+        del before
+        return calls(variants, *rest)
+
+    before = jax.eval_shape(calls, variants, *rest)
+    in_place = jax.jit(program, donate_argnums=0, keep_unused=True)
+    return in_place.lower(before, variants, *rest).compile()
+
+
+def empty(jax: Any, program: Any) -> Any:
+    """What a ``compiled`` program takes for the results of a run before the first."""
+    return jax.tree.map(lambda like: jax.numpy.zeros(like.shape, like.dtype), program.out_info)
 
 
 class TorchEngine:
@@ -435,6 +514,7 @@ class TorchEngine:
 
         def run(count: int) -> float:
             torch.cuda.synchronize()
+            call()  # the GPU is at work when the clock starts
             start.record()
             for _ in range(count):
                 call()

@@ -91,11 +91,14 @@ VARIANT_TARGETS = (
 def _variants(rows: list[dict[str, Any]]) -> list[str]:
     """What options cost: the speed of ours with them, over that without."""
     found: dict[tuple[Any, ...], dict[str, float]] = {}
+    peers: dict[tuple[Any, ...], float] = {}
     for row in rows:
         config = row["config"]
+        key = (config["D"], config["causal"], config["S"], config["Hkv"], row["pass"])
         if row["impl"] == OURS and row["ms"] and not config["window"]:
-            key = (config["D"], config["causal"], config["S"], config["Hkv"], row["pass"])
             found.setdefault(key, {})[config.get("variant", "")] = row["tflops"]
+        elif row["impl"] in FLASH2 and row["ms"]:
+            peers[key] = max(row["tflops"], peers.get(key, 0))
     found = {key: cell for key, cell in found.items() if len(cell) > 1 and "" in cell}
     if not found:
         return []
@@ -128,6 +131,13 @@ def _variants(rows: list[dict[str, Any]]) -> list[str]:
         for what, variants, passes, target in VARIANT_TARGETS
         if set(variants) & set(names)
     ]
+    portable = {
+        title(key): cell["portable"] / peers[key]
+        for key, cell in found.items()
+        if "portable" in cell and key in peers
+    }
+    if portable:
+        verdicts.append(verdict("The portable kernels over FlashAttention-2", portable, 1.0))
     head = ["D, mask, S, pass", "plain, TFLOP/s", *names]
     return ["Ours with an option, over ours without:", "", *markdown(head, lines), "", *verdicts]
 

@@ -56,10 +56,10 @@ class Part:
 
 
 PARTS = [
-    Part("attention", "bench_attention.py", 250, 10),
-    Part("int4", "bench_int4.py", 150, 22, ("--quick",), alone=True),
-    Part("decode", "bench_decode.py", 150, 60),
-    Part("paged", "bench_paged.py", 200, 60),
+    Part("attention", "bench_attention.py", 160, 10),
+    Part("int4", "bench_int4.py", 120, 22, ("--quick",), alone=True),
+    Part("decode", "bench_decode.py", 80, 60),
+    Part("paged", "bench_paged.py", 140, 60),
     Part("training", "bench_training.py", 100, 92),
     Part("decode_step", "graph_step.py", 60, 4, (), alone=True),
 ]

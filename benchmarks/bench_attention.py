@@ -1,20 +1,23 @@
 """flash_attention beside its peers, forward, backward and both, all in one run.
 
-    python benchmarks/bench_attention.py                    # the whole grid, about three minutes
+    python benchmarks/bench_attention.py                    # the whole grid, four minutes
     python benchmarks/bench_attention.py --quick            # eleven cells, half a minute
     python benchmarks/bench_attention.py --cells 4096-128-causal --impls jax_baracuda --passes fwd
 
 bf16, B * S = 16384 and H * D = 2048. Every time is that of the GPU: calls are queued back to back.
 TFLOP/s count 4 S S D H B forward, half of it under a causal mask, and 2.5 times that backward. The
-last cells measure what an option costs ours, and sequences of different lengths. Each framework has
-a worker process of its own; while one measures on torch, the other compiles. A peer that fails in a
-cell leaves a row with its error.
+cells of options, of sequences of different lengths and of the portable kernels are ours alone, each
+behind the plain cell of as much work. Each framework has a worker process of its own. A peer that
+fails in a cell leaves a row with its error.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import runs
@@ -23,32 +26,38 @@ from workers import attempt
 
 GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
 WINDOW = grid_cell(16384, 128, True, window=1024)
-# What options cost, and sequences that differ: beside the plain cell of as much work.
-VARIED = [
-    *(
-        grid_cell(length, head_dim, True, variant="deterministic")
-        for head_dim in (64, 128, 256)
-        for length in (4096, 16384)
-    ),
-    grid_cell(4096, 128, False, variant="deterministic"),
-    *(
-        grid_cell(4096, head_dim, True, variant=variant)
-        for head_dim in (64, 128)
-        for variant in ("soft-cap", "alibi", "bias", "dropout", "uneven")
-    ),
-    grid_cell(4096, 128, False, variant="uneven"),
-]
-GRID = [
-    *(
-        grid_cell(length, head_dim, causal)
-        for head_dim in (64, 128, 256)
-        for causal in (False, True)
-        for length in (512, 1024, 2048, 4096, 8192, 16384)
-    ),
-    GQA,
-    WINDOW,
-    *VARIED,
-]
+IDLE_SECONDS = 0.2  # what an idle GPU is kept busy for
+LENGTHS = (4096, 16384, 1024, 8192, 512, 2048)
+FEATURES = ("soft-cap", "alibi", "bias", "dropout", "uneven", "portable")
+
+
+def varied(plain: AttentionCell) -> list[AttentionCell]:
+    """What the options of a cell cost, or sequences that differ: as much work as the plain cell."""
+    names: list[str] = []
+    if plain.causal and plain.length in (4096, 16384):
+        names.append("deterministic")
+    if plain.length == 4096 and plain.causal and plain.head_dim < 256:
+        names += FEATURES
+    if plain.length == 4096 and not plain.causal and plain.head_dim == 128:
+        names += ("deterministic", "uneven")
+    return [dataclasses.replace(plain, variant=name) for name in names]
+
+
+def grid() -> Iterator[AttentionCell]:
+    """All cells: what tells most first, and what is compared one after the other."""
+    for length in LENGTHS:
+        for head_dim in (128, 64, 256):
+            for causal in (True, False):
+                plain = grid_cell(length, head_dim, causal)
+                yield plain
+                if plain == dataclasses.replace(WINDOW, window=0):
+                    yield WINDOW
+                yield from varied(plain)
+        if length == LENGTHS[1]:
+            yield GQA
+
+
+GRID = list(grid())
 QUICK = [
     grid_cell(1024, 128, False),
     grid_cell(1024, 128, True),
@@ -74,7 +83,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budget",
         type=float,
-        default=180,
+        default=300,
         metavar="SECONDS",
         help="after this long, only ours is measured",
     )
@@ -104,41 +113,47 @@ class Run(runs.Run):
         engines = dict.fromkeys(IMPLS[impl] for impl in impls)
         super().__init__("attention", {name: ENGINES[name] for name in engines}, options)
         self.impls, self.passes = impls, runs.chosen(options.passes, list(PASSES))
+        self.cells = 0
 
     def cell(self, cell: AttentionCell) -> None:
-        """Measures one cell: the jax worker compiles while the torch worker measures."""
+        """Measures one cell, once every worker has prepared."""
         late = self.seconds > self.options.budget
-        alone = late or cell.alone
-        jobs = {
-            engine: [
-                (impl, passes)
-                for impl in self.impls
-                for passes in self.passes
-                if IMPLS[impl] == engine and (impl == "jax_baracuda" or not alone)
-            ]
-            for engine in self.workers
-        }
-        busy = {engine: worker for engine, worker in self.workers.items() if jobs[engine]}
+        impls = ["jax_baracuda"] if late or cell.alone else self.impls
+        jobs: dict[str, list[tuple[str, str]]] = {}
+        for impl, passes in itertools.product(impls, self.passes):
+            if passes in cell.passes:
+                jobs.setdefault(IMPLS[impl], []).append((impl, passes))
+        busy = {engine: self.workers[engine] for engine in jobs}
         for engine, worker in busy.items():
             worker.send("prepare", jobs[engine], cell)
         first = len(self.rows)
-        for engine, worker in self.in_turn(busy):
-            self.engine(worker, jobs[engine], cell)
+        with self.turn_of(busy):
+            self.measure(cell, impls)
         print(line(cell, self.rows[first:], self.seconds), flush=True)
         if late and not cell.alone:
             print("  past the --budget: the peers were left out", flush=True)
 
-    def engine(self, worker: Any, jobs: list[tuple[str, str]], cell: AttentionCell) -> None:
-        """Measures the implementations of one engine, which has prepared for them."""
+    def measure(self, cell: AttentionCell, impls: list[str]) -> None:
+        """All implementations of a pass one after the other, then those of the next pass.
+
+        A GPU that was idle is faster at first than its power limit allows for long: so one call is
+        measured in vain, and each cell begins with another implementation.
+        """
         seconds = 0.05 if self.options.quick else 0.07
-        for impl, passes in jobs:
-            answer = attempt(worker, "measure", impl, passes, cell, seconds)
+        turn = self.cells % len(impls)
+        impls = impls[turn:] + impls[:turn]
+        self.cells += 1
+        passes = [name for name in self.passes if name in cell.passes]
+        worker = self.workers[IMPLS[impls[0]]]
+        attempt(worker, "measure", impls[0], passes[0], cell, IDLE_SECONDS)
+        for name, impl in itertools.product(passes, impls):
+            answer = attempt(self.workers[IMPLS[impl]], "measure", impl, name, cell, seconds)
             numbers: dict[str, Any] = {"ms": None, "tflops": None}
             if isinstance(answer, str):
                 numbers["error"] = answer[:2000]
             else:
-                numbers |= answer | {"tflops": cell.flops(passes) / answer["ms"] / 1e9}
-            self.add(cell, impl, passes, numbers)
+                numbers |= answer | {"tflops": cell.flops(name) / answer["ms"] / 1e9}
+            self.add(cell, impl, name, numbers)
 
     def add(self, cell: AttentionCell, impl: str, passes: str, numbers: dict[str, Any]) -> None:
         """Appends a row."""

@@ -28,7 +28,7 @@ class JaxEngine(peers.JaxEngine):
         from jax_baracuda.testing import timing
 
         # Nothing here is a matrix product of XLA's; tuning the checks takes minutes.
-        timing.add_xla_flags("--xla_gpu_autotune_level=0")
+        timing.add_xla_flags("--xla_gpu_autotune_level=0", timing.IN_ORDER_FLAG)
         super().__init__()
         import paged_reads
         import paged_writes

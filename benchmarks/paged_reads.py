@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-from attention_peers import compiled
+from attention_peers import compiled, empty
 from paged_cells import PAGE, DecodeCell, Job, PrefillCell, PrefixCell, Table
 from paged_inputs import keys_and_values, normal, struct, structs
 
@@ -237,7 +237,12 @@ class Prefill:
         queries, store = inputs
         operands = (*store, *jax.device_put(self.tail(job, cell)))
         error = oracle.require(check(queries[0], *operands))
-        timed = timing.time_program(
-            program, (queries, *operands), calls=cell.calls, seconds=seconds, samples=SAMPLES
+        timed = timing.time_carried(
+            program,
+            empty(jax, program),
+            (queries, *operands),
+            calls=cell.calls,
+            seconds=seconds,
+            samples=SAMPLES,
         )
         return numbers(timed, error_vs_float32=error)

@@ -46,10 +46,15 @@ def describe_run(gpu: str, versions: dict[str, str], measured: str | None = None
 
 
 def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """One row a line, so that a later run gives a readable difference."""
+    """One row a line, so that a later run gives a readable difference.
+
+    A run that is ended at any time leaves a whole file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    path.write_text(f"[\n{lines}\n]\n")
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(f"[\n{lines}\n]\n")
+    new.replace(path)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +52,8 @@ class Run:
         self.workers, gpu, versions = start_workers(makers)
         self.shared = result_rows.describe_run(gpu, versions, options.commit)
         self.rows: list[dict[str, Any]] = []
+        # Seconds by what was waited for.
+        self.spent = collections.Counter({"workers to start": self.seconds})
 
     @property
     def seconds(self) -> float:
@@ -64,17 +68,36 @@ class Run:
         waiting = dict(preparing)
         while waiting and turns.shared():
             self._receive(*waiting.popitem())
-        with turns.turn():
+        with self.turn_of({}):
             for name, worker in preparing.items():
                 if name in waiting:
-                    self._receive(name, worker)
+                    self.spent["measurements"] -= self._receive(name, worker)
                 yield name, worker
 
-    def _receive(self, name: str, worker: Worker) -> None:
+    @contextlib.contextmanager
+    def turn_of(self, preparing: Mapping[str, Worker]) -> Iterator[None]:
+        """A turn on the GPU, for workers of which all have prepared when it begins."""
+        for name, worker in preparing.items():
+            self._receive(name, worker)
+        asked = time.monotonic()
+        with turns.turn():
+            begin = time.monotonic()
+            self.spent["its turn"] += begin - asked
+            try:
+                yield
+            finally:
+                self.spent["measurements"] += time.monotonic() - begin
+
+    def _receive(self, name: str, worker: Worker) -> float:
+        """Waits until a worker has prepared; for how long."""
+        begin = time.monotonic()
         try:
             worker.receive(180)
         except RuntimeError as error:
             print(f"  {name}: {error}")  # what it left undone fails when it is measured
+        waited = time.monotonic() - begin
+        self.spent["compilers"] += waited
+        return waited
 
     def free(self, worker: Worker, held: float) -> None:
         """Frees the memory of a cell that held so many bytes."""
@@ -103,6 +126,8 @@ class Run:
         """Ends the workers; 1 if ours failed anywhere."""
         for worker in self.workers.values():
             worker.kill()
+        spent = ", ".join(f"{what} {seconds:.0f}" for what, seconds in self.spent.items())
+        print(f"{self.seconds:.0f} s, of which it waited for {spent}")
         if self.path():
             print(f"wrote {self.path()}")
         return int(any(row["impl"] == "jax_baracuda" and "error" in row for row in self.rows))

@@ -32,6 +32,20 @@ __device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool valid)
       : "memory");
 }
 
+// Builds for compute-sanitizer's racecheck (docs/racecheck.md): it takes an arrival for that of the one lane, not of the warp that
+// has converged before, and __syncthreads() for none where warps have passed named barriers unequally often.
+#ifdef JAX_BARACUDA_RACECHECK
+inline constexpr bool kRacecheck = true;
+#else
+inline constexpr bool kRacecheck = false;
+#endif
+inline constexpr int kWarpArrivals = kRacecheck ? 32 : 1;
+
+// A warp's arrival: so many, all of one warp.
+__device__ __forceinline__ void mbarrier_arrive_warp(uint32_t barrier) {
+  if (threadIdx.x % 32 < kWarpArrivals) mbarrier_arrive(barrier);
+}
+
 // Arrives at the barrier that lies at the same shared address in the CTA of the given rank of the cluster. It says
 // that buffers have been read, and makes no writes visible there.
 __device__ __forceinline__ void mbarrier_arrive_at(uint32_t barrier, int rank) {

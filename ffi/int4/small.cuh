@@ -369,6 +369,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   kernel.run();
   kernel.store(sums);
   __syncthreads();
+  if constexpr (kRacecheck) __syncthreads();
   sums.template finish<typename Traits::T, Traits::kThreads>(kernel.first_row,
                                                              blockIdx.y * Traits::kChannels);
 }

@@ -166,7 +166,7 @@ def test_engine_passes_on_what_does_not_compile(engine):
 # ---- attention
 
 
-@pytest.mark.parametrize("variant", ["", *attention_peers.VARIANTS])
+@pytest.mark.parametrize("variant", sorted({"", *attention_peers.VARIANTS} - {"portable"}))
 def test_attention_engine_checks_variants(variant, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(attention_peers, "_NUMBERS", 1 << 13)
@@ -180,6 +180,18 @@ def test_attention_engine_checks_variants(variant, monkeypatch):
     assert variant == "dropout" or 0 <= answer["error_vs_float32"] < 2e-2
     with pytest.raises(ValueError, match="on ours alone" if variant else "unknown"):
         engine.op("jax_nonsense", cell)
+
+
+def test_portable_calls_leave_out_kernels_of_one_architecture():
+    cell = AttentionCell(64, 16, True, 2, 2, 2, variant="portable")
+    attend = attention_peers.JaxEngine.op(None, "jax_baracuda", cell)
+
+    def gradients(q, k, v):
+        return jax.grad(lambda *x: attend(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    shapes = [jax.ShapeDtypeStruct(cell.q_shape, jnp.bfloat16)] * 3
+    text = jax.jit(gradients).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("portable = true") == text.count("custom_call @jax_baracuda") == 2
 
 
 def test_uneven_sequences_are_as_much_work_as_even_ones():

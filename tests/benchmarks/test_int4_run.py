@@ -1,6 +1,7 @@
 """The int4 benchmark: its cells, and one tiny run of every implementation."""
 
 import json
+import operator
 import os
 
 import bench_int4
@@ -15,11 +16,13 @@ def test_the_grid():
         48,
         10,
     ]
-    assert cells[0] == Int4Cell(1, 4096, 4096)
+    assert cells[0] == Int4Cell(1, 8192, 28672)
+    xla = [cell.rows for cell in cells if "xla_int4" in bench_int4.impls_of(cell, None)]
+    assert xla == [1, 16, 128, 1024] * 4
     cells = bench_int4.cells_of(bench_int4.parse(["--cells", "3x64x128", "--dtypes", "bfloat16"]))
     assert cells == [Int4Cell(3, 64, 128, "bfloat16")]
-    with pytest.raises(SystemExit, match="unknown implementation"):
-        bench_int4.impls_of("cublas,marlin")
+    with pytest.raises(SystemExit, match=r"unknown \['marlin'\]"):
+        bench_int4.impls_of(cells[0], "cublas,marlin")
 
 
 @pytest.mark.parametrize("impl", int4_engines.IMPLS)
@@ -36,15 +39,26 @@ def test_a_run(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # the engine adds to it
     monkeypatch.setattr(int4_engines, "MOST_WEIGHTS", 3)
     engine = int4_engines.int4_engine()
-    for impl in int4_engines.IMPLS:
-        numbers = engine.measure(impl, Int4Cell(5, 256, 128), 0.01)
-        assert numbers["ms"] > 0
-        assert numbers["weights"] == 3
-        assert ("error_vs_float32" in numbers) == (impl == "jax_baracuda")
+    impls = list(int4_engines.IMPLS)
+    for cell in (Int4Cell(5, 256, 128), Int4Cell(7, 256, 128), Int4Cell(7, 128, 256)):
+        engine.prepare(impls, cell)
+        weights = {impl: engine.weights(impl, cell) for impl in impls}
+        for impl in impls:
+            numbers = engine.measure(impl, cell, 0.01)
+            assert numbers["ms"] > 0
+            assert numbers["weights"] == 3
+            assert ("error_vs_float32" in numbers) == (impl == "jax_baracuda")
+            assert all(map(operator.is_, engine.weights(impl, cell), weights[impl]))
 
 
 def test_rows_of_a_file(tmp_path, monkeypatch):
     class Worker:
+        def send(self, name, *args):
+            assert name == "prepare"
+
+        def receive(self, timeout):
+            pass
+
         def call(self, name, impl, cell, seconds):
             if impl == "xla_int4":
                 raise RuntimeError("out of memory")
@@ -57,9 +71,9 @@ def test_rows_of_a_file(tmp_path, monkeypatch):
         "runs.start_workers", lambda makers: ({name: Worker() for name in makers}, "NVIDIA X1", {})
     )
     out = tmp_path / "int4.json"
-    assert bench_int4.main(["--cells", "8x256x128", "--out", str(out)]) == 0
+    assert bench_int4.main(["--cells", "16x256x128", "--out", str(out)]) == 0
     rows = {row["impl"]: row for row in json.loads(out.read_text())}
     assert rows["jax_baracuda"]["x_cublas"] == 4
-    assert rows["jax_baracuda"]["config"]["M"] == 8
-    assert rows["cublas"]["gbps"] == pytest.approx((2 * 256 * 128 + 16 * 384) / 0.4 / 1e6)
+    assert rows["jax_baracuda"]["config"]["M"] == 16
+    assert rows["cublas"]["gbps"] == pytest.approx((2 * 256 * 128 + 32 * 384) / 0.4 / 1e6)
     assert rows["xla_int4"]["error"] == "out of memory"

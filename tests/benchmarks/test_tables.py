@@ -39,7 +39,7 @@ def attention_rows(speeds):
             **ORIGIN,
         }
         for cell in bench_attention.GRID
-        for passes in bench_attention.PASSES
+        for passes in cell.passes
         for impl, tflops in speeds.items()
         if impl == "jax_baracuda" or not cell.alone
     ]
@@ -59,12 +59,15 @@ def test_attention_table_has_peers_of_another_day_by_their_ratio():
 
 
 def test_attention_table_tells_what_options_cost():
-    text = attention_plot.table(attention_rows({"jax_baracuda": 200.0, "torch_cudnn": 200.0}))
-    assert "| 64 causal 4096 fwd | 200 | 1.00 | 1.00 | 1.00 | 0.70 | 1.00 | 1.00 |" in text
+    speeds = {"jax_baracuda": 200.0, "torch_cudnn": 200.0, "torch_flash": 210.0}
+    text = attention_plot.table(attention_rows(speeds))
+    assert "| 64 causal 4096 fwd | 200 | - | 1.00 | 1.00 | 0.70 | 1.00 | 1.00 | 1.00 |" in text
+    assert "| 64 causal 4096 bwd | 200 | 1.00 | 1.00 | 1.00 | 0.70 | 1.00 | 1.00 | 1.00 |" in text
     assert "deterministic=True: at least 0.83 in 7 of 7 cells (1.00 the least)." in text
     assert "dropout: at least 0.80 in 6 of 8 cells; below at 64 causal 4096 fwd bias (0.70)" in text
     assert "packed: at least 0.90 in 6 of 6 cells (1.00 the least)." in text
-    assert "ahead of every peer in 36 of 36 cells" in text
+    assert "FlashAttention-2: at least 1.00 in 0 of 6 cells; below at 128 causal 4096" in text
+    assert "ahead of every peer in 0 of 36 cells" in text
 
 
 def test_attention_table_prefers_a_peer_that_was_there():

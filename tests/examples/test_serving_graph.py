@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -82,8 +83,12 @@ def serve_with(flags: str, folder: Path) -> tuple[list[str], Counter[str]]:
 @pytest.mark.long
 def test_the_captured_step_is_used_again(tmp_path: Path) -> None:
     captured = "body"  # jax 0.11.2 leaves the scan over layers out of the graph, whatever the flags
-    plain, _ = serve_with(loops.GRAPH_FLAGS["none"], tmp_path / "none")
-    answers, calls = serve_with(loops.GRAPH_FLAGS[captured], tmp_path / captured)
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(serve_with, loops.GRAPH_FLAGS[graphs], tmp_path / graphs)
+            for graphs in ("none", captured)
+        ]
+    (plain, _), (answers, calls) = (run.result() for run in runs)
     assert answers == plain
     assert len(set(answers)) == len(answers)
 

@@ -25,7 +25,7 @@ struct Consumer : ConsumerOutput<Traits> {
   }
   // One arrival a warp.
   __device__ __forceinline__ void release(uint64_t& barrier) const {
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared_address(&barrier));
+    mbarrier_arrive_warp(shared_address(&barrier));
   }
 
   // The warpgroups issue their products in turns.

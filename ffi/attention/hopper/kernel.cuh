@@ -9,16 +9,17 @@ namespace jax_baracuda {
 
 template <class Traits>
 __device__ __forceinline__ void init_barriers(typename Traits::Control& control) {
-  constexpr int kWarps = Traits::kConsumers / 32;
+  constexpr int kArrivals = Traits::kConsumers / 32 * kWarpArrivals;
   for (int i = 0; i < Traits::kQueryStages; ++i) {
     mbarrier_init(shared_address(&control.query_full[i]), 1);
-    mbarrier_init(shared_address(&control.query_empty[i]), kWarps);
+    mbarrier_init(shared_address(&control.query_empty[i]), kArrivals);
   }
   for (int i = 0; i < Traits::kStages; ++i) {
-    mbarrier_init(shared_address(&control.key_full[i]), 1);
-    mbarrier_init(shared_address(&control.key_empty[i]), kWarps + (Traits::kPaged ? 1 : 0));
-    mbarrier_init(shared_address(&control.value_full[i]), 1);
-    mbarrier_init(shared_address(&control.value_empty[i]), kWarps);
+    mbarrier_init(shared_address(&control.key_full[i]), Traits::kFullArrivals);
+    mbarrier_init(shared_address(&control.key_empty[i]),
+                  kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
+    mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
+    mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
   }
   mbarrier_init_fence();
 }

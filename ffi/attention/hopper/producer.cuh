@@ -81,6 +81,7 @@ struct Producer {
                                              const BoxPlace& place) {
     if (lane == 0) mbarrier_arrive_expect(barrier, TileT::kBytes);
     if constexpr (Traits::kPaged) {
+      if (kRacecheck && lane > 0) mbarrier_arrive(barrier);
       __syncwarp();
       const BoxPlace box = {place.row, place.head, page_in_store(p.problem.pages, place.pack)};
       if (lane < p.boxes.count)
@@ -118,7 +119,7 @@ struct Producer {
       const bool more = !__any_sync(0xffffffffu, control.block[stage].flags & kNoBlock);
       const BoxPlace place = control.box[stage][lane];
       __syncwarp();
-      if (lane == 0) mbarrier_arrive(shared_address(&control.key_empty[stage]));
+      mbarrier_arrive_warp(shared_address(&control.key_empty[stage]));
       if (!more) return;
       load_value(place);
       key_place.next();
@@ -300,6 +301,8 @@ struct Producer {
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
     if (lane == 0) {
       control.block[key_place.stage] = {0, kNoBlock};
+      mbarrier_arrive(shared_address(&control.key_full[key_place.stage]));
+    } else if (Traits::kPaged && kRacecheck) {
       mbarrier_arrive(shared_address(&control.key_full[key_place.stage]));
     }
     load_due_value();

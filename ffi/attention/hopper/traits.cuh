@@ -80,6 +80,8 @@ struct HopperTraits {
   static constexpr bool kPacked = kFewTiles || (kPaged && !kFeatures);  // rows of several heads
   static_assert(!kFewTiles || !(kFeatures || kSkips));
   static constexpr int kStages = kTwoCtas ? 4 : 2;
+  // At the barriers of keys and values that are loaded. In pages all lanes say where.
+  static constexpr int kFullArrivals = kPaged ? kWarpArrivals : 1;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : kPaged ? 56 : 40;
