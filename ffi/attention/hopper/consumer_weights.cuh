@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/hopper/consumer_base.cuh"
+#include "attention/hopper/logits.cuh"
 
 namespace jax_baracuda {
 
@@ -51,11 +52,21 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     }
   }
 
-  // Soft cap, ALiBi and bias; hidden scores are -inf already.
+  // Soft cap, ALiBi and scale.
   __device__ __forceinline__ void modify(Scores<1, kN>& s, const KeyBlock& block) const {
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    modify_scores<1, kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    to_logits<kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+  }
+  // Looked up where scores are visible: the others may lie outside of it.
+  __device__ __forceinline__ void add_bias(Scores<1, kN>& s, const KeyBlock& block) const {
+    if (Traits::kPaged || p.bias.type == BiasType::kNone) return;
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    tile.modify.with_bias([&](auto bias_at) {
+      for_visible<1, kN>(s, tile.first_row + warp_row, block.first_key, lane,
+                         [&](float& x, int i, int j) { x += bias_at(i, j); });
+    });
   }
   __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
     if (Traits::kPaged || !p.dropout_seed) return;
@@ -114,8 +125,9 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   // From products to weights, as weigh().
   __device__ __forceinline__ bool score(Scores<1, kN>& s, const KeyBlock& block,
                                         OnlineSoftmax<1>& softmax, float (&rescale)[2]) const {
-    mask(s, block);
     if constexpr (Traits::kFeatures) modify(s, block);
+    mask(s, block);
+    if constexpr (Traits::kFeatures) add_bias(s, block);
     const bool moved = weigh(s, softmax, rescale);
     if constexpr (Traits::kFeatures) drop(s, block);
     return moved;
