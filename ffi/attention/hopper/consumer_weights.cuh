@@ -58,9 +58,53 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     const auto [lane, warp_row] = place();
     to_logits<kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
+  // A 16-bit bias of a block that every row sees, two keys a word.
+  template <class Low, class High>
+  __device__ __forceinline__ void add_pairs(Scores<1, kN>& s, const char* at, int64_t stride,
+                                            Low low, High high) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t pairs[kN / 8];
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n)
+        pairs[n] = __ldg(reinterpret_cast<const uint32_t*>(at + 8 * half * stride + 16 * n));
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+        s[0][n][2 * half] += low(pairs[n]) * kLog2E;
+        s[0][n][2 * half + 1] += high(pairs[n]) * kLog2E;
+      }
+    }
+  }
+  // Whether words are aligned and the bias was added.
+  __device__ __forceinline__ bool add_whole_bias(Scores<1, kN>& s, const KeyBlock& block) const {
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    const int64_t stride = 2 * p.bias.row_stride;
+    const char* at = static_cast<const char*>(tile.modify.bias.data) +
+                     (tile.first_row + warp_row + score_row(0, 0, lane)) * stride +
+                     2 * (block.first_key + score_column(0, 0, lane));
+    if ((reinterpret_cast<uintptr_t>(at) | stride) % 4 != 0) return false;
+    if (p.bias.type == BiasType::kBF16) {
+      add_pairs(
+          s, at, stride, [](uint32_t w) { return __uint_as_float(w << 16); },
+          [](uint32_t w) { return __uint_as_float(w & 0xffff0000u); });
+      return true;
+    }
+    if (p.bias.type != BiasType::kF16) return false;
+    add_pairs(
+        s, at, stride,
+        [](uint32_t w) { return __half2float(__ushort_as_half(static_cast<unsigned short>(w))); },
+        [](uint32_t w) {
+          return __half2float(__ushort_as_half(static_cast<unsigned short>(w >> 16)));
+        });
+    return true;
+  }
   // Looked up where scores are visible: the others may lie outside of it.
   __device__ __forceinline__ void add_bias(Scores<1, kN>& s, const KeyBlock& block) const {
     if (Traits::kPaged || p.bias.type == BiasType::kNone) return;
+    if (!(block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) &&
+        add_whole_bias(s, block))
+      return;
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
     tile.modify.with_bias([&](auto bias_at) {
