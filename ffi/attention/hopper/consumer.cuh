@@ -19,7 +19,7 @@ struct Consumer : ConsumerOutput<Traits> {
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
   // All blocks of all tiles are one sequence: there are two buffers of queries, and the next tile's are there in time.
   static constexpr bool kJoined = Traits::kQueryStages > 1;
-  static constexpr bool kLooksAhead = Traits::kOverlap && !kJoined;
+  static constexpr bool kLooksAhead = Traits::kOverlap && !kJoined && !Traits::kPaged;
   using FlatScores = float[kScores];
   using FlatOutput = float[kOut];
 
@@ -258,13 +258,18 @@ struct Consumer : ConsumerOutput<Traits> {
   }
   // The same for the last block of a tile, whose factors and LSE are found while it is multiplied.
   __device__ __forceinline__ void end_tile(State& r) {
-    float factor[2];
-    wait_values();
-    warpgroup_arrive();
-    issue_output(r.output(), r.weights);
-    finish(tile_slot, r.softmax, factor);
-    end_output(r);
-    store(tile_slot, r.out, factor);
+    if constexpr (Traits::kPaged) {  // nothing was gained there
+      end(r);
+      conclude(r);
+    } else {
+      float factor[2];
+      wait_values();
+      warpgroup_arrive();
+      issue_output(r.output(), r.weights);
+      finish(tile_slot, r.softmax, factor);
+      end_output(r);
+      store(tile_slot, r.out, factor);
+    }
   }
   __device__ __forceinline__ void start_anew(State& r) {
     r.softmax = OnlineSoftmax<1>();
