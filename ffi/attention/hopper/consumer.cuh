@@ -17,6 +17,9 @@ struct Consumer : ConsumerOutput<Traits> {
   using typename Stage::Key, typename Stage::Query, typename Stage::Value;
   using typename Stage::T, typename Stage::Weights;
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
+  // All blocks of all tiles are one sequence: there are two buffers of queries, and the next tile's are there in time.
+  static constexpr bool kJoined = Traits::kQueryStages > 1;
+  static constexpr bool kLooksAhead = Traits::kOverlap && !kJoined && !Traits::kPaged;
   using FlatScores = float[kScores];
   using FlatOutput = float[kOut];
 
@@ -90,7 +93,7 @@ struct Consumer : ConsumerOutput<Traits> {
     Weights weights;
     float out[kDimV / 8][4];
     OnlineSoftmax<1> softmax;
-    KeyBlock block;
+    KeyBlock block, next;  // next: see look_ahead()
 
     __device__ __forceinline__ FlatScores& scores() { return reinterpret_cast<FlatScores&>(s); }
     __device__ __forceinline__ FlatOutput& output() { return reinterpret_cast<FlatOutput&>(out); }
@@ -111,6 +114,19 @@ struct Consumer : ConsumerOutput<Traits> {
     wait(control.key_full[key_place.stage], key_place.parity);
     r.block = control.block[key_place.stage];
     return !__any_sync(0xffffffffu, r.block.flags & kNoBlock);
+  }
+  // The record of the tile's next block is read as soon as nothing but the conversion of the weights is left to do: to learn
+  // of it takes as long as that.
+  __device__ __forceinline__ void look_ahead(State& r) const {
+    if (!kLooksAhead || (r.block.flags & kLastBlock)) return;
+    wait(control.key_full[key_place.stage], key_place.parity);
+    r.next = control.block[key_place.stage];
+  }
+  __device__ __forceinline__ void take_next(State& r) const {
+    if constexpr (kLooksAhead)
+      r.block = r.next;
+    else
+      next_block(r);
   }
   __device__ __forceinline__ void wait_values() const {
     wait(control.value_full[value_place.stage], value_place.parity);
@@ -145,6 +161,7 @@ struct Consumer : ConsumerOutput<Traits> {
     if (turn) give_turn();
     release_keys(r.block);
     score(r.s, r.block, r.softmax, rescale);  // the first: there is no output to rescale
+    look_ahead(r);
     pack(r.s, r.weights);
   }
 
@@ -206,6 +223,7 @@ struct Consumer : ConsumerOutput<Traits> {
     release_keys(r.block);
     if constexpr (!Traits::kOverlap) end_output(r);
     const bool moved = score(r.s, r.block, r.softmax, rescale);
+    look_ahead(r);
     if constexpr (Traits::kOverlap) {
       weights_before_wait(r.softmax);
       end_output(r);
@@ -238,14 +256,27 @@ struct Consumer : ConsumerOutput<Traits> {
     finish(tile_slot, r.softmax, factor);
     store(tile_slot, r.out, factor);
   }
-  __device__ __forceinline__ void begin_anew(State& r) {
-    conclude(r);
+  // The same for the last block of a tile, whose factors and LSE are found while it is multiplied.
+  __device__ __forceinline__ void end_tile(State& r) {
+    if constexpr (Traits::kPaged) {  // nothing was gained there
+      end(r);
+      conclude(r);
+    } else {
+      float factor[2];
+      wait_values();
+      warpgroup_arrive();
+      issue_output(r.output(), r.weights);
+      finish(tile_slot, r.softmax, factor);
+      end_output(r);
+      store(tile_slot, r.out, factor);
+    }
+  }
+  __device__ __forceinline__ void start_anew(State& r) {
     r.softmax = OnlineSoftmax<1>();
     r.clear_output();
     next_tile();
   }
 
-  // All blocks of all tiles as one sequence: there are two buffers of queries, and the next tile's are there in time.
   __device__ __forceinline__ void run_joined(State& r, uint32_t shared_values) {
     if (!next_block(r)) return;
     begin(r);
@@ -259,28 +290,32 @@ struct Consumer : ConsumerOutput<Traits> {
       else
         step<false>(r);
     }
-    end(r);
-    conclude(r);
+    end_tile(r);
   }
 
+  // A tile from its first block that is not hidden.
+  __device__ __forceinline__ void run_tile(State& r, uint32_t shared_values) {
+    begin(r);
+    while (true) {
+      const KeyBlock before = r.block;
+      const bool more = !(before.flags & kLastBlock);
+      if (more) take_next(r);
+      clean_values(before, shared_values);
+      if (!more) break;
+      step<false>(r);
+    }
+    end_tile(r);
+  }
   // Tile by tile, each a sequence of blocks.
   __device__ __forceinline__ void run_tiles(State& r, uint32_t shared_values) {
     while (next_block(r)) {
-      bool more = true;
-      if constexpr (Traits::kSkips) more = pass_hidden(r);
-      if (more) {
-        begin(r);
-        while (true) {
-          const KeyBlock before = r.block;
-          more = !(before.flags & kLastBlock);
-          if (more) next_block(r);
-          clean_values(before, shared_values);
-          if (!more) break;
-          step<false>(r);
-        }
-        end(r);
-      }
-      begin_anew(r);
+      bool seen = true;
+      if constexpr (Traits::kSkips) seen = pass_hidden(r);
+      if (seen)
+        run_tile(r, shared_values);
+      else
+        conclude(r);
+      start_anew(r);
     }
   }
 
@@ -299,7 +334,10 @@ struct Consumer : ConsumerOutput<Traits> {
       pack(r.s, r.weights);
       clean_values(r.block, shared_values);
       end(r);
-      if (r.block.flags & kLastBlock) begin_anew(r);
+      if (r.block.flags & kLastBlock) {
+        conclude(r);
+        start_anew(r);
+      }
     }
   }
 
@@ -309,7 +347,7 @@ struct Consumer : ConsumerOutput<Traits> {
     if (Traits::kPingpong && threadIdx.x / 128 == Traits::kGroups) give_turn();
     if constexpr (Traits::kTwoCtas)
       run_plainly(r, shared_values);
-    else if constexpr (Traits::kQueryStages > 1)
+    else if constexpr (kJoined)
       run_joined(r, shared_values);
     else
       run_tiles(r, shared_values);

@@ -22,6 +22,7 @@ struct ConsumerBase {
   const float scale;  // of scores, to base 2; modified ones are logits in base 2 already
 
   const uint64_t queries, keys, values;  // descriptors
+  const uint32_t staging;                // of the first warp
   RingPlace<Traits::kStages> key_place, value_place;
   RingPlace<Traits::kQueryStages> query_place;
   int tile_slot = 0;
@@ -35,7 +36,8 @@ struct ConsumerBase {
         scale(Traits::kFeatures ? 1.0f : params.problem.scale * kLog2E),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
-        values(Value::descriptor(shared + Traits::kValueOffset)) {}
+        values(Value::descriptor(shared + Traits::kValueOffset)),
+        staging(shared + Traits::kStagingOffset) {}
 
   // Where this thread is: read anew where it is seldom needed, so that it takes no register in between.
   struct Place {

@@ -9,7 +9,7 @@ template <class Traits>
 struct ConsumerOutput : ConsumerWeights<Traits> {
   using Stage = ConsumerWeights<Traits>;
   using Stage::all, Stage::control, Stage::p, Stage::scale;
-  using Stage::output_row, Stage::place, Stage::ConsumerWeights;
+  using Stage::staging, Stage::output_row, Stage::place, Stage::ConsumerWeights;
   using typename Stage::Place, typename Stage::T;
   static constexpr int kDimV = Traits::kDimV;
 
@@ -51,6 +51,14 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
                                 factor, at.lane);
         return;
       }
+    }
+    if constexpr (Traits::kStaged) {
+      const int row = tile.first_row + at.warp_row;
+      T* to = static_cast<T*>(p.out) + output_at(p, tile.sequence, {row, tile.head, true});
+      store_rows_staged<T, kDimV>(staging + at.warp_row / 16 * Traits::kStagedBytes, to,
+                                  int64_t{p.heads} * p.dim_v, tile.sequence.q_rows - row, p.dim_v,
+                                  out, factor, at.lane);
+      return;
     }
     store_rows<T, kDimV>(p, tile.sequence, row_at, out, factor, at.lane);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/hopper/consumer_base.cuh"
+#include "attention/hopper/logits.cuh"
 
 namespace jax_baracuda {
 
@@ -51,11 +52,65 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     }
   }
 
-  // Soft cap, ALiBi and bias; hidden scores are -inf already.
+  // Soft cap, ALiBi and scale.
   __device__ __forceinline__ void modify(Scores<1, kN>& s, const KeyBlock& block) const {
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    modify_scores<1, kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    to_logits<kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+  }
+  // A 16-bit bias of a block that every row sees, two keys a word.
+  template <class Low, class High>
+  __device__ __forceinline__ void add_pairs(Scores<1, kN>& s, const char* at, int64_t stride,
+                                            Low low, High high) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t pairs[kN / 8];
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n)
+        pairs[n] = __ldg(reinterpret_cast<const uint32_t*>(at + 8 * half * stride + 16 * n));
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+        s[0][n][2 * half] += low(pairs[n]) * kLog2E;
+        s[0][n][2 * half + 1] += high(pairs[n]) * kLog2E;
+      }
+    }
+  }
+  // Whether words are aligned and the bias was added.
+  __device__ __forceinline__ bool add_whole_bias(Scores<1, kN>& s, const KeyBlock& block) const {
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    const int64_t stride = 2 * p.bias.row_stride;
+    const char* at = static_cast<const char*>(tile.modify.bias.data) +
+                     (tile.first_row + warp_row + score_row(0, 0, lane)) * stride +
+                     2 * (block.first_key + score_column(0, 0, lane));
+    if ((reinterpret_cast<uintptr_t>(at) | stride) % 4 != 0) return false;
+    if (p.bias.type == BiasType::kBF16) {
+      add_pairs(
+          s, at, stride, [](uint32_t w) { return __uint_as_float(w << 16); },
+          [](uint32_t w) { return __uint_as_float(w & 0xffff0000u); });
+      return true;
+    }
+    if (p.bias.type != BiasType::kF16) return false;
+    add_pairs(
+        s, at, stride,
+        [](uint32_t w) { return __half2float(__ushort_as_half(static_cast<unsigned short>(w))); },
+        [](uint32_t w) {
+          return __half2float(__ushort_as_half(static_cast<unsigned short>(w >> 16)));
+        });
+    return true;
+  }
+  // Looked up where scores are visible: the others may lie outside of it.
+  __device__ __forceinline__ void add_bias(Scores<1, kN>& s, const KeyBlock& block) const {
+    if (Traits::kPaged || p.bias.type == BiasType::kNone) return;
+    if (!(block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) &&
+        add_whole_bias(s, block))
+      return;
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    tile.modify.with_bias([&](auto bias_at) {
+      for_visible<1, kN>(s, tile.first_row + warp_row, block.first_key, lane,
+                         [&](float& x, int i, int j) { x += bias_at(i, j); });
+    });
   }
   __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
     if (Traits::kPaged || !p.dropout_seed) return;
@@ -114,8 +169,9 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   // From products to weights, as weigh().
   __device__ __forceinline__ bool score(Scores<1, kN>& s, const KeyBlock& block,
                                         OnlineSoftmax<1>& softmax, float (&rescale)[2]) const {
-    mask(s, block);
     if constexpr (Traits::kFeatures) modify(s, block);
+    mask(s, block);
+    if constexpr (Traits::kFeatures) add_bias(s, block);
     const bool moved = weigh(s, softmax, rescale);
     if constexpr (Traits::kFeatures) drop(s, block);
     return moved;

@@ -4,6 +4,7 @@
 #include "attention/forward/epilogue.cuh"
 #include "attention/forward/softmax.cuh"
 #include "attention/hopper/traits.cuh"
+#include "device/memory.cuh"
 
 namespace jax_baracuda {
 
@@ -92,6 +93,47 @@ __device__ __forceinline__ void store_rows(const ForwardParams& p, const Sequenc
       const int column = 8 * (c + lane % 4);
       if (r.there && column < p.dim_v)
         *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
+// Four 8 x 8 matrices of 16-bit elements from the registers of a warp, a row where each lane says.
+__device__ __forceinline__ void store_matrices(uint32_t to, const uint32_t (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
+// A warp's 16 rows, of which `rows` are there, through its part of shared memory: 64 columns at a time, 128 bytes a row, whose
+// 16-byte pieces are exchanged by row against bank conflicts. `to`: where row 0 starts.
+template <class T, int kDimV>
+__device__ __forceinline__ void store_rows_staged(uint32_t staging, T* to, int64_t stride, int rows,
+                                                  int dim_v, const float (&out)[kDimV / 8][4],
+                                                  const float (&factor)[2], int lane) {
+  static_assert(kDimV % 64 == 0);
+  const int piece = lane % 8, row = lane / 8;  // of four rows that a warp reads at once
+  to += row * stride + 8 * piece;
+#pragma unroll
+  for (int first = 0; first < kDimV / 8; first += 8) {
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < 8; c += 2) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int half = i % 2;
+        const float (&pair)[4] = out[first + c + i / 2];
+        words[i] = pack_pair<T>(pair[2 * half] * factor[half], pair[2 * half + 1] * factor[half]);
+        if (factor[half] == 0.0f) words[i] = 0;  // what padding left may be NaN
+      }
+      store_matrices(staging + lane % 16 * 128 + ((c + lane / 16) ^ piece) * 16, words);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < 16; r += 4) {
+      const uint4 words = load_shared_16(staging + (r + row) * 128 + (piece ^ (r + row) % 8) * 16);
+      if (r + row < rows && 8 * (first + piece) < dim_v)
+        *reinterpret_cast<uint4*>(to + r * stride + 8 * first) = words;
     }
   }
 }

@@ -97,7 +97,12 @@ struct HopperTraits {
   using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
-  static constexpr int kControlOffset = kValueOffset + kStages * Value::kBytes;
+  // The output goes through shared memory, which leaves the computing warps less to do at the end of a tile.
+  static constexpr bool kStaged = kOverlap && !kFeatures && kUse_ == TileUse::kAny;
+  static constexpr int kStagedBytes = 16 * 64 * 2;  // of a warp: its rows, 64 columns at a time
+  static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
+  static constexpr int kControlOffset =
+      kStagingOffset + (kStaged ? kConsumers / 32 * kStagedBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static constexpr int kCtas = kTwoCtas ? 2 : 1;
   static_assert(kCtas * (kSharedBytes + 1024) <= 233472, "an SM has 228 KB, a CTA takes one more");

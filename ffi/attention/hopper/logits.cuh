@@ -1,0 +1,85 @@
+// What soft cap, ALiBi and scale make of a block of products, in the registers of a computing warpgroup. They change every
+// score, hidden ones too, so that none is looked at: the mask comes after them.
+#pragma once
+
+#include "attention/forward/softmax.cuh"
+
+namespace jax_baracuda {
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Turns each number into one over it: four numbers from 1 to 2^31 share a reciprocal, which is what there is least of.
+__device__ __forceinline__ void invert(float (&x)[4]) {
+  const float first = x[0], third = x[2];
+  const float low = first * x[1], high = third * x[3];
+  const float all = reciprocal_approx(low * high);
+  const float of_low = all * high, of_high = all * low;
+  x[0] = of_low * x[1];
+  x[1] = of_low * first;
+  x[2] = of_high * x[3];
+  x[3] = of_high * third;
+}
+
+// cap * tanh(scale * s / cap) in base 2. tanh(y) = 1 - 2 / (1 + exp(2y)), which is 1 in float32 long before the exponent
+// is at its bound. The bound also keeps what is not a number from its neighbours.
+template <int kN>
+__device__ __forceinline__ void cap_scores(Scores<1, kN>& s, float scale, float cap) {
+  constexpr float kMostExponent = 30.0f;
+  const float to_exponent = scale / cap * (2.0f * kLog2E), most = cap * kLog2E;
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n) {
+    float x[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      x[e] = 1.0f + exp2_approx(fminf(s[0][n][e] * to_exponent, kMostExponent));
+    invert(x);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float& score = s[0][n][e];
+      if (score == score) score = most - 2.0f * most * x[e];
+    }
+  }
+}
+
+// scale * s - slope * distance; `distances` are those of the lane's two rows from its first column.
+template <int kN>
+__device__ __forceinline__ void add_slope(Scores<1, kN>& s, float scale, float slope,
+                                          const float (&distances)[2]) {
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float distance = distances[e >> 1] - static_cast<float>(8 * n + (e & 1));
+      s[0][n][e] = s[0][n][e] * scale - slope * fabsf(distance);
+    }
+}
+
+template <int kN>
+__device__ __forceinline__ void scale_scores(Scores<1, kN>& s, float scale) {
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[0][n][e] *= scale;
+}
+
+// Products to logits in base 2, but for the bias. i0: first row of the warp; j0: first key of the block.
+template <int kN>
+__device__ __forceinline__ void to_logits(Scores<1, kN>& s, const AttentionProblem& p,
+                                          const ScoreModifier& modify, int i0, int j0, int lane) {
+  const bool capped = p.soft_cap > 0.0f;
+  const float scale = capped ? 1.0f : p.scale * kLog2E;
+  if (capped) cap_scores<kN>(s, p.scale, p.soft_cap);
+  if (p.alibi_slopes) {
+    const int distance = i0 + score_row(0, 0, lane) + modify.offset - j0 - score_column(0, 0, lane);
+    const float distances[2] = {static_cast<float>(distance), static_cast<float>(distance + 8)};
+    add_slope<kN>(s, scale, modify.slope, distances);
+  } else if (!capped) {
+    scale_scores<kN>(s, scale);
+  }
+}
+
+}  // namespace jax_baracuda
