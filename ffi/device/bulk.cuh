@@ -78,4 +78,11 @@ __device__ __forceinline__ void store_matrices_transposed(uint32_t row, const ui
       : "memory");
 }
 
+// The same, not transposed.
+__device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 }  // namespace jax_baracuda

@@ -3,8 +3,9 @@
 // register operands of dV += P^T dO and dK += dS^T Q; for dQ = dS K gradients of both warpgroups meet in shared memory.
 //
 // What the tensor cores get, of row block i:
-//   dP(i) | dV(i) | dQ(i - 1), dK(i), S(i + 1) | dP(i + 1) ...
-// A warpgroup waits for S(i) with dP(i) under way, and writes dQ(i - 1) with dK(i) and S(i + 1) under way.
+//   dP(i) | dV(i) | dK(i) | dQ(i - 1), S(i + 1) | dP(i + 1) ...
+// A warpgroup computes P(i) with dP(i) and half of dV(i) under way, dS(i) with dV(i) and half of dK(i), and leaves dQ(i - 1)
+// in shared memory with S(i + 1) under way.
 #pragma once
 
 #include "attention/hopper/backward/conversion.cuh"
@@ -28,6 +29,13 @@ struct BackwardConsumer {
   using Gradient = typename Traits::Gradient;
   static constexpr int kRows = Traits::kRows, kDim = Traits::kDim, kDimV = Traits::kDimV;
   static constexpr int kKeys = Traits::kKeys, kQueryColumns = Traits::kQueryColumns;
+  // Rows that are weighed at once: see weigh_rows().
+  static constexpr int kHalf = kRows / 2, kLastPart = Traits::kInterleaves ? kHalf : 0;
+  // Whether the second warpgroup begins a tile half a row block behind the first one, where both begin with the same block:
+  // else they would compute at the same time, and issue products at the same time.
+  static constexpr bool kShifts = Traits::kSplit == QuerySplit::kColumns && !Traits::kFeatures;
+  // Whether dK and dV leave by way of the warps' buffers of dQ, while the last products are under way.
+  static constexpr bool kStoresEarly = !Traits::kInOrder && !Traits::kFeatures;
 
   using Scores = KeyScores<Traits>;
   using Operand = KeyOperand<Traits>;
@@ -79,6 +87,11 @@ struct BackwardConsumer {
     return shared + Traits::kDOutOffset + dout_stage(count) * DOut::kBytes;
   }
 
+  __device__ __forceinline__ int key_stage() const { return tiles % Traits::kKeyStages; }
+  __device__ __forceinline__ uint32_t key_address() const {
+    return shared + key_stage() * Key::kBytes;
+  }
+
   // Statistics of the rows of a lane's scores.
   __device__ __forceinline__ uint32_t lse_address() const {
     return shared + Traits::kLseOffset + query_place.stage * (kRows * 4) + lane % 4 * 8;
@@ -94,7 +107,7 @@ struct BackwardConsumer {
 
   // S^T = K Q^T and dP^T = V dO^T.
   __device__ __forceinline__ void issue_scores(Scores& s) const {
-    multiply_rows<T, Key, Query>(s, shared + Key::row_offset(64 * group), query_address());
+    multiply_rows<T, Key, Query>(s, key_address() + Key::row_offset(64 * group), query_address());
   }
   __device__ __forceinline__ void issue_weight_gradients(Scores& dp) const {
     multiply_rows<T, Value, DOut>(dp, shared + Traits::kValueOffset + Value::row_offset(64 * group),
@@ -108,7 +121,7 @@ struct BackwardConsumer {
         Traits::kSplit == QuerySplit::kColumns ? Key::column_offset(kQueryColumns * group) : 0;
     multiply_columns<T, Gradient, Key, kQueryColumns, kKeys>(
         dq, shared + Traits::kGradientOffset + stage * Gradient::kBytes + first_row,
-        shared + first_column, true);
+        key_address() + first_column, true);
   }
 
   // dS to shared memory, rows of queries.
@@ -117,31 +130,50 @@ struct BackwardConsumer {
                                       gradient_stage(count) * Gradient::kBytes +
                                       group * Gradient::kPanelBytes,
                                   ds, warp, lane);
+  }
+  // Says that dS is there. The fence waits for what the warp has stored: not before products are under way.
+  __device__ __forceinline__ void publish_gradients() const {
     fence_async_shared();
     __syncwarp();
+    release(control.gradient_full[gradient_stage(count)]);
   }
 
-  // Remembers the row block before the one at hand.
-  __device__ __forceinline__ void set_due() const {
-    if (lane == 0) control.due[4 * group + warp] = control.block[query_stage_before()];
+  // The row block before the one at hand.
+  __device__ __forceinline__ const RowBlock& block_before() const {
+    return control.recent[(count - 1) % 8];
+  }
+
+  // A warp's part of shared memory, for what is on its way out.
+  __device__ __forceinline__ uint32_t buffer_address() const {
+    return shared + Traits::kSumOffset + (4 * group + warp) * Traits::kWarpQueryBytes;
+  }
+  // Waits until what was sent from there last has been read.
+  __device__ __forceinline__ void wait_buffer() const {
+    if (lane == 0) bulk_wait_read();
     __syncwarp();
   }
 
-  // A warp's part of dQ to the sum in global memory.
-  __device__ __forceinline__ void add_query_gradient(const QuerySum& dq, const KeyTile& tile) {
-    const int buffer = 4 * group + warp;
-    const uint32_t at = shared + Traits::kSumOffset + buffer * Traits::kWarpQueryBytes;
+  // A warp's part of dQ to shared memory.
+  __device__ __forceinline__ void leave_query_gradient(const QuerySum& dq) {
     if (adds_in_order<Traits>(p)) return hand_query_gradient(dq);
-    if (lane == 0) bulk_wait_read();  // of the last one
-    __syncwarp();
-    store_query_sum(at, dq, lane);
+    const int block = block_before().block;  // now: a load would wait for the stores
+    wait_buffer();
+    store_query_sum(buffer_address(), dq, lane);
+    if (lane == 0) control.left[4 * group + warp] = block;
+  }
+  // From there it begins to be added to the sum in global memory. Not at once: the fence would wait for the stores.
+  __device__ __forceinline__ void send_query_gradient(const KeyTile& tile) const {
+    if (adds_in_order<Traits>(p)) return;
     fence_async_shared();
     __syncwarp();
     if (lane == 0) {
-      const int64_t block = control.due[buffer].block;
+      const int buffer = 4 * group + warp;
+      const int64_t block = control.left[buffer];
+      if (block < 0) return;
+      control.left[buffer] = -1;
       const int part = buffer % Traits::kQueryParts;
-      bulk_add(tile.sums + block * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4), at,
-               Traits::kWarpQueryBytes);
+      bulk_add(tile.sums + block * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4),
+               buffer_address(), Traits::kWarpQueryBytes);
       bulk_commit();
     }
   }
@@ -158,8 +190,8 @@ struct BackwardConsumer {
     fence_async_shared();
     QueryGradientSum& sum = control.sum[number % Traits::kAdders];
     if (part == 0 && lane == 0) {
-      sum.block = control.due[4 * group].block;
-      sum.turn = control.due[4 * group].turn;
+      sum.block = block_before().block;
+      sum.turn = block_before().turn;
     }
     __syncwarp();
     release(sum.full);
@@ -222,9 +254,9 @@ struct BackwardConsumer {
     float dk[kDim / 2], dv[kDimV / 2];
   };
 
-  // From scores, which are under way, to weights and gradients of a row block. `accumulate`: not the first one. Returns
-  // whether it is the last one.
-  __device__ __forceinline__ bool differentiate_rows(State& r, const KeyTile& tile,
+  // From scores, which are under way, to weights and gradients of a row block, and dV; if it interleaves, dK is under way
+  // then. `due`: it is not the first one, `accumulate`: nor the first one that counts. Returns whether it is the last one.
+  __device__ __forceinline__ bool differentiate_rows(State& r, const KeyTile& tile, bool due,
                                                      bool accumulate) {
     const RowBlock& block = control.block[query_place.stage];
     wait_dout(tile, block);
@@ -232,21 +264,27 @@ struct BackwardConsumer {
     if constexpr (Traits::kFeatures) {
       weigh_with_features(r, tile, block, accumulate);
     } else {
-      weigh_rows(r, tile, block, accumulate);
+      weigh_rows(r, tile, block, due, accumulate);
     }
-    warpgroup_wait<0>();  // dV: its operand's registers are needed
-    release(control.dout_empty[dout_stage(count)]);
-    if (!Traits::kFeatures) pack_scores<Traits>(r.dp, r.gradients);
+    if constexpr (Traits::kInterleaves) {
+      differentiate_part<0, kHalf>(r, accumulate);
+      differentiate_part<kHalf, kRows>(r, accumulate);
+      warpgroup_commit();
+    } else if (!Traits::kFeatures) {
+      differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
+      pack_scores<Traits>(r.dp, r.gradients);
+    }
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
     store_gradients(r.gradients);
-    release(control.gradient_full[stage]);
+    warpgroup_wait<Traits::kInterleaves ? 1 : 0>();  // dV
+    release(control.dout_empty[dout_stage(count)]);
     return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
   }
 
-  // To dS, in dp, with dV under way.
+  // To P, with dV under way, and dP.
   __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
-                                             bool accumulate) {
+                                             bool due, bool accumulate) {
     if (!Traits::kLate) {
       warpgroup_arrive();
       issue_weight_gradients(r.dp);
@@ -257,22 +295,42 @@ struct BackwardConsumer {
     }
     hold(r.s);
     // dK of the block before is there, too.
-    if (accumulate) release(control.query_empty[query_stage_before()]);
+    if (!Traits::kInterleaves && accumulate) release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
     if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
-    weigh<Traits>(r.s, scale, lse_address());
-    pack_scores<Traits>(r.s, r.weights);
+    if (Traits::kInterleaves) weigh_part<0, kHalf>(r, accumulate);
+    if (Traits::kInterleaves && Traits::kLate) warpgroup_commit();
+    weigh<Traits, kLastPart, kRows>(r.s, scale, lse_address());
+    pack_scores<Traits, kLastPart, kRows>(r.s, r.weights);
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r.dp);
       warpgroup_commit();
     }
-    multiply_weights<T, DOut, kRows>(r.dv, r.weights, dout_address(), accumulate);
+    multiply_weights<T, DOut, kRows, kLastPart, kRows>(r.dv, r.weights, dout_address(), accumulate);
     warpgroup_commit();
+    if (kShifts && group == 0 && !due && !passes(flags, 1))
+      named_barrier_arrive(3, Traits::kConsumers);
+    send_query_gradient(tile);
     warpgroup_wait<1>();
     hold(r.dp);
-    differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
+  }
+  // From scores to P of some of the rows, and dV with it.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void weigh_part(State& r, bool accumulate) {
+    weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
+    pack_scores<Traits, kBegin, kEnd>(r.s, r.weights);
+    warpgroup_arrive();
+    multiply_weights<T, DOut, kRows, kBegin, kEnd>(r.dv, r.weights, dout_address(), accumulate);
+  }
+  // From dP to dS of some of the rows, and dK with it.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void differentiate_part(State& r, bool accumulate) {
+    differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address());
+    pack_scores<Traits, kBegin, kEnd>(r.dp, r.gradients);
+    warpgroup_arrive();
+    multiply_weights<T, Query, kRows, kBegin, kEnd>(r.dk, r.gradients, query_address(), accumulate);
   }
   // The same through soft cap, ALiBi, bias and dropout, for which S and dP are there together.
   __device__ __forceinline__ void weigh_with_features(State& r, const KeyTile& tile,
@@ -291,6 +349,7 @@ struct BackwardConsumer {
     warpgroup_arrive();
     multiply_weights<T, DOut, kRows>(r.dv, r.weights, dout_address(), accumulate);
     warpgroup_commit();
+    send_query_gradient(tile);
   }
 
   // Whether this warpgroup computes (its share of) dQ of the row block before.
@@ -306,100 +365,153 @@ struct BackwardConsumer {
       warpgroup_commit();
     }
   }
-  __device__ __forceinline__ void issue_key_gradient(State& r, uint32_t query, bool accumulate) {
+  // dK, if it does not interleave.
+  __device__ __forceinline__ void issue_key_gradient(State& r, bool accumulate) {
+    if (Traits::kInterleaves) return;
     warpgroup_arrive();
-    multiply_weights<T, Query, kRows>(r.dk, r.gradients, query, accumulate);
+    multiply_weights<T, Query, kRows>(r.dk, r.gradients, query_address(), accumulate);
     warpgroup_commit();
   }
   // After dQ of the row block before has been waited for.
-  __device__ __forceinline__ void finish_query_gradient(State& r, const KeyTile& tile) {
+  __device__ __forceinline__ void finish_query_gradient(State& r) {
     if (!has_query_gradient()) return;
     release(control.gradient_empty[gradient_stage(count - 1)]);
-    add_query_gradient(r.dq, tile);
+    leave_query_gradient(r.dq);
+  }
+
+  // Whether a warpgroup passes over a block, the first one, of which its keys see nothing. The last one is never passed over.
+  static __device__ __forceinline__ bool passes(int flags, int group) {
+    return Traits::kPasses && (flags & kHiddenFromFirstGroup << group) && !(flags & kLastRows);
+  }
+  // Passes over it: its dS is zero.
+  __device__ __forceinline__ void pass_rows() {
+    wait(control.dout_full[dout_stage(count)], count / Traits::kDOutStages & 1);
+    release(control.dout_empty[dout_stage(count)]);
+    const int stage = gradient_stage(count);
+    wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
+    int thread = threadIdx.x % 128;
+    asm volatile("" : "+r"(thread));  // no address of it is kept
+    const uint32_t panel =
+        shared + Traits::kGradientOffset + stage * Gradient::kBytes + group * Gradient::kPanelBytes;
+#pragma unroll
+    for (int at = 0; at < Gradient::kPanelBytes; at += 128 * 16)
+      store_shared_16(panel + thread * 16 + at, make_uint4(0, 0, 0, 0));
+    publish_gradients();
+    query_place.next();
+    release(control.query_empty[query_stage_before()]);
+    ++count;
   }
 
   // A block of keys, from its first row block to the last.
   __device__ __forceinline__ void process(State& r, const KeyTile& tile) {
     wait_query(tile);
+    bool due = false;         // dQ of the row block before is
+    bool accumulate = false;  // to dK and dV
+    const int flags = control.block[query_place.stage].flags;
+    if (__any_sync(0xffffffffu, passes(flags, group))) {
+      pass_rows();
+      wait_query(tile);
+      due = true;
+    } else if (kShifts && group == 1 && __any_sync(0xffffffffu, !passes(flags, 0))) {
+      named_barrier_sync(3, Traits::kConsumers);
+    }
     warpgroup_arrive();
     issue_scores(r.s);
     warpgroup_commit();
     wait(control.value_full, tiles & 1);
     if (tile.padded)
       clear<Value>(shared + Traits::kValueOffset, tile.visible.kv_len - tile.first_key);
-    bool accumulate = false;  // to dK and dV, and dQ of the row block before is due
 #pragma unroll 1
-    while (!differentiate_rows(r, tile, accumulate)) {
-      issue_query_gradient(r, accumulate);
-      const uint32_t query = query_address();
-      issue_key_gradient(r, query, accumulate);
+    while (!differentiate_rows(r, tile, due, Traits::kPasses ? accumulate : due)) {
+      issue_query_gradient(r, due);
+      issue_key_gradient(r, accumulate);
       query_place.next();
       wait_query(tile);
       warpgroup_arrive();
       issue_scores(r.s);
       warpgroup_commit();
-      warpgroup_wait<2>();
+      publish_gradients();
+      warpgroup_wait<Traits::kInterleaves ? 1 : 2>();
       hold(r.dq);
-      if (accumulate) finish_query_gradient(r, tile);
-      set_due();
-      accumulate = true;
+      if (due) finish_query_gradient(r);
+      if (Traits::kInterleaves) release(control.query_empty[query_stage_before()]);
+      accumulate = due = true;
       ++count;
     }
     release(control.value_empty);
-    issue_query_gradient(r, accumulate);
-    issue_key_gradient(r, query_address(), accumulate);
+    issue_query_gradient(r, due);
+    issue_key_gradient(r, accumulate);
     query_place.next();
-    warpgroup_wait<1>();
+    publish_gradients();
+    hold(r.dv);
+    if (kStoresEarly) store<kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
+    warpgroup_wait<0>();
     hold(r.dq);
-    if (accumulate) finish_query_gradient(r, tile);
-    set_due();
+    hold(r.dk);
+    if (due) {
+      finish_query_gradient(r);
+      send_query_gradient(tile);
+    }
+    release(control.query_empty[query_stage_before()]);
     ++count;
     // Both warpgroups: where they take turns, one throws the result away.
     wait(control.gradient_full[gradient_stage(count - 1)], gradient_parity(count - 1));
     warpgroup_arrive();
     issue_query_gradient(r.dq, gradient_stage(count - 1));
     warpgroup_commit();
+    if (kStoresEarly) store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
     warpgroup_wait<0>();
     hold(r.dq);
-    hold(r.dk);
-    hold(r.dv);
-    release(control.query_empty[query_stage_before()]);
-    release(control.key_empty);
-    finish_query_gradient(r, tile);
+    release(control.key_empty[key_stage()]);
+    finish_query_gradient(r);
+    send_query_gradient(tile);
+    if (!kStoresEarly) store(r, tile);
   }
 
-  // Zeros for keys that no row sees.
-  __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
+  // dK or dV of the warp's keys. Zeros for keys that no row sees.
+  template <int kWidth>
+  __device__ __forceinline__ void store(void* to, int dim, const float (&d)[kWidth / 2],
+                                        float factor, const KeyTile& tile) const {
     const Sequence& s = tile.sequence;
     const int first = tile.first_key + 64 * group + 16 * warp;
+    const int rows = s.k_rows - first;
     const int counted = tile.kind == KeyTileKind::kSeen ? s.kv_len - first : 0;
     const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
-    store_rows_of_warp<T, kDimV>(static_cast<T*>(p.dv) + row * p.dim_v,
-                                 static_cast<int64_t>(p.kv_heads) * p.dim_v, s.k_rows - first,
-                                 counted, p.dim_v, r.dv, 1.0f, lane);
-    store_rows_of_warp<T, kDim>(static_cast<T*>(p.dk) + row * p.dim,
-                                static_cast<int64_t>(p.kv_heads) * p.dim, s.k_rows - first, counted,
-                                p.dim, r.dk, p.scale, lane);
+    const int64_t stride = static_cast<int64_t>(p.kv_heads) * dim;
+    T* at = static_cast<T*>(to) + row * dim;
+    if constexpr (kStoresEarly) {
+      wait_buffer();
+      int own_lane = lane;
+      asm volatile("" : "+r"(own_lane));  // no address of it is kept while row blocks are processed
+      store_rows_through<T, kWidth>(buffer_address(), at, stride, rows, counted, dim, d, factor,
+                                    own_lane);
+    } else {
+      store_rows_of_warp<T, kWidth>(at, stride, rows, counted, dim, d, factor, lane);
+    }
+  }
+  __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
+    store<kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
+    store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
   }
 
   __device__ __forceinline__ void run() {
-    int slot = 0;
+    if (lane == 0) control.left[4 * group + warp] = -1;
+    __syncwarp();
     while (true) {
-      wait(control.key_full, tiles & 1);
-      const KeyTile& tile = control.tile[slot];
+      wait(control.key_full[key_stage()], tiles / Traits::kKeyStages & 1);
+      const KeyTile& tile = control.tile[tiles % 3];
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
       State r;
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen)) {
-        if (tile.padded) clear<Key>(shared, tile.visible.kv_len - tile.first_key);
+        if (tile.padded) clear<Key>(key_address(), tile.visible.kv_len - tile.first_key);
         process(r, tile);
       } else {
-        release(control.key_empty);
+        release(control.key_empty[key_stage()]);
         release(control.value_empty);
+        store(r, tile);
       }
-      store(r, tile);
       if (Traits::kConverts && launch.done) tell_added(tile);
       ++tiles;
-      slot = slot == 2 ? 0 : slot + 1;
     }
     if (adds_in_order<Traits>(p))
       end_query_gradients();

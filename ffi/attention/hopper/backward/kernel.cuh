@@ -14,8 +14,11 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   const auto init = [](uint64_t& barrier, int arrivals) {
     mbarrier_init(shared_address(&barrier), arrivals);
   };
-  init(control.key_full, 1);
-  init(control.key_empty, kWarps);
+  control.loaded = 0;
+  for (int i = 0; i < Traits::kKeyStages; ++i) {
+    init(control.key_full[i], 1);
+    init(control.key_empty[i], kWarps);
+  }
   init(control.value_full, 1);
   init(control.value_empty, kWarps);
   for (int i = 0; i < Traits::kQueryStages; ++i) {

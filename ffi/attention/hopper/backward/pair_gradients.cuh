@@ -99,20 +99,20 @@ struct PairGradients : PairGroup<Traits, 1> {
     hold(r.dq);
     hold(r.dk);
     this->release_in_both(control.query_empty[query_stage(count - 1)]);
-    this->release(control.key_empty);
+    this->release(control.key_empty[0]);
     this->add_query_sum(r.dq);
   }
 
   __device__ __forceinline__ void run() {
     while (true) {
-      wait(control.key_full, tiles & 1);
+      wait(control.key_full[0], tiles & 1);
       const KeyTile& tile = control.tile[tiles % 3];
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
       State r;
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen)) {
         process(r, tile);
       } else {
-        this->release(control.key_empty);
+        this->release(control.key_empty[0]);
         this->release(control.value_empty);
       }
       this->template store<Traits::kDim>(p.dk, p.dim, r.dk, p.scale, tile);

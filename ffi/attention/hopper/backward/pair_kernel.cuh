@@ -14,8 +14,8 @@ __device__ __forceinline__ void init_pair_barriers(typename Traits::Control& con
   const auto init = [](uint64_t& barrier, int arrivals) {
     mbarrier_init(shared_address(&barrier), arrivals);
   };
-  init(control.key_full, 1);
-  init(control.key_empty, kWarps);
+  init(control.key_full[0], 1);
+  init(control.key_empty[0], kWarps);
   init(control.value_full, 1);
   init(control.value_empty, kWarps / 2);
   init(control.weights_full, kWarps / 2);

@@ -20,7 +20,7 @@ struct QueryGradientTurn {
 
 template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages>
 struct HopperPairControl {
-  uint64_t key_full, key_empty, value_full, value_empty;
+  uint64_t key_full[1], key_empty[1], value_full, value_empty;
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t weights_full, weights_empty;
@@ -48,11 +48,12 @@ struct HopperPairTraits {
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();
   static constexpr bool kRoundedWeights = true;
-  static constexpr bool kFeatures = false, kInOrder = false;
+  static constexpr bool kFeatures = false, kInOrder = false, kPasses = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,
                        kGradientStages = 2;
   static constexpr int kConsumers = 256, kThreads = kConsumers + 128;
+  static constexpr int kKeyStages = 1;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
   static constexpr int kPanel = kTile.panel(kDim), kPanelV = kTile.panel(kDimV);

@@ -123,20 +123,20 @@ struct PairWeights : PairGroup<Traits, 0> {
     hold(r.dq);
     hold(r.dv);
     if (!kValuesFirst) release_dout(count - 1);
-    this->release(control.key_empty);
+    this->release(control.key_empty[0]);
     this->add_query_sum(r.dq);
   }
 
   __device__ __forceinline__ void run() {
     while (true) {
-      wait(control.key_full, tiles & 1);
+      wait(control.key_full[0], tiles & 1);
       const KeyTile& tile = control.tile[tiles % 3];
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
       State r;
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen))
         process(r, tile);
       else
-        this->release(control.key_empty);
+        this->release(control.key_empty[0]);
       this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
       ++tiles;
     }

@@ -33,7 +33,8 @@ struct BackwardProducer {
 
   RingPlace<Traits::kQueryStages> query_place;
   RingPlace<Traits::kDOutStages> dout_place;
-  int tile_slot = 0, tile_parity = 0;
+  RingPlace<Traits::kKeyStages> key_place;
+  int tile_slot = 0;
 
   __device__ __forceinline__ BackwardProducer(const HopperBackwardParams& p,
                                               typename Traits::Control& control, uint32_t shared,
@@ -77,6 +78,7 @@ struct BackwardProducer {
       const uint32_t barrier = shared_address(&control.query_full[stage]);
       control.block[stage] = block;
       control.block[stage].head = head;
+      if constexpr (!kPair) control.recent[control.loaded++ % 8] = block;
       mbarrier_arrive_expect(barrier, Query::kBytes + kStatBytes);
       load_rows<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
                        head, pack);
@@ -103,14 +105,28 @@ struct BackwardProducer {
     dout_place.next();
   }
 
+  // Waits until there is room for keys; where these are.
+  __device__ __forceinline__ void wait_keys_empty() const {
+    mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
+  }
+  __device__ __forceinline__ uint32_t keys_full() const {
+    return shared_address(&control.key_full[key_place.stage]);
+  }
+  // Values have one place.
+  __device__ __forceinline__ void wait_values_empty() const {
+    const int parity = Traits::kKeyStages == 1 ? key_place.parity : key_place.stage;
+    mbarrier_wait(shared_address(&control.value_empty), parity ^ 1);
+  }
+
   // Keys and values, when the consumers have done with those before.
   __device__ __forceinline__ void load_keys(const KeyTile& tile, int row) {
     const int own = rank() * Traits::kCtaKeys;
-    mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
+    wait_keys_empty();
     if (lane == 0) {
-      const uint32_t barrier = shared_address(&control.key_full);
+      const uint32_t barrier = keys_full();
       mbarrier_arrive_expect(barrier, Traits::kAllKeyBytes);
-      load<Key>(shared, p.key, barrier, row + own, tile.kv_head, tile.sequence.pack, kEvictFirst);
+      load<Key>(shared + key_place.stage * Key::kBytes, p.key, barrier, row + own, tile.kv_head,
+                tile.sequence.pack, kEvictFirst);
       if constexpr (kPair) {
         using OtherKey = typename Traits::OtherKey;
 #pragma unroll
@@ -120,26 +136,26 @@ struct BackwardProducer {
                    row + Traits::kCtaKeys - own, tile.kv_head, tile.sequence.pack, kEvictFirst);
       }
     }
-    mbarrier_wait(shared_address(&control.value_empty), tile_parity ^ 1);
+    wait_values_empty();
     if (lane == 0) {
       const uint32_t barrier = shared_address(&control.value_full);
       mbarrier_arrive_expect(barrier, Value::kBytes);
       load<Value>(shared + Traits::kValueOffset, p.value, barrier, row + own, tile.kv_head,
                   tile.sequence.pack, kEvictFirst);
     }
-    tile_parity ^= 1;
+    key_place.next();
   }
 
   // The same without either, for keys that no row sees. Consumers then release both at once: what they have released
   // before must have been noticed.
   __device__ __forceinline__ void pass_keys() {
-    mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
-    mbarrier_wait(shared_address(&control.value_empty), tile_parity ^ 1);
+    wait_keys_empty();
+    wait_values_empty();
     if (lane == 0) {
       mbarrier_arrive(shared_address(&control.value_full));
-      mbarrier_arrive(shared_address(&control.key_full));
+      mbarrier_arrive(keys_full());
     }
-    tile_parity ^= 1;
+    key_place.next();
   }
 
   // What the warp knows of a block of keys is in shared memory: it has few registers.
@@ -166,8 +182,11 @@ struct BackwardProducer {
       tile.padded = j0 + kKeys > sequence.kv_len && tile.k_begin + sequence.kv_len < problem.k_rows;
       tile.kind = KeyTileKind::kSeen;
 #pragma unroll
-      for (int group = 0; group < Traits::kGroups; ++group)
-        tile.whole[group] = control.walk.whole(j0 + 64 * group, j0 + 64 * group + 64);
+      for (int group = 0; group < Traits::kGroups; ++group) {
+        const int begin = j0 + 64 * group, end = begin + 64;
+        tile.whole[group] = control.walk.whole(begin, end);
+        tile.some[group] = tile.visible.rows_of_keys(begin, end);
+      }
     }
     __syncwarp();
   }
@@ -208,9 +227,13 @@ struct BackwardProducer {
     block.first_row = at.row;
     block.flags = last ? kLastRows : 0;
 #pragma unroll
-    for (int group = 0; group < Traits::kGroups; ++group)
+    for (int group = 0; group < Traits::kGroups; ++group) {
       if (at.row < tile.whole[group].begin || at.row + kRows > tile.whole[group].end)
         block.flags |= kMaskedForFirstGroup << group;
+      if (Traits::kPasses &&
+          (at.row + kRows <= tile.some[group].begin || at.row >= tile.some[group].end))
+        block.flags |= kHiddenFromFirstGroup << group;
+    }
     if (control.walk.by_segment(at)) block.flags |= kSegmentMaskedRows;
     const int q_len = tile.visible.q_len;
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
@@ -255,10 +278,10 @@ struct BackwardProducer {
       const int begin = slot * share, end = min(begin + share, blocks);
       for (int i = begin; i < end; ++i) load_tile(row, p.reversed(row) ? begin + end - 1 - i : i);
     }
-    mbarrier_wait(shared_address(&control.key_empty), tile_parity ^ 1);
+    wait_keys_empty();
     if (lane == 0) {
       control.tile[tile_slot].kind = KeyTileKind::kNone;
-      mbarrier_arrive(shared_address(&control.key_full));
+      mbarrier_arrive(keys_full());
     }
   }
 };

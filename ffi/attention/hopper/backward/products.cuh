@@ -27,14 +27,14 @@ __device__ __forceinline__ void multiply_rows(float (&d)[B::kRows / 2], uint32_t
                                  advance(from_b, B::column_offset(column)), column == 0);
 }
 
-// d += W B, W in registers: kDepth rows of B are the depth.
-template <class T, class B, int kDepth>
+// d += W B, W in registers: of the depth, kDepth rows of B, those from kBegin to kEnd.
+template <class T, class B, int kDepth, int kBegin = 0, int kEnd = kDepth>
 __device__ __forceinline__ void multiply_weights(float (&d)[B::kDim / 2],
                                                  const uint32_t (&weights)[kDepth / 16][4],
                                                  uint32_t b, int accumulate) {
   const uint64_t from = B::descriptor(b);
 #pragma unroll
-  for (int row = 0; row < kDepth; row += 16)
+  for (int row = kBegin; row < kEnd; row += 16)
     WarpgroupMma<T, B::kDim>::registers(d, weights[row / 16], advance(from, B::row_offset(row)),
                                         row > 0 || accumulate);
 }

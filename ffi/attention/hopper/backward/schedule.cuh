@@ -5,13 +5,13 @@
 
 namespace jax_baracuda {
 
-// The first tile of a CTA is that of its number; the others come from a counter that all CTAs share. A pair of CTAs has
-// one tile, whose place it took from the counter. Under a causal mask the first block of keys of a row meets most
+// The first tile of a CTA is that of its number; the others come from a counter that all CTAs share. In order all of them
+// do. A pair of CTAs has one tile, whose place it took from the counter. Under a causal mask the first block of keys of a row meets most
 // queries: it comes first. A warp walks together.
 template <bool kOnce>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
-  int upcoming;  // of lane 0; -1: not asked for yet
+  int upcoming;  // of lane 0
   const bool in_order;
 
   __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first, bool in_order)
@@ -26,12 +26,12 @@ struct KeyTileWalk {
       return place;
     }
     const bool asks = threadIdx.x % 32 == 0;
-    if (in_order && asks && upcoming < 0) upcoming = ask();
+    if (in_order) return __shfl_sync(0xffffffffu, asks ? ask() : 0, 0);
     const int place = __shfl_sync(0xffffffffu, upcoming, 0);
-    if (asks) upcoming = in_order ? -1 : ask();
+    if (asks) upcoming = gridDim.x + ask();
     return place;
   }
-  __device__ __forceinline__ int ask() const { return gridDim.x + atomicAdd(p.counter, 1); }
+  __device__ __forceinline__ int ask() const { return atomicAdd(p.counter, 1); }
 
   // Finds the next tile; false if there is none.
   __device__ __forceinline__ bool next(int* row, int* tile) {

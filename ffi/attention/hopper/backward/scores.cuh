@@ -27,10 +27,10 @@ __device__ __forceinline__ void pack_scores(int i, const float* s, uint32_t (&to
     for (int half = 0; half < 2; ++half)
       to[2 * n + half] = pack_pair<T>(s[8 * i + 4 * n + 2 * half], s[8 * i + 4 * n + 2 * half + 1]);
 }
-template <class Traits>
+template <class Traits, int kBegin = 0, int kEnd = Traits::kRows>
 __device__ __forceinline__ void pack_scores(const KeyScores<Traits>& s, KeyOperand<Traits>& to) {
 #pragma unroll
-  for (int i = 0; i < Traits::kRows / 16; ++i) pack_scores<typename Traits::T>(i, s, to[i]);
+  for (int i = kBegin / 16; i < kEnd / 16; ++i) pack_scores<typename Traits::T>(i, s, to[i]);
 }
 
 __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
@@ -78,10 +78,10 @@ __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const Attentio
 }
 
 // Scores to weights, in place. `scale`: to base 2. `lse`: shared address of that of the lane's first row.
-template <class Traits>
+template <class Traits, int kBegin = 0, int kEnd = Traits::kRows>
 __device__ __forceinline__ void weigh(KeyScores<Traits>& s, float scale, uint32_t lse) {
 #pragma unroll
-  for (int n = 0; n < Traits::kRows / 8; ++n) {
+  for (int n = kBegin / 8; n < kEnd / 8; ++n) {
     const float2 of_rows = load_shared_float2(lse + n * 32);
 #pragma unroll
     for (int e = 0; e < 4; ++e)
@@ -136,17 +136,17 @@ __device__ __forceinline__ void differentiate(int i, const uint32_t (&rounded)[4
 }
 
 // dP to dS = P (dP - delta), in place. P may be gone where it was rounded.
-template <class Traits>
+template <class Traits, int kBegin = 0, int kEnd = Traits::kRows>
 __device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
                                               const KeyOperand<Traits>& rounded,
                                               KeyScores<Traits>& dp, uint32_t delta) {
   if constexpr (Traits::kRoundedWeights) {
 #pragma unroll
-    for (int i = 0; i < Traits::kRows / 16; ++i)
+    for (int i = kBegin / 16; i < kEnd / 16; ++i)
       differentiate<typename Traits::T>(i, rounded[i], dp, delta);
   } else {
 #pragma unroll
-    for (int n = 0; n < Traits::kRows / 8; ++n) {
+    for (int n = kBegin / 8; n < kEnd / 8; ++n) {
       const float2 of_rows = load_shared_float2(delta + n * 32);
 #pragma unroll
       for (int e = 0; e < 4; ++e)

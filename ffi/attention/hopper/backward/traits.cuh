@@ -15,6 +15,7 @@ enum RowBlockFlags {
   kSegmentMaskedRows = 1 << 8,
   kPaddedRows = 1 << 9,  // rows past the sequence's last row may hold anything
   kLastRows = 1 << 10,
+  kHiddenFromFirstGroup = 1 << 11,  // << group: positions hide all of the block from its keys
 };
 
 struct RowBlock {
@@ -59,23 +60,28 @@ struct KeyTile {
   int kv_head, first_key;
   int padded;  // keys past the sequence's last key may hold anything
   KeyTileKind kind;
-  int q_begin, k_begin;       // the sequence's first row and key within its pack
-  float* sums;                // where block 0 of the workspace would have its sum
-  int first_block;            // of the group's first head, in the workspace
-  Visibility::Rows whole[2];  // rows that see all keys of a warpgroup
+  int q_begin, k_begin;  // the sequence's first row and key within its pack
+  float* sums;           // where block 0 of the workspace would have its sum
+  int first_block;       // of the group's first head, in the workspace
+  // Rows that see all keys of a warpgroup, and those that may see one.
+  Visibility::Rows whole[2], some[2];
 };
 
-template <int kKeys, int kRows, int kQueryStages, int kDOutStages, int kGradientStages, int kAdders,
-          int kSumBuffers>
+template <int kKeys, int kRows, int kKeyStages, int kQueryStages, int kDOutStages,
+          int kGradientStages, int kAdders, int kSumBuffers>
 struct HopperBackwardControl {
-  uint64_t key_full, key_empty, value_full, value_empty;
+  uint64_t key_full[kKeyStages], key_empty[kKeyStages], value_full, value_empty;
   uint64_t query_full[kQueryStages], query_empty[kQueryStages];
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
   QueryGradientSum sum[kAdders];
   uint64_t sum_empty[kSumBuffers];
-  RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
+  // The last row blocks by their numbers, for consumers that finish dQ when Q's place has another one.
+  RowBlock recent[8];
+  uint32_t loaded;  // so many row blocks
+  int left
+      [8];  // for each consumer warp, the row block whose dQ it has left in shared memory, or -1
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   RowWalk<kKeys, kRows> walk;  // the producer's
@@ -95,9 +101,16 @@ struct HopperBackwardTraits {
   static constexpr int kCounters = 2;  // see HopperBackwardTile
   static constexpr QuerySplit kSplit = kSplit_;
   static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
-  static constexpr int kQueryStages = 3, kDOutStages = 2, kGradientStages = 2;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
-  static constexpr bool kInOrder = false;        // see InOrder
+  // Where there is room for it, the next keys are loaded while these are in use still.
+  static constexpr int kKeyStages = kDim <= 96 && !kFeatures ? 2 : 1;
+  static constexpr int kQueryStages = kKeyStages == 2 ? 2 : 3;
+  static constexpr int kDOutStages = 2, kGradientStages = 2;
+  static constexpr bool kInOrder = false;  // see InOrder
+  // Whether products of half of a row block lie between what is computed, see consumer.cuh.
+  static constexpr bool kInterleaves = kRows == 64 && !kFeatures;
+  // Whether warpgroups pass over a first block of rows that see none of their keys.
+  static constexpr bool kPasses = kRows == 64 && !kFeatures;
   // Whether it can turn sums into dQ itself. With features there are no registers for that.
   static constexpr bool kConverts = !kFeatures;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
@@ -123,10 +136,10 @@ struct HopperBackwardTraits {
   // Threads that add dQ in deterministic calls, a row block each in turn.
   static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
 
-  using Control = HopperBackwardControl<kKeys, kRows, kQueryStages, kDOutStages, kGradientStages,
-                                        kAdders, kSumBuffers>;
+  using Control = HopperBackwardControl<kKeys, kRows, kKeyStages, kQueryStages, kDOutStages,
+                                        kGradientStages, kAdders, kSumBuffers>;
   static constexpr int kAllKeyBytes = Key::kBytes;
-  static constexpr int kValueOffset = Key::kBytes;
+  static constexpr int kValueOffset = kKeyStages * Key::kBytes;
   static constexpr int kQueryOffset = kValueOffset + Value::kBytes;
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
@@ -143,7 +156,7 @@ struct HopperBackwardTraits {
 // The same where dQ gets its terms in one order: deterministic calls.
 template <class Traits>
 struct InOrder : Traits {
-  static constexpr bool kInOrder = true, kConverts = false;
+  static constexpr bool kInOrder = true, kConverts = false, kPasses = false;
 };
 
 // Whether a kernel adds in order. Without features it knows as it is compiled, and its loops hold nothing of the other way.
