@@ -74,6 +74,7 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   const BackwardParams& p = params->problem;
   const int tiles = std::max(params->tiles, 1), rows = params->rows;
   const int two_waves = (2 * slots + tiles - 1) / tiles;
+  constexpr int kMinTiles = 16;  // of a row
   params->section = 1;
   params->last = std::min(rows, two_waves);
   params->wave = params->reverse = 0;
@@ -81,7 +82,8 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
     params->section = std::clamp(slots / tiles, 1, std::max(rows, 1));
     params->last = std::min(rows, std::max(two_waves, params->section));
     params->reverse = is_masked(p) ? rows - params->last : 0;
-  } else if (p.group > 1 && p.causal && p.window_left < 0 && tile.ctas() == 1) {
+  } else if (p.causal && p.window_left < 0 && tile.ctas() == 1 && !tile.features &&
+             tiles >= kMinTiles) {
     params->section = std::max(2 * slots / tiles, 1);
     params->last = std::min(rows, params->section + rows % params->section);
     params->wave = slots;

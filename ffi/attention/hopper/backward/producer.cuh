@@ -151,8 +151,10 @@ struct BackwardProducer {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      control.walk =
-          OrderedRows(problem, sequence, block, in_order() ? !p.reversed(row) : backward);
+      // With features there are no registers for both ways.
+      const bool in_wave = !in_order() && !Traits::kFeatures;
+      control.walk = OrderedRows(problem, sequence, block,
+                                 in_wave ? backward : in_order() && !p.reversed(row));
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
