@@ -13,7 +13,8 @@ for the backward pass, so that none is computed twice.
 Model FLOPs utilisation (MFU) is what the mathematics needs over what the GPU could do meanwhile:
 6 N + 12 L H D S / 2 flops a token (N parameters, L layers; half, because the mask is causal; what
 remat computes again is not counted), against the data sheet's dense bfloat16 peak, which each row
-names. The time is from one device synchronisation to the next, several steps apart.
+names. The time is from one device synchronisation to the next, several steps apart; the two take
+turns.
 
 Every step's loss must be within 0.05 bits per byte of that on cuDNN's attention: the two round
 differently, and every step passes the difference on.
@@ -142,8 +143,11 @@ class Run(runs.Run):
         """Measures one cell."""
         first = len(self.rows)
         peer: list[float] | None = None
+        answers = attempt(self.workers["jax"], "measure", self.impls, cell)
+        if isinstance(answers, str):  # the worker's own
+            answers = dict.fromkeys(self.impls, answers)
         for impl in self.impls:
-            answer = attempt(self.workers["jax"], "measure", impl, cell, 0.0)
+            answer = answers[impl]
             numbers: dict[str, Any] = {"ms": None, "tflops": None}
             if isinstance(answer, str):
                 numbers["error"] = answer[:2000]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import itertools
 import math
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import rows as result_rows
@@ -60,6 +60,32 @@ def attention_flops(length: int, layers: int, heads: int, head_dim: int) -> floa
     at the end of a window are half as many on the average.
     """
     return 12 * layers * heads * head_dim * length / 2
+
+
+class Training:
+    """A run: its state, bits per byte before every step, and milliseconds a step of every sample.
+
+    Within a sample steps are queued ahead of the device, so that it is the device's time.
+    """
+
+    def __init__(self, jax: Any, program: Any, state: Any, windows: list[Any], steps: int) -> None:
+        self.jax, self.program, self.state, self.windows = jax, program, state, windows
+        self.steps = steps  # of a sample
+        self.losses: list[Any] = []
+        self.times: list[float] = []
+
+    def advance(self, steps: int) -> float:
+        """The seconds of so many steps."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.state, loss = self.program(self.state, self.windows[len(self.losses)])
+            self.losses.append(loss)
+        self.jax.block_until_ready(self.state.step)
+        return time.perf_counter() - began
+
+    def sample(self) -> None:
+        """Takes the time of some steps."""
+        self.times.append(1e3 * self.advance(self.steps) / self.steps)
 
 
 class TrainingEngine:
@@ -155,21 +181,58 @@ class TrainingEngine:
             raise program
         return program
 
-    def measure(self, impl: str, cell: TrainingCell, seconds: float) -> dict[str, Any]:
-        """All steps of the cell; ``seconds`` is not asked for."""
-        del seconds
-        program, compile_seconds = self.compiled((impl, cell))
+    def measure(self, impls: list[str], cell: TrainingCell) -> dict[str, dict[str, Any] | str]:
+        """All steps of the cell, samples of the implementations in turns: numbers or an error."""
+        answers: dict[str, dict[str, Any] | str] = {}
+        runs: dict[str, Training] = {}
+
+        def attempt(impl: str, work: Callable[[str], Any]) -> None:
+            if impl not in answers:
+                try:
+                    work(impl)
+                except Exception as error:
+                    answers[impl] = str(error) or repr(error)
+                    runs.pop(impl, None)
+
+        def start(impl: str) -> None:
+            runs[impl] = self.start(impl, cell)
+
+        def finish(impl: str) -> None:
+            answers[impl] = self.numbers(impl, runs.pop(impl), cell)
+
+        for work in (start, *SAMPLES * [lambda impl: runs[impl].sample()], finish):
+            for impl in impls:
+                attempt(impl, work)
+        return answers
+
+    def start(self, impl: str, cell: TrainingCell) -> Training:
+        """A run after its warm-up."""
+        program, _ = self.compiled((impl, cell))
         state = self.compiled(self.settings(impl, cell)[0])()
-        parameters = sum(leaf.size for leaf in self.jax.tree.leaves(state.model))
-        losses, times = self.train(program, state, cell)
+        seed = self.config.TrainConfig().seed
+        windows = [
+            self.jax.device_put(
+                self.data.train_batch(self.corpus, cell.batch, cell.length, seed=seed, step=step)
+            )
+            for step in range(cell.steps)
+        ]
+        run = Training(self.jax, program, state, windows, (cell.steps - cell.warm_up) // SAMPLES)
+        run.advance(cell.warm_up)
+        return run
+
+    def numbers(self, impl: str, run: Training, cell: TrainingCell) -> dict[str, Any]:
+        """What belongs in the row of a run that is over."""
+        program, compile_seconds = self.compiled((impl, cell))
+        parameters = sum(leaf.size for leaf in self.jax.tree.leaves(run.state.model))
+        losses = [float(loss) for loss in run.losses]
         if not all(map(math.isfinite, losses)):
             raise RuntimeError(f"the loss is not finite: {losses}")
-        ms = statistics.median(times)
+        ms = statistics.median(run.times)
         flops = cell.tokens * self.token_flops(cell, parameters)
         return {
             "ms": ms,
-            "fastest": min(times),
-            "slowest": max(times),
+            "fastest": min(run.times),
+            "slowest": max(run.times),
             "tflops": flops / ms / 1e9,
             "tokens_per_second": 1e3 * cell.tokens / ms,
             "parameters": parameters,
@@ -177,36 +240,6 @@ class TrainingEngine:
             "compile_seconds": compile_seconds,
             "losses": [round(loss, 5) for loss in losses],
         }
-
-    def train(
-        self, program: Any, state: Any, cell: TrainingCell
-    ) -> tuple[list[float], list[float]]:
-        """Bits per byte before every step, and milliseconds a step of every sample.
-
-        Within a sample steps are queued ahead of the device, so that it is the device's time.
-        """
-        jax = self.jax
-        seed = self.config.TrainConfig().seed
-        windows = [
-            jax.device_put(
-                self.data.train_batch(self.corpus, cell.batch, cell.length, seed=seed, step=step)
-            )
-            for step in range(cell.steps)
-        ]
-        losses: list[Any] = []
-
-        def advance(steps: int) -> float:
-            nonlocal state
-            for _ in range(steps):
-                state, loss = program(state, windows[len(losses)])
-                losses.append(loss)
-            jax.block_until_ready(state.step)
-            return time.perf_counter()
-
-        each = (cell.steps - cell.warm_up) // SAMPLES
-        marks = [advance(cell.warm_up), *(advance(each) for _ in range(SAMPLES))]
-        times = [1e3 * (end - begin) / each for begin, end in itertools.pairwise(marks)]
-        return [float(loss) for loss in losses], times
 
     def token_flops(self, cell: TrainingCell, parameters: int) -> float:
         """Model flops of a token: 6 a parameter, and the attention's."""

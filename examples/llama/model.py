@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 
 from .config import ModelConfig, Remat, SequenceAttention
-from .ops import apply_rope, causal_attention
+from .ops import apply_rope, causal_attention, embed
 
 Cache = Any  # a pytree that only the attention function looks into; None in training
 
@@ -146,7 +146,8 @@ class Llama(nnx.Module):
             x, cache = layer(x, attend, cache, index)
             return (x, cache, index + 1), None
 
-        carry = (self.embed_tokens(tokens), cache, jnp.int32(0))
+        table = self.embed_tokens.embedding[...].astype(self.config.dtype)
+        carry = (embed(table, tokens), cache, jnp.int32(0))
         (x, cache, _), _ = jax.lax.scan(_rematerialised(body, remat), carry, self.layers)
         return self.norm(x), cache
 

@@ -40,10 +40,11 @@ class FakeWorker:
 
     def call(self, name, *args, timeout=0):
         self.asked.append((name, *args))
-        answer = self.answers[args[0]] if name == "measure" else None
-        if isinstance(answer, str):
-            raise RuntimeError(answer)
-        return answer
+        if name != "measure":
+            return None
+        if isinstance(self.answers, str):
+            raise RuntimeError(self.answers)
+        return {impl: self.answers[impl] for impl in args[0]}
 
     def kill(self):
         pass
@@ -114,7 +115,7 @@ def test_rows_have_utilisation_and_the_distance_of_the_losses(start):
     assert json.loads(run.path().read_text()) == run.rows
     assert run.finish() == 0
     asked = [name for name, *_ in run.workers["jax"].asked]
-    assert asked == ["prepare"] + 4 * ["measure"]  # nothing compiles beside a measurement
+    assert asked == ["prepare", "measure", "measure"]  # nothing compiles beside a measurement
 
 
 def test_another_loss_curve_fails_the_run(start, capsys):
@@ -133,12 +134,17 @@ def test_a_peer_that_fails_leaves_ours(start):
     assert run.finish() == 0
 
 
+def test_a_worker_that_dies_costs_a_cell_both_rows(start):
+    run = start("the worker died (exit code -9)", "--cells", "4096-none")
+    assert [row["error"] for row in run.rows] == 2 * ["the worker died (exit code -9)"]
+
+
 def test_cells_past_the_budget_are_left_out(start, capsys):
     answers = dict.fromkeys(("jax_cudnn", "jax_baracuda"), numbers())
     run = start(answers, "--budget", "0")
     assert {row["config"]["S"] for row in run.rows} == {4096}  # the first is measured anyway
     assert capsys.readouterr().out.count("left out") == 3
-    assert [name for name, *_ in run.workers["jax"].asked] == ["prepare", "measure", "measure"]
+    assert [name for name, *_ in run.workers["jax"].asked] == ["prepare", "measure"]
 
 
 def test_table_and_plot(start, tmp_path):
@@ -173,9 +179,9 @@ def test_a_run_on_the_cpu(monkeypatch):
     small = dataclasses.replace(model, num_hidden_layers=1, hidden_size=48, intermediate_size=64)
     monkeypatch.setitem(engine.config.PRESETS, "tiny", (small, run))
     cell = TrainingCell(length=32, batch=2, remat="save_products", steps=12, preset="tiny")
-    jobs = [("jax_nn", cell), ("jax_baracuda", cell)]
-    engine.prepare([*jobs, ("jax_cudnn", cell)])
-    theirs, ours = (engine.measure(*job, 0.0) for job in jobs)
+    impls = ["jax_cudnn", "jax_nn", "jax_baracuda"]
+    engine.prepare([(impl, cell) for impl in impls])
+    cudnn, theirs, ours = engine.measure(impls, cell).values()
     assert len(ours["losses"]) == cell.steps
     assert ours["losses"][-1] < ours["losses"][0]
     assert "error" not in bench_training.differences(ours["losses"], theirs["losses"])
@@ -184,5 +190,4 @@ def test_a_run_on_the_cpu(monkeypatch):
         64 * engine.token_flops(cell, ours["parameters"]) / ours["ms"] / 1e9
     )
     if engine.jax.default_backend() == "cpu":
-        with pytest.raises(RuntimeError, match="cuDNN"):
-            engine.measure("jax_cudnn", cell, 0.0)
+        assert "cuDNN" in cudnn

@@ -57,6 +57,39 @@ bool is_masked(const BackwardParams& p) {
   return p.causal || p.window_left >= 0 || p.window_right >= 0;
 }
 
+// Sets the order of the tiles, of which so many run at once.
+//
+// Rows one by one share the cache best where one has little to share. The last ones come together, long tiles first, so that
+// CTAs end together.
+//
+// Heads of a group are gone over together, so rows share much. Under a causal mask as many come together as make two waves,
+// long tiles first. Those of the first wave begin together, at the last query rows, and go backwards; those of the second one
+// begin when one of the first has ended, but end together, and go forwards. So tiles meet the same query rows at the same
+// time, and what they share is in the L2 cache. A remainder of rows joins the last two waves.
+//
+// In order, tiles of a row wait for one another, the less the further apart they begin: as many rows as the CTAs hold come
+// together, their first tiles, then their second ones. Where a diagonal bounds what tiles see, the last ones of a row are
+// short, and nobody waits for long if they begin; but the last rows have the long ones first, so that CTAs end together.
+void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* params) {
+  const BackwardParams& p = params->problem;
+  const int tiles = std::max(params->tiles, 1), rows = params->rows;
+  const int two_waves = (2 * slots + tiles - 1) / tiles;
+  constexpr int kMinTiles = 16;  // of a row
+  params->section = 1;
+  params->last = std::min(rows, two_waves);
+  params->wave = params->reverse = 0;
+  if (p.deterministic) {
+    params->section = std::clamp(slots / tiles, 1, std::max(rows, 1));
+    params->last = std::min(rows, std::max(two_waves, params->section));
+    params->reverse = is_masked(p) ? rows - params->last : 0;
+  } else if (p.causal && p.window_left < 0 && tile.ctas() == 1 && !tile.features &&
+             tiles >= kMinTiles) {
+    params->section = std::max(2 * slots / tiles, 1);
+    params->last = std::min(rows, params->section + rows % params->section);
+    params->wave = slots;
+  }
+}
+
 // Whether the main kernel turns sums into dQ itself: a kernel of its own costs the same for every length, so it matters less
 // the longer they are.
 bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
@@ -147,14 +180,7 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   if (error == cudaSuccess) error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = multiprocessor_count(device, &multiprocessors);
   if (error != cudaSuccess) return error;
-  // Rows one by one share the cache best. In order, tiles of a row wait for one another, the less the further apart they
-  // begin: as many rows as the CTAs hold come together, their first tiles, then their second ones. Where a diagonal bounds
-  // what tiles see, the last ones of a row are short, and nobody waits for long if they begin; but the last rows have the
-  // long ones first, so that CTAs end together.
-  const int tiles = std::max(params.tiles, 1), slots = multiprocessors / tile.ctas();
-  params.section = p.deterministic ? std::clamp(slots / tiles, 1, std::max(params.rows, 1)) : 1;
-  params.last = std::min(params.rows, std::max((2 * slots + tiles - 1) / tiles, params.section));
-  params.reverse = p.deterministic && is_masked(p) ? params.rows - params.last : 0;
+  set_order(tile, multiprocessors / tile.ctas(), &params);
   set_conversion(tile, &params);
   // A pair has one tile, and there are less than 2^30 of them.
   const auto places = static_cast<int>(tiles_of(p) * rows_of(p));

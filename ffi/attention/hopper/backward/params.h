@@ -13,8 +13,9 @@ struct HopperBackwardParams {
 
   // A tile is a block of keys of a (sequence, key/value head), a row of tiles.
   int tiles, rows;
-  int section;   // rows whose first tiles come first, then their second ones
-  int last;      // the same for so many rows at the end, that the CTAs end together
+  int section;  // rows whose first tiles come first, then their second ones
+  int last;     // the same for so many rows at the end, that the CTAs end together
+  int wave;  // so many tiles of a section go over their rows backwards, the next ones forwards; 0: all forwards
   int reverse;   // so many rows, the first ones, have their last tile first, see reversed()
   int* counter;  // of tiles handed out
 

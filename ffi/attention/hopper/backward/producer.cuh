@@ -19,8 +19,9 @@ struct BackwardProducer {
   using Query = typename Traits::Query;
   using DOut = typename Traits::DOut;
   using OrderedRows = RowWalk<Traits::kKeys, Traits::kRows>;
-  using Rows = std::conditional_t<Traits::kInOrder || Traits::kFeatures, OrderedRows,
-                                  Walk<Traits::kKeys, Traits::kRows>>;
+  // Pairs go head by head, forwards, where nothing has to be in order: the other way takes registers.
+  using Rows = std::conditional_t<Traits::kCtas == 2 && !Traits::kInOrder,
+                                  Walk<Traits::kKeys, Traits::kRows>, OrderedRows>;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
   // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
   static constexpr bool kPair = Traits::kCtas == 2;
@@ -159,13 +160,17 @@ struct BackwardProducer {
   }
 
   // What the warp knows of a block of keys is in shared memory: it has few registers.
-  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block) const {
+  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block,
+                                             bool backward) const {
     __syncwarp();
     if (lane == 0) {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      control.walk = OrderedRows(problem, sequence, block, in_order() && !p.reversed(row));
+      // With features there are no registers for both ways.
+      const bool in_wave = !in_order() && !Traits::kFeatures;
+      control.walk = OrderedRows(problem, sequence, block,
+                                 in_wave ? backward : in_order() && !p.reversed(row));
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -243,11 +248,11 @@ struct BackwardProducer {
     return block;
   }
 
-  __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
+  __device__ __forceinline__ void load_tile(int row_of_tiles, int index, bool backward) {
     KeyTile& tile = control.tile[tile_slot];
     if (!kPair && row_of_tiles >= p.sum_rows)
       wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.row_blocks);
-    begin_tile(tile, row_of_tiles, index);
+    begin_tile(tile, row_of_tiles, index, backward);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();
     tile_slot = tile_slot == 2 ? 0 : tile_slot + 1;
@@ -271,12 +276,14 @@ struct BackwardProducer {
   // `first`: place of the first tile.
   __device__ __forceinline__ void run(int first) {
     KeyTileWalk<kPair> walk(p, first, in_order());
-    for (int row, slot; walk.next(&row, &slot);) {
+    bool backward;
+    for (int row, slot; walk.next(&row, &slot, &backward);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
       const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
       const int begin = slot * share, end = min(begin + share, blocks);
-      for (int i = begin; i < end; ++i) load_tile(row, p.reversed(row) ? begin + end - 1 - i : i);
+      for (int i = begin; i < end; ++i)
+        load_tile(row, p.reversed(row) ? begin + end - 1 - i : i, backward);
     }
     wait_keys_empty();
     if (lane == 0) {
