@@ -4,6 +4,7 @@
 #include "attention/forward/epilogue.cuh"
 #include "attention/forward/softmax.cuh"
 #include "attention/hopper/traits.cuh"
+#include "device/bulk.cuh"
 #include "device/memory.cuh"
 
 namespace jax_baracuda {
@@ -95,13 +96,6 @@ __device__ __forceinline__ void store_rows(const ForwardParams& p, const Sequenc
         *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
-}
-
-// Four 8 x 8 matrices of 16-bit elements from the registers of a warp, a row where each lane says.
-__device__ __forceinline__ void store_matrices(uint32_t to, const uint32_t (&words)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(to),
-               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
 }
 
 // A warp's 16 rows, of which `rows` are there, through its part of shared memory: 64 columns at a time, 128 bytes a row, whose
