@@ -136,6 +136,39 @@ def test_rings_fit_their_shared_memory_or_are_not_used(capacity, head_dim, group
     assert chosen["shared_bytes"] <= 227 * 1024
 
 
+def paged_plan(tokens: int, *, page_size: int = 16, **sizes: object) -> dict[str, int]:
+    """The plan of a paged store whose table names so many tokens in all."""
+    batch = sizes.get("batch", 1)
+    return plan(
+        hopper=True,
+        paged=True,
+        kv_capacity=tokens,
+        table_entries=tokens // page_size,
+        uneven_lengths=batch > 1,
+        **sizes,
+    )
+
+
+def test_one_request_in_pages_is_read_as_a_contiguous_one():
+    for tokens in (1024, 2048, 8192, 32768):
+        paged, contiguous = paged_plan(tokens), plan(kv_capacity=tokens, hopper=True)
+        for name in ("token_warps", "ring_stages", "splits", "cluster", "ctas"):
+            assert paged[name] == contiguous[name], (tokens, name)
+
+
+def test_small_page_tables_are_brought_to_shared_memory():
+    for tokens in (1024, 2048, 8192, 16384, 32768):
+        assert paged_plan(tokens)["table_offset"] > 0, tokens
+    assert not paged_plan(8192, page_size=2)["table_offset"]  # 4096 entries
+    assert plan(kv_capacity=8192, hopper=True)["table_offset"] == 0
+
+
+def test_requests_in_pages_have_no_more_than_the_table_in_all():
+    chosen = paged_plan(8 * 1024, batch=8)  # 34 MB, whoever has them
+    assert (chosen["token_warps"], chosen["ring_stages"], chosen["splits"]) == (4, 2, 0)
+    assert paged_plan(64 * 2048, batch=64)["ring_stages"] == 0
+
+
 def test_pairs_go_before_rings():
     chosen = plan(batch=8, kv_capacity=1024, hopper=True)
     assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, True, 0)
