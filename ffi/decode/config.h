@@ -127,6 +127,7 @@ constexpr int64_t most_bytes(const DecodeShape& s, int64_t rows) {
 // The largest rows for which a wide cluster is faster than the stream and its second kernel (docs/decode.md).
 inline constexpr int64_t kMostWideBytes = 512 * 1024;
 inline constexpr int64_t kMostWideRingBytes = 1024 * 1024;
+inline constexpr int64_t kMostWidePagedBytes = 2 * 1024 * 1024;
 
 // Whether wide clusters, of which `at_once` run at once, leave not too much of the device idle.
 inline bool wide_clusters_fit(const DecodeShape& s, const DecodeDevice& device,
@@ -135,14 +136,20 @@ inline bool wide_clusters_fit(const DecodeShape& s, const DecodeDevice& device,
          rows * kWideCluster * 4 >= device.sms;
 }
 
+// Whether a pair of CTAs for every row, of which `at_once` run at once, fill the device.
+inline bool pairs_fit(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
+                      int64_t rows, int at_once) {
+  return c.head_blocks == 1 && full_row_chunks(s, c) >= 2 && rows <= at_once &&
+         rows * 2 * 4 >= int64_t{device.sms} * 3;
+}
+
 // How many CTAs to give every row as a cluster: no partial results in memory and no second kernel; 1: none. It takes rows
 // whose lengths cannot differ (a cluster cannot help another one) and clusters that all run at once. Pairs shall fill the
 // device, wide clusters are for short problems.
 inline int cluster_pieces(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
                           int64_t rows) {
   if (s.uneven_lengths || c.head_blocks > 1) return 1;
-  if (full_row_chunks(s, c) >= 2 && rows <= device.pairs && rows * 2 * 4 >= int64_t{device.sms} * 3)
-    return 2;
+  if (pairs_fit(s, device, c, rows, device.pairs)) return 2;
   const bool wide = wide_clusters_fit(s, device, c, rows, device.wide_clusters);
   return wide && full_row_bytes(s) <= kMostWideBytes ? kWideCluster : 1;
 }
@@ -158,8 +165,7 @@ inline bool use_clusters(const DecodeShape& s, int pieces, bool all_warps, Decod
   DecodeConfig clustered = c;
   set_token_warps(s, token_warps, pieces, clustered);
   if (clustered.shared_bytes > kMostClusterShared) return false;
-  clustered.splits = pieces;
-  clustered.cluster = true;
+  clustered.splits = clustered.cluster = pieces;
   c = clustered;
   return true;
 }
@@ -209,12 +215,34 @@ inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm
 // Gives every row a wide cluster that reads through rings, if that fits.
 inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                            DecodeConfig& c) {
-  if (s.uneven_lengths || full_row_bytes(s) > kMostWideRingBytes || c.dim_tile > 128 ||
+  const int64_t most = s.paged ? kMostWidePagedBytes : kMostWideRingBytes;
+  if (s.uneven_lengths || full_row_bytes(s) > most || c.dim_tile > 128 ||
       !wide_clusters_fit(s, device, c, rows, device.wide_ring_clusters) ||
       !use_rings(s, device, {8, 3, 1}, kWideCluster, c))
     return false;
-  c.splits = kWideCluster;
-  c.cluster = true;
+  c.splits = c.cluster = kWideCluster;
+  return true;
+}
+
+// Gives every row a pair of CTAs where the requests turn out to be nearly even, if that fits; where they are not, these CTAs
+// are a stream, whose partial results a second kernel adds up. `slots`: those that the workspace can hold.
+inline bool use_pairs_if_even(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                              int64_t slots, DecodeConfig& c) {
+  constexpr int kMostRequests = 32;  // a lane looks at one
+  constexpr int64_t kMostRingBytes = 96 << 20;
+  if (!s.uneven_lengths || s.batch > kMostRequests || slots < 4 * device.pairs ||
+      !pairs_fit(s, device, c, rows, device.pairs))
+    return false;
+  DecodeConfig pairs = c;
+  const bool rings = s.paged && has_rings(s, c) && most_bytes(s, rows) <= kMostRingBytes &&
+                     device.ring_pairs >= device.pairs &&
+                     use_rings(s, device, {8, 3, 1}, 2, pairs);
+  if (!rings && !use_clusters(s, 2, true, pairs)) return false;
+  pairs.splits = 0;
+  pairs.cluster = 2;
+  pairs.if_even = true;
+  pairs.ctas = 2 * device.pairs;
+  c = pairs;
   return true;
 }
 
@@ -222,11 +250,13 @@ inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int
 // how the bytes come (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
 inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                             DecodeConfig& c) {
-  constexpr int64_t kLeast = 24 << 20, kMost = 96 << 20, kMostForWide = 192 << 20;
+  constexpr int64_t kMiB = 1 << 20;
+  const int64_t least = (s.paged ? 6 : 24) * kMiB, most = (s.paged ? 48 : 96) * kMiB;
+  const int64_t most_for_wide = s.paged || c.dim_tile != 128 ? most : 192 * kMiB;
   const int64_t bytes = most_bytes(s, rows);
-  if (bytes < kLeast || bytes > kMostForWide || (bytes > kMost && c.dim_tile != 128)) return 0;
+  if (bytes < least || bytes > most_for_wide) return 0;
   const RingForm form = c.dim_tile == 256 ? RingForm{4, 3, 1}
-                        : bytes <= kMost  ? RingForm{4, 2, 2}
+                        : bytes <= most   ? RingForm{4, 2, 2}
                                           : RingForm{8, 3, 1};
   return use_rings(s, device, form, 1, c) ? form.ctas_per_sm : 0;
 }
@@ -250,20 +280,20 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
                             DecodeConfig& c) {
   const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
   c.splits = s.num_splits;
-  c.cluster = false;
   if (c.splits == 0) {
     const int pieces = cluster_pieces(s, device, c, rows);
     const bool pairs = pieces == 2;
     const bool clustered = (!pairs && has_rings(s, c) && use_wide_rings(s, device, rows, c)) ||
                            (pieces > 1 && use_clusters(s, pieces, pairs, c));
-    if (!clustered) use_stream(s, device, rows, slots, c);
+    if (!clustered && !use_pairs_if_even(s, device, rows, slots, c))
+      use_stream(s, device, rows, slots, c);
   } else if (c.splits == 2 && device.pairs > 0) {
     use_clusters(s, 2, false, c);
   }
   if (c.splits != 0) c.ctas = rows * c.splits;
-  c.partial_slots = c.splits == 0                ? 2 * c.ctas
-                    : c.splits == 1 || c.cluster ? 0
-                                                 : int64_t{s.batch} * s.kv_heads * c.splits;
+  c.partial_slots = c.splits == 0                    ? 2 * c.ctas
+                    : c.splits == 1 || c.cluster > 0 ? 0
+                                                     : int64_t{s.batch} * s.kv_heads * c.splits;
 }
 
 }  // namespace jax_baracuda

@@ -137,6 +137,7 @@ cudaError_t describe_rings(const DecodeShape& shape, const DecodeConfig& layout,
   const cudaError_t error = prepare(decode_kernels()[index], ordinal, major, state);
   if (error != cudaSuccess || !state.clusters.load(std::memory_order_relaxed)) return error;
   device->wide_ring_clusters = state.wide.load(std::memory_order_relaxed);
+  device->ring_pairs = state.pairs.load(std::memory_order_relaxed);
   return shared_per_multiprocessor(ordinal, &device->ring_shared);
 }
 
@@ -172,7 +173,7 @@ cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
   if (cudaError_t error = cudaGetDevice(&ordinal); error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch =
-      launch_config(config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
+      launch_config(config, config.ctas, std::max(config.cluster, 1), &attribute, stream);
   const int index = find_kernel(shape.dtype, config);
   const cudaError_t error = decode_kernels()[index].launch(launch, params);
   if (error != cudaSuccess || config.partial_slots == 0) return error;

@@ -88,7 +88,7 @@ __device__ __forceinline__ void write_output(const DecodeParams& p, const Row& r
 template <class Tile>
 __device__ __forceinline__ void send_quad(const DecodeParams& p, const DecodeShared<Tile>& shared,
                                           unsigned i, const Quad& quad) {
-  const unsigned last = p.splits - 1, own = i >> p.cluster_bits, to = i & last;
+  const unsigned last = p.cluster - 1, own = i >> p.cluster_bits, to = i & last;
   const int at = (blockIdx.x & last) * p.cluster_quads + own;
   const uint32_t barrier = shared_address(shared.all_received);
   send_remote(shared_address(shared.received_out + at),
@@ -149,7 +149,7 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
 template <class Tile>
 __device__ __forceinline__ unsigned own_quads(const DecodeParams& p, const Row& row) {
   const unsigned quads = row.heads(p) * (Tile::kDimTile / 4);
-  const unsigned last = p.splits - 1;
+  const unsigned last = p.cluster - 1;
   return (quads + last - (blockIdx.x & last)) >> p.cluster_bits;
 }
 
@@ -162,7 +162,7 @@ __device__ __forceinline__ void enter_cluster(const DecodeParams& p, const Row& 
     const uint32_t barrier = shared_address(shared.all_received);
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
-    mbarrier_arrive_expect(barrier, own_quads<Tile>(p, row) * p.splits * kQuadBytes);
+    mbarrier_arrive_expect(barrier, own_quads<Tile>(p, row) * p.cluster * kQuadBytes);
   }
   __syncwarp();
   announce_to_cluster();
@@ -175,7 +175,7 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& 
                                               const DecodeShared<Tile>& shared) {
   constexpr unsigned kQuads = Tile::kDimTile / 4;
   constexpr int kBatch = 4;
-  const int pieces = p.splits;
+  const int pieces = p.cluster;
   const unsigned quads = own_quads<Tile>(p, row);
   // Nobody leaves before all that is sent to it is there: no CTA writes to one that has left.
 #if __CUDA_ARCH__ >= 900

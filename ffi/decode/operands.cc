@@ -114,12 +114,13 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   p.head_blocks = config.head_blocks;
   p.splits = config.splits;
   p.cluster = config.cluster;
+  p.if_even = config.if_even;
   p.ring_stages = config.ring_stages;
   p.ring_offset = config.ring_offset;
   p.table_offset = config.table_offset;
-  if (config.cluster) {
-    p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.splits);
-    while (1 << p.cluster_bits < config.splits) ++p.cluster_bits;
+  if (config.cluster > 0) {
+    p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.cluster);
+    while (1 << p.cluster_bits < config.cluster) ++p.cluster_bits;
   }
   p.ctas = static_cast<int>(config.ctas);
   p.merge_buffers = config.merge_buffers;

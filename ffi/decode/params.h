@@ -45,7 +45,9 @@ struct DecodeConfig {
   int table_offset = 0;  // where the page table lies in shared memory; 0: it does not
   // How the rows are spread.
   int splits = 0;        // 0: stream, else pieces per row
-  bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
+  int cluster = 0;       // CTAs of a cluster, which merges the pieces of a row itself; 0: none
+  // A row is a cluster's only where the requests are nearly even, which the device finds out; else the rows are a stream.
+  bool if_even = false;
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
 
@@ -58,9 +60,10 @@ struct DecodeDevice {
   int ctas_per_sm = 0;    // CTAs of the default layout that one SM holds
   int pairs = 0;          // clusters of two CTAs of the largest size that run at once
   int wide_clusters = 0;  // likewise of kWideCluster CTAs
-  // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its wide clusters.
+  // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its clusters.
   int ring_shared = 0;
   int wide_ring_clusters = 0;
+  int ring_pairs = 0;
 };
 
 struct DecodeParams {
@@ -94,7 +97,9 @@ struct DecodeParams {
   int slices, token_warps, block_heads, head_blocks;
   int merge_buffers;
   int merge_stride;  // floats from one merge buffer to the other; 0: there is one
-  int splits, cluster, slot_heads;
+  int splits, slot_heads;
+  int cluster;  // CTAs of a cluster, 0: none
+  int if_even;  // the rows are the clusters' where requests are nearly even
   int cluster_quads, cluster_bits;  // that a CTA of a cluster finishes; log2 of the cluster's CTAs
   int ctas;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,

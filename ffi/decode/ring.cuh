@@ -96,7 +96,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int token_offset = warp * Tile::kTokens;
   Fours source(p, token_offset, shared_memory);
   WarpRing<Tile> ring(p, shared_memory, warp);
-  Cursor cursor = first_chunk<kKeys>(p, blockIdx.x);
+  const bool clustered = rows_are_clusters<kKeys>(p);
+  if (clustered && is_spare(p, blockIdx.x)) {
+    copy_async_wait_all();  // of the page table
+    return;
+  }
+  Cursor cursor = first_chunk<kKeys>(p, clustered ? p.cluster : p.splits, blockIdx.x);
 
   // What is asked for runs ahead of what is read by as many chunks as a ring has stages.
   Cursor ahead = cursor;
@@ -110,7 +115,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll 1
   for (int i = 0; i < p.ring_stages; ++i) ask_next();
   launch_dependents();
-  if (p.cluster)
+  if (clustered)
     enter_cluster(p, cursor.row, shared);
   else if (cursor.remaining == 0)
     return;
@@ -154,7 +159,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                  shared.stats + merge_buffer + 2 * result, cursor.row.heads(p));
       copy_async_wait_all();
       __syncthreads();
-      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, cursor, segment_begin));
+      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, clustered, cursor, segment_begin));
       if (!more) break;
       if (p.merge_stride == 0) __syncthreads();
       merge_buffer = p.merge_stride - merge_buffer;
@@ -164,7 +169,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     cursor = next;
   }
-  if (p.cluster) merge_cluster(p, cursor.row, shared);
+  if (clustered) merge_cluster(p, cursor.row, shared);
 #endif
 }
 

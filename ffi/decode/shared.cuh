@@ -32,7 +32,7 @@ struct DecodeShared {
     out = reinterpret_cast<float*>(query + 2 * p.slices * kQueryUnits);
     const int results = p.block_heads * p.token_warps;
     stats = out + results * kRow;
-    const int received = p.splits * p.cluster_quads;
+    const int received = p.cluster * p.cluster_quads;
     received_out = reinterpret_cast<float4*>(
         out + p.merge_buffers * merge_floats(p.block_heads, p.token_warps, Tile::kDimTile));
     received_stats = reinterpret_cast<float2*>(received_out + received);
