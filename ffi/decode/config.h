@@ -179,8 +179,8 @@ inline constexpr int kReservedShared = 1024;  // of every CTA, by the system
 
 // Whether there is a kernel that reads this cache through rings.
 inline bool has_rings(const DecodeShape& s, const DecodeConfig& c) {
-  return s.adjacent_rows && s.dtype != DType::kF32 && c.head_tile == 8 &&
-         c.slices == 1 && c.head_blocks == 1 && s.head_dim == c.dim_tile;
+  return s.adjacent_rows && s.dtype != DType::kF32 && c.head_tile == 8 && c.slices == 1 &&
+         c.head_blocks == 1 && s.head_dim == c.dim_tile;
 }
 
 // A page table that is brought to shared memory: entries at most.
@@ -235,8 +235,7 @@ inline bool use_pairs_if_even(const DecodeShape& s, const DecodeDevice& device, 
     return false;
   DecodeConfig pairs = c;
   const bool rings = s.paged && has_rings(s, c) && most_bytes(s, rows) <= kMostRingBytes &&
-                     device.ring_pairs >= device.pairs &&
-                     use_rings(s, device, {8, 3, 1}, 2, pairs);
+                     device.ring_pairs >= device.pairs && use_rings(s, device, {8, 3, 1}, 2, pairs);
   if (!rings && !use_clusters(s, 2, true, pairs)) return false;
   pairs.splits = 0;
   pairs.cluster = 2;

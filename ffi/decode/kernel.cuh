@@ -100,7 +100,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                  cursor.row.heads(p) - slice * Tile::kHeadTile);
       copy_async_wait_all();
       __syncthreads();
-      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, clustered, cursor, segment_begin));
+      merge_warps(p, cursor.row, shared, merge_buffer,
+                  destination(p, clustered, cursor, segment_begin));
       if (!more) break;
       if (p.merge_stride == 0) __syncthreads();
       merge_buffer = p.merge_stride - merge_buffer;

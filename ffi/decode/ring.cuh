@@ -159,7 +159,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                  shared.stats + merge_buffer + 2 * result, cursor.row.heads(p));
       copy_async_wait_all();
       __syncthreads();
-      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, clustered, cursor, segment_begin));
+      merge_warps(p, cursor.row, shared, merge_buffer,
+                  destination(p, clustered, cursor, segment_begin));
       if (!more) break;
       if (p.merge_stride == 0) __syncthreads();
       merge_buffer = p.merge_stride - merge_buffer;

@@ -125,7 +125,12 @@ class PagedFours {
     turn(p, at);
   }
   __device__ void move(const DecodeParams& p, const Cursor& at) {
-    if (++tile_ == tiles_) turn(p, at);
+    if (++tile_ == 1) {  // not before the first tile was asked for
+      Cursor behind = at;
+      behind.jump<kKeys>(p, tiles_ - 1);
+      page_ = look_up(p, behind);
+    }
+    if (tile_ == tiles_) turn(p, at);
   }
   __device__ int64_t find_four(const DecodeParams& p, int i) const {
     const uint32_t row = __shfl_sync(0xffffffffu, row_, tile_ * kFours + i);
@@ -136,14 +141,11 @@ class PagedFours {
   static constexpr int kFours = kTokens / 4;  // of a tile
   static constexpr int kTiles = 32 / kFours;  // that the warp knows at a time
 
-  // Turns to the tiles that were looked up, of which `at` is the first, and looks up those behind them.
+  // Turns to the tiles that were looked up, of which `at` is the first.
   __device__ void turn(const DecodeParams& p, const Cursor& at) {
     row_ = store_row(p.pages, page_, own_token(p, at)) + at.row.kv_head * p.pages.head_stride;
     tile_ = 0;
     tiles_ = min(kTiles, min(at.remaining, at.request.chunks - at.chunk));
-    Cursor behind = at;
-    behind.jump<kKeys>(p, tiles_);
-    page_ = look_up(p, behind);
   }
   // The chunk and the first token of this lane's four, if the warp knows the tiles from `at` on.
   __device__ static int own_chunk(const Cursor& at) { return at.chunk + threadIdx.x % 32 / kFours; }
@@ -161,9 +163,9 @@ class PagedFours {
   }
 
   int token_offset_;
-  uint32_t table_;    // in shared memory; 0: it is not there
-  int page_;          // of this lane's four of the tiles behind those that the warp knows, on its way
-  uint32_t row_;      // of its four of those
+  uint32_t table_;  // in shared memory; 0: it is not there
+  int page_;        // of this lane's four of the tiles behind those that the warp knows, on its way
+  uint32_t row_;    // of its four of those
   int tile_, tiles_;  // which one is next, and how many there are
 };
 
