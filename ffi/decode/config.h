@@ -43,17 +43,26 @@ constexpr int cluster_quads(int block_heads, int dim_tile, int pieces) {
   return ceil_div(block_heads * (dim_tile / 4), pieces);
 }
 
-// `pieces`: CTAs of a cluster, which send each other their quads with maximum and sum; 1: there is no cluster.
-constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
-                                  int token_warps, int block_heads, int merge_buffers, int pieces) {
-  const int heads = slices * head_tile;
+// Lanes, a power of two, that share each of so many quads.
+constexpr int quad_lanes(int threads, int quads) {
+  int lanes = 1;
+  while (lanes < 32 && 2 * lanes * quads <= threads) lanes *= 2;
+  return lanes;
+}
+
+// What the warps of a cluster send to one of its CTAs, in floats: its quads, and the statistics of all query heads.
+constexpr int sent_floats(int block_heads, int token_warps, int dim_tile, int pieces) {
+  const int each = cluster_quads(block_heads, dim_tile, pieces) * 4 + block_heads * 2;
+  return (pieces * token_warps * each + 3) / 4 * 4;
+}
+
+// Of a CTA with its query heads, with `result_floats` for results of its warps and room for `received_quads`.
+constexpr int decode_shared_bytes(DType dtype, int dim_tile, int heads, int result_floats,
+                                  int received_quads) {
   const int query = 2 * heads * dim_tile * element_bytes(dtype);
-  const int merge = merge_buffers * merge_floats(block_heads, token_warps, dim_tile) * 4;
-  const int received =
-      pieces == 1 ? 0 : pieces * cluster_quads(block_heads, dim_tile, pieces) * kQuadBytes;
   const int barrier = 8;
   const int slopes = 2 * heads * 4;
-  return query + merge + received + barrier + slopes;
+  return query + result_floats * 4 + received_quads * kQuadBytes + barrier + slopes;
 }
 
 // A tile of a ring: keys, and values of which every fourth row is followed by 32 bytes of nothing.
@@ -66,18 +75,28 @@ constexpr int ring_stage_bytes(DType dtype, int dim_tile) {
 inline constexpr int kMostSharedForTwoBuffers = 48 * 1024;
 inline constexpr int kMostClusterShared = 227 * 1024;
 
+// `pieces`: CTAs of a cluster, which send each other their quads, each CTA or (`rings`) each warp its own; 1: there is none.
 inline void set_token_warps(const DecodeShape& s, int token_warps, int pieces, DecodeConfig& c,
-                            int most_buffers = 2) {
+                            bool rings = false) {
+  const int merge = merge_floats(c.block_heads, token_warps, c.dim_tile);
+  const auto bytes = [&] {
+    return decode_shared_bytes(s.dtype, c.dim_tile, c.slices * c.head_tile, c.result_floats,
+                               c.received_quads);
+  };
   c.token_warps = token_warps;
   c.chunk_tokens = token_warps * warp_tokens(s.dtype, c.dim_tile);
-  const auto bytes = [&](int buffers) {
-    return decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps,
-                               c.block_heads, buffers, pieces);
-  };
-  // A CTA of a cluster has one row.
-  const bool two = pieces == 1 && most_buffers == 2 && bytes(2) <= kMostSharedForTwoBuffers;
-  c.merge_buffers = two ? 2 : 1;
-  c.shared_bytes = bytes(c.merge_buffers);
+  c.merge_buffers = 1;
+  c.result_floats = merge;
+  c.received_quads = 0;
+  if (pieces > 1 && rings)
+    c.result_floats = std::max(merge, sent_floats(c.block_heads, token_warps, c.dim_tile, pieces));
+  else if (pieces > 1)
+    c.received_quads = pieces * cluster_quads(c.block_heads, c.dim_tile, pieces);
+  c.shared_bytes = bytes();
+  if (pieces > 1 || rings || c.shared_bytes + merge * 4 > kMostSharedForTwoBuffers) return;
+  c.merge_buffers = 2;
+  c.result_floats = 2 * merge;
+  c.shared_bytes = bytes();
 }
 
 // The layout of a CTA; nothing here depends on the batch, so that a fixed split count gives a request
@@ -201,7 +220,7 @@ inline void place_table(const DecodeShape& s, const DecodeDevice& device, int ct
 inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm form, int pieces,
                       DecodeConfig& c) {
   DecodeConfig ring = c;
-  set_token_warps(s, form.warps, pieces, ring, 1);
+  set_token_warps(s, form.warps, pieces, ring, true);
   ring.ring_stages = form.stages;
   ring.ring_offset = (ring.shared_bytes + 127) / 128 * 128;
   const int tile = ring_stage_bytes(s.dtype, c.dim_tile) + 8;  // with its barrier

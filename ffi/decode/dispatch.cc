@@ -67,8 +67,10 @@ DecodeConfig largest_layout(const DecodeKernel& kernel, bool clusters) {
   for (int slices = 1; slices <= kMaxSlices; ++slices) {
     const int token_warps = slices == 1 ? warps : token_warps_for(slices);
     const auto bytes = [&](int pieces) {
-      return decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices,
-                                 token_warps, slices * kernel.head_tile, 1, pieces);
+      const int heads = slices * kernel.head_tile;
+      const int received = pieces > 1 ? pieces * cluster_quads(heads, kernel.dim_tile, pieces) : 0;
+      return decode_shared_bytes(kernel.dtype, kernel.dim_tile, heads,
+                                 merge_floats(heads, token_warps, kernel.dim_tile), received);
     };
     largest.shared_bytes = std::max(largest.shared_bytes, bytes(1));
     if (clusters)  // what is larger than that is not used

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (clustered && is_spare(p, blockIdx.x)) return;
   Cursor cursor = first_chunk<Source::kKeys>(p, clustered ? p.cluster : p.splits, blockIdx.x);
   if (clustered)
-    enter_cluster(p, cursor.row, shared);
+    enter_cluster(shared, bytes_by_cta<Tile>(p, cursor.row));
   else if (cursor.remaining == 0)
     return;
 

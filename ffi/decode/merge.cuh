@@ -153,20 +153,25 @@ __device__ __forceinline__ unsigned own_quads(const DecodeParams& p, const Row& 
   return (quads + last - (blockIdx.x & last)) >> p.cluster_bits;
 }
 
-// Makes the barrier that counts what is sent to this CTA, and tells the others.
+// Makes the barrier that counts the `bytes` that are sent to this CTA, and tells the others.
 template <class Tile>
-__device__ __forceinline__ void enter_cluster(const DecodeParams& p, const Row& row,
-                                              const DecodeShared<Tile>& shared) {
+__device__ __forceinline__ void enter_cluster(const DecodeShared<Tile>& shared, unsigned bytes) {
 #if __CUDA_ARCH__ >= 900
   if (threadIdx.x == 0) {
     const uint32_t barrier = shared_address(shared.all_received);
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
-    mbarrier_arrive_expect(barrier, own_quads<Tile>(p, row) * p.cluster * kQuadBytes);
+    mbarrier_arrive_expect(barrier, bytes);
   }
   __syncwarp();
   announce_to_cluster();
 #endif
+}
+
+// What a CTA is sent that is sent one result by every CTA.
+template <class Tile>
+__device__ __forceinline__ unsigned bytes_by_cta(const DecodeParams& p, const Row& row) {
+  return own_quads<Tile>(p, row) * p.cluster * kQuadBytes;
 }
 
 // The CTAs of a cluster send each other the quads of one row; each of them finishes its own.
@@ -201,6 +206,85 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& 
       quad.add(stats, parts);
     }
     write_output<Tile>(p, row, i / kQuads, d, quad);
+  }
+}
+
+// What a CTA is sent that is sent one result by every warp, with the statistics of all query heads.
+template <class Tile>
+__device__ __forceinline__ unsigned bytes_by_warp(const DecodeParams& p, const Row& row) {
+  return p.cluster * p.token_warps * (own_quads<Tile>(p, row) * 16 + row.heads(p) * 8);
+}
+
+// Sends this warp's result to the CTAs of the cluster: to each one its quads, and the statistics.
+template <class Tile>
+__device__ __forceinline__ void send_warp(const DecodeParams& p, const Row& row,
+                                          const DecodeShared<Tile>& shared, Tile& tile, int warp) {
+  const unsigned last = p.cluster - 1;
+  const int part = (blockIdx.x & last) * p.token_warps + warp;
+  const uint32_t barrier = shared_address(shared.all_received);
+  const uint32_t out = shared_address(shared.sent_out) + part * p.cluster_quads * 16;
+  const uint32_t stats = shared_address(shared.sent_stats) + part * p.block_heads * 8;
+  await_cluster();
+  tile.hand_out(
+      row.heads(p),
+      [&](int head, int quarter, float2 statistics) {
+        for (int to = quarter; to < p.cluster; to += 4)
+          send_remote(stats + head * 8, statistics, barrier, to);
+      },
+      [&](int head, int d, float4 quad) {
+        const unsigned i = head * (Tile::kDimTile / 4) + d / 4;
+        send_remote(out + (i >> p.cluster_bits) * 16, quad, barrier, i & last);
+      });
+}
+
+// Adds up what the warps of the cluster have sent: `p.quad_lanes` lanes share a quad.
+template <class Tile>
+__device__ __forceinline__ void merge_sent(const DecodeParams& p, const Row& row,
+                                           const DecodeShared<Tile>& shared) {
+  constexpr unsigned kQuads = Tile::kDimTile / 4;
+  constexpr unsigned kAll = 0xffffffffu;
+  constexpr int kBatch = 4;
+  const unsigned lanes = p.quad_lanes, lane = threadIdx.x & (lanes - 1);
+  const unsigned parts = p.cluster * p.token_warps, quads = own_quads<Tile>(p, row);
+  // Nobody leaves before all that is sent to it is there: no CTA writes to one that has left.
+#if __CUDA_ARCH__ >= 900
+  mbarrier_wait(shared_address(shared.all_received), 0);
+#endif
+#pragma unroll 1
+  for (unsigned begin = 0; begin < quads; begin += blockDim.x / lanes) {
+    const unsigned own = begin + threadIdx.x / lanes;
+    const unsigned i = own * p.cluster + (blockIdx.x & (p.cluster - 1));
+    const int head = i / kQuads;
+    Quad quad;
+#pragma unroll 1
+    for (unsigned first = lane; first < parts; first += kBatch * lanes) {
+      float2 stats[kBatch];
+      float4 out[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const unsigned part = first + j * lanes;
+        const bool valid = part < parts && own < quads;
+        stats[j] = valid ? shared.sent_stats[part * p.block_heads + head]
+                         : make_float2(negative_infinity(), 0.0f);
+        out[j] = valid ? shared.sent_out[part * p.cluster_quads + own]
+                       : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      }
+      quad.add(stats, out);
+    }
+    float overall = quad.maximum;
+    for (unsigned offset = 1; offset < lanes; offset *= 2)
+      overall = fmaxf(overall, __shfl_xor_sync(kAll, overall, offset));
+    const float weight = weight_of(quad.maximum, overall);
+    quad.maximum = overall;
+    quad.sum *= weight;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) quad.out[e] *= weight;
+    for (unsigned offset = 1; offset < lanes; offset *= 2) {
+      quad.sum += __shfl_xor_sync(kAll, quad.sum, offset);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) quad.out[e] += __shfl_xor_sync(kAll, quad.out[e], offset);
+    }
+    if (lane == 0 && own < quads) write_output<Tile>(p, row, head, i % kQuads * 4, quad);
   }
 }
 

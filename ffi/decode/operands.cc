@@ -121,7 +121,10 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   if (config.cluster > 0) {
     p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.cluster);
     while (1 << p.cluster_bits < config.cluster) ++p.cluster_bits;
+    p.quad_lanes = quad_lanes(config.warps() * 32, p.cluster_quads);
   }
+  p.result_floats = config.result_floats;
+  p.received_quads = config.received_quads;
   p.ctas = static_cast<int>(config.ctas);
   p.merge_buffers = config.merge_buffers;
   p.merge_stride = config.merge_buffers == 1

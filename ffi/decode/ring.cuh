@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int i = 0; i < p.ring_stages; ++i) ask_next();
   launch_dependents();
   if (clustered)
-    enter_cluster(p, cursor.row, shared);
+    enter_cluster(shared, bytes_by_warp<Tile>(p, cursor.row));
   else if (cursor.remaining == 0)
     return;
   stage_query(p, cursor.row, shared, 0);
@@ -154,13 +154,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     const bool more = next.remaining > 0;
     row_begins = !more || next.chunk == 0;
     if (row_begins) {
+      if (clustered) {
+        send_warp(p, cursor.row, shared, tile, warp);
+        break;
+      }
       const int result = warp * p.block_heads;
       tile.store(shared.out + merge_buffer + result * DecodeShared<Tile>::kRow,
                  shared.stats + merge_buffer + 2 * result, cursor.row.heads(p));
       copy_async_wait_all();
       __syncthreads();
       merge_warps(p, cursor.row, shared, merge_buffer,
-                  destination(p, clustered, cursor, segment_begin));
+                  destination(p, false, cursor, segment_begin));
       if (!more) break;
       if (p.merge_stride == 0) __syncthreads();
       merge_buffer = p.merge_stride - merge_buffer;
@@ -170,7 +174,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     cursor = next;
   }
-  if (clustered) merge_cluster(p, cursor.row, shared);
+  if (clustered) merge_sent(p, cursor.row, shared);
 #endif
 }
 

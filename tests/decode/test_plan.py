@@ -67,8 +67,29 @@ def test_full_rows_that_half_fill_the_device_go_to_pairs():
     assert chosen["workspace_bytes"] == 0
 
 
-def test_uneven_lengths_are_never_given_to_pairs():
-    assert plan(batch=8, uneven_lengths=True)["splits"] == 0
+def test_uneven_lengths_are_given_to_pairs_where_they_turn_out_to_be_even():
+    chosen = plan(batch=8, uneven_lengths=True)
+    assert (chosen["splits"], chosen["cluster"], chosen["if_even"]) == (0, True, True)
+    assert chosen["ctas"] == 132  # all of them, if they are a stream
+    assert chosen["token_warps"] == 12
+    assert chosen["workspace_bytes"] == 2 * 132 * 4 * 4 * (128 + 2)
+    assert not plan(batch=8)["if_even"]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(batch=5),  # rows are too few for all multiprocessors
+        dict(batch=9),  # too many to run at once
+        dict(batch=64, kv_heads=1),  # more requests than a warp has lanes
+        dict(batch=8, group=128),
+        dict(batch=8, workspace=263 * 4 * 4 * (128 + 2)),
+    ],
+)
+def test_other_uneven_lengths_are_a_stream(sizes):
+    chosen = plan(uneven_lengths=True, **sizes)
+    assert not chosen["cluster"]
+    assert not chosen["if_even"]
 
 
 def test_pairs_fit_their_shared_memory():
@@ -106,7 +127,7 @@ def test_wide_clusters_leave_few_multiprocessors_idle_and_all_run_at_once():
     [
         (dict(kv_capacity=4096), 4, 0, 3),  # 17 MB
         (dict(kv_capacity=8192), 4, 2, 2),  # 34 MB
-        (dict(kv_capacity=1024, batch=8, uneven_lengths=True), 4, 2, 2),
+        (dict(kv_capacity=1024, kv_heads=2, batch=40, uneven_lengths=True), 4, 2, 2),
         (dict(kv_capacity=32768), 8, 3, 1),  # 134 MB
         (dict(kv_capacity=8192, kv_heads=32, group=1), 8, 3, 1),
         (dict(kv_capacity=65536), 4, 0, 3),  # 268 MB
@@ -150,23 +171,45 @@ def paged_plan(tokens: int, *, page_size: int = 16, **sizes: object) -> dict[str
 
 
 def test_one_request_in_pages_is_read_as_a_contiguous_one():
-    for tokens in (1024, 2048, 8192, 32768):
+    for tokens in (1024, 2048, 8192, 65536):
         paged, contiguous = paged_plan(tokens), plan(kv_capacity=tokens, hopper=True)
         for name in ("token_warps", "ring_stages", "splits", "cluster", "ctas"):
             assert paged[name] == contiguous[name], (tokens, name)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "warps", "stages", "ctas"),
+    [
+        (4096, 8, 3, 64),  # wide clusters, of which there are none for contiguous rows as long
+        (4097, 4, 2, 264),
+        (11000, 4, 2, 264),
+        (13000, 4, 0, 396),  # 53 MB
+    ],
+)
+def test_where_pages_are_read_through_rings(tokens, warps, stages, ctas):
+    chosen = paged_plan(tokens, page_size=1 if tokens % 16 else 16)
+    assert (chosen["token_warps"], chosen["ring_stages"]) == (warps, stages)
+    assert chosen["ctas"] == ctas
+
+
 def test_small_page_tables_are_brought_to_shared_memory():
-    for tokens in (1024, 2048, 8192, 16384, 32768):
+    for tokens in (1024, 2048, 8192):
         assert paged_plan(tokens)["table_offset"] > 0, tokens
     assert not paged_plan(8192, page_size=2)["table_offset"]  # 4096 entries
     assert plan(kv_capacity=8192, hopper=True)["table_offset"] == 0
 
 
 def test_requests_in_pages_have_no_more_than_the_table_in_all():
-    chosen = paged_plan(8 * 1024, batch=8)  # 34 MB, whoever has them
+    chosen = paged_plan(8 * 1024, batch=9)  # 34 MB, whoever has them
     assert (chosen["token_warps"], chosen["ring_stages"], chosen["splits"]) == (4, 2, 0)
     assert paged_plan(64 * 2048, batch=64)["ring_stages"] == 0
+
+
+def test_pages_of_a_few_requests_go_to_pairs_where_they_turn_out_to_be_even():
+    for tokens, rings in ((8 * 1024, 3), (8 * 2048, 3), (8 * 8192, 0)):
+        chosen = paged_plan(tokens, batch=8)
+        assert (chosen["splits"], chosen["if_even"], chosen["ctas"]) == (0, True, 132)
+        assert chosen["ring_stages"] == rings, tokens
 
 
 def test_pairs_go_before_rings():
