@@ -91,7 +91,6 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   device.pairs = pairs;
   device.wide_clusters = wide_clusters;
   device.wide_ring_clusters = ring_shared > 0 ? wide_clusters : 0;
-  device.ring_pairs = ring_shared > 0 ? pairs : 0;
   device.ring_shared = ring_shared;
   DecodeConfig config = choose_layout(shape);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, config), config);
@@ -108,7 +107,7 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   plan["ring_stages"] = config.ring_stages;
   plan["table_offset"] = config.table_offset;
   plan["splits"] = config.splits;
-  plan["cluster"] = config.cluster > 0;
+  plan["cluster"] = config.cluster;
   plan["if_even"] = config.if_even;
   plan["ctas"] = config.ctas;
   plan["workspace_bytes"] = jax_baracuda::workspace_bytes(shape, config);

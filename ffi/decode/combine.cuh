@@ -19,9 +19,6 @@
 namespace jax_baracuda {
 
 inline constexpr int kCombineWarps = 8;
-// It fits beside the CTAs of most decode kernels, so that it begins before they end.
-inline constexpr int kCombineCtas = 4;
-inline constexpr int kCombineLoads = 32;  // elements that a lane asks for at a time
 
 // The partial results of one row, in the order in which they are added.
 struct Contributions {
@@ -120,10 +117,9 @@ __device__ __forceinline__ float2 load_stats(const float* from) {
 }
 
 // Adds the parts first, first + step, ...: statistics and outputs of a batch are asked for together.
-template <bool kVector, int kPerLane>
+template <bool kVector, int kBatch, int kPerLane>
 __device__ __forceinline__ void add_parts(const DecodeParams& p, const Contributions& parts,
                                           int first, int step, CombineState<kPerLane>& state) {
-  constexpr int kBatch = kCombineLoads / kPerLane;
 #pragma unroll 1
   for (; first < parts.parts.count; first += kBatch * step) {
     float loaded[kBatch][kPerLane];
@@ -178,15 +174,15 @@ __device__ __forceinline__ void write_row(const DecodeParams& p, const Contribut
 }
 
 // A warp adds up all parts. True: this warp has the sum.
-template <bool kVector, int kPerLane>
+template <bool kVector, int kBatch, int kPerLane>
 __device__ __forceinline__ bool add_by_warp(const DecodeParams& p, const Contributions& parts,
                                             CombineState<kPerLane>& sum) {
-  add_parts<kVector>(p, parts, 0, 1, sum);
+  add_parts<kVector, kBatch>(p, parts, 0, 1, sum);
   return true;
 }
 
 // The CTA's warps share the parts; the first warp adds up what they found. True: this warp has the sum.
-template <bool kVector, int kPerLane>
+template <bool kVector, int kBatch, int kPerLane>
 __device__ __forceinline__ bool add_by_cta(const DecodeParams& p, const Contributions& parts,
                                            CombineState<kPerLane>& sum) {
   using State = CombineState<kPerLane>;
@@ -195,7 +191,7 @@ __device__ __forceinline__ bool add_by_cta(const DecodeParams& p, const Contribu
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   State own;
-  add_parts<kVector>(p, parts, warp, kCombineWarps, own);
+  add_parts<kVector, kBatch>(p, parts, warp, kCombineWarps, own);
 #pragma unroll
   for (int j = 0; j < kPerLane; ++j)
     reinterpret_cast<float*>(warp_out[warp])[State::place(j)] = own.out[j];
@@ -216,8 +212,10 @@ __device__ __forceinline__ bool add_by_cta(const DecodeParams& p, const Contribu
   return true;
 }
 
-template <class Element, int kDimTile, bool kVector>
-__global__ void __launch_bounds__(kCombineWarps * 32, kCombineCtas)
+// kVector: rows are loaded and stored some elements at a time. kBeside: with registers so few that CTAs fit beside those of a
+// decode kernel that reads through rings, and begin before these end.
+template <class Element, int kDimTile, bool kVector, bool kBeside>
+__global__ void __launch_bounds__(kCombineWarps * 32, kBeside ? 4 : 1)
     combine_kernel(const __grid_constant__ DecodeParams p, unsigned candidates, bool by_border,
                    bool by_warp) {
   constexpr int kPerLane = kDimTile / 32;
@@ -231,24 +229,14 @@ __global__ void __launch_bounds__(kCombineWarps * 32, kCombineCtas)
   }
   Contributions parts = {};
   if (candidate < candidates) parts = find_contributions(p, candidate, head, by_border);
-  // Twice: first as a rehearsal while the decode kernel ends, on whatever the workspace holds, so that the code and the
-  // translations of the addresses are at hand when the parts are there.
-#pragma unroll 1
-  for (int turn = 0; turn < 2; ++turn) {
-    // Every CTA waits, also those without work: this grid must not end before the one it follows.
-    if (turn == 1) {
-      __syncthreads();
-      wait_for_dependency();
-    }
-    if (parts.parts.count == 0) continue;
-    CombineState<kPerLane> state;
-    const bool done =
-        by_warp ? add_by_warp<kVector>(p, parts, state) : add_by_cta<kVector>(p, parts, state);
-    if (turn == 0)
-      asm volatile("" ::"f"(state.sum), "f"(state.out[0]));
-    else if (done)
-      write_row<Element, kVector>(p, parts, state);
-  }
+  // Every CTA waits, also those without work: this grid must not end before the one it follows.
+  wait_for_dependency();
+  if (parts.parts.count == 0) return;
+  CombineState<kPerLane> state;
+  constexpr int kBatch = (kBeside ? 16 : 32) / kPerLane;
+  const bool done = by_warp ? add_by_warp<kVector, kBatch>(p, parts, state)
+                            : add_by_cta<kVector, kBatch>(p, parts, state);
+  if (done) write_row<Element, kVector>(p, parts, state);
 }
 
 }  // namespace jax_baracuda

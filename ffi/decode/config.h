@@ -19,7 +19,8 @@ constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
 }
 
 inline constexpr int kMaxSplits = 1024;
-inline constexpr int kWideCluster = 8;  // CTAs of a wide cluster
+inline constexpr int kMostComparedRequests = 32;  // a lane of a warp looks at one
+inline constexpr int kWideCluster = 8;            // CTAs of a wide cluster
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -93,7 +94,8 @@ inline void set_token_warps(const DecodeShape& s, int token_warps, int pieces, D
   else if (pieces > 1)
     c.received_quads = pieces * cluster_quads(c.block_heads, c.dim_tile, pieces);
   c.shared_bytes = bytes();
-  if (pieces > 1 || rings || c.shared_bytes + merge * 4 > kMostSharedForTwoBuffers) return;
+  if ((pieces > 1 && !c.if_even) || rings || c.shared_bytes + merge * 4 > kMostSharedForTwoBuffers)
+    return;
   c.merge_buffers = 2;
   c.result_floats = 2 * merge;
   c.shared_bytes = bytes();
@@ -243,33 +245,13 @@ inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int
   return true;
 }
 
-// Gives every row a pair of CTAs where the requests turn out to be nearly even, if that fits; where they are not, these CTAs
-// are a stream, whose partial results a second kernel adds up. `slots`: those that the workspace can hold.
-inline bool use_pairs_if_even(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
-                              int64_t slots, DecodeConfig& c) {
-  constexpr int kMostRequests = 32;  // a lane looks at one
-  constexpr int64_t kMostRingBytes = 96 << 20;
-  if (!s.uneven_lengths || s.batch > kMostRequests || slots < 4 * device.pairs ||
-      !pairs_fit(s, device, c, rows, device.pairs))
-    return false;
-  DecodeConfig pairs = c;
-  const bool rings = s.paged && has_rings(s, c) && most_bytes(s, rows) <= kMostRingBytes &&
-                     device.ring_pairs >= device.pairs && use_rings(s, device, {8, 3, 1}, 2, pairs);
-  if (!rings && !use_clusters(s, 2, true, pairs)) return false;
-  pairs.splits = 0;
-  pairs.cluster = 2;
-  pairs.if_even = true;
-  pairs.ctas = 2 * device.pairs;
-  c = pairs;
-  return true;
-}
-
 // Rings in the stream: for caches so large that their start matters little, and so small that it is not yet all the same
 // how the bytes come (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
 inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                             DecodeConfig& c) {
   constexpr int64_t kMiB = 1 << 20;
-  const int64_t least = (s.paged ? 6 : 24) * kMiB, most = (s.paged ? 48 : 96) * kMiB;
+  const bool paged_stream = s.paged && (s.batch == 1 || s.batch > kMostComparedRequests);
+  const int64_t least = (s.paged ? 6 : 24) * kMiB, most = (paged_stream ? 48 : 96) * kMiB;
   const int64_t most_for_wide = s.paged || c.dim_tile != 128 ? most : 192 * kMiB;
   const int64_t bytes = most_bytes(s, rows);
   if (bytes < least || bytes > most_for_wide) return 0;
@@ -283,6 +265,47 @@ inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
   return c.partial_slots * partial_bytes(s, c);
 }
 
+// How many of `ctas` CTAs to launch as a cluster, so that a row can be a cluster's where the requests turn out to be nearly
+// even, and little of the device idle then; 1: there are too few rows or too many.
+inline int pieces_if_even(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
+                          int64_t rows, int64_t ctas) {
+  constexpr int64_t kMostPieces = 8;
+  if (!s.uneven_lengths || s.batch > kMostComparedRequests || c.head_blocks > 1 ||
+      device.pairs == 0 || !device.if_even)
+    return 1;
+  const int64_t pieces = std::min(ctas / rows, kMostPieces);
+  return pieces >= 2 && pieces * rows * 4 >= ctas * 3 ? static_cast<int>(pieces) : 1;
+}
+
+inline void set_partial_slots(const DecodeShape& s, DecodeConfig& c) {
+  c.partial_slots = c.splits == 0                    ? 2 * c.ctas
+                    : c.splits == 1 || c.cluster > 0 ? 0
+                                                     : int64_t{s.batch} * s.kv_heads * c.splits;
+}
+
+// Launches a stream in clusters, if that fits; `ring_ctas`: those of an SM that read through rings, or 0.
+inline void use_clusters_if_even(const DecodeShape& s, const DecodeDevice& device, int ring_ctas,
+                                 int pieces, DecodeConfig& c) {
+  DecodeConfig even = c;
+  even.if_even = true;
+  if (ring_ctas > 0) {
+    if (!use_rings(s, device, {c.token_warps, c.ring_stages, ring_ctas}, pieces, even)) return;
+  } else {
+    set_token_warps(s, c.token_warps, pieces, even);
+    if (even.shared_bytes > kMostSharedForTwoBuffers) return;
+  }
+  even.cluster = pieces;
+  even.ctas = c.ctas / pieces * pieces;
+  c = even;
+}
+
+// Lets a stream in clusters have no more of them than run at once. False: these are too few for all rows.
+inline bool limit_clusters(const DecodeShape& s, int clusters, DecodeConfig& c) {
+  c.ctas = std::min(c.ctas, int64_t{clusters} * c.cluster);
+  set_partial_slots(s, c);
+  return int64_t{s.batch} * s.kv_heads <= clusters;
+}
+
 // All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
 inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                        int64_t slots, DecodeConfig& c) {
@@ -291,7 +314,12 @@ inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t
   const int64_t row_chunks = full_row_chunks(s, c);
   c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
   // One chunk a row, or no room for partial results: every row is one CTA's.
-  if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
+  if (row_chunks == 1 || c.ctas < 1) {
+    c.splits = 1;
+    return;
+  }
+  const int pieces = pieces_if_even(s, device, c, rows, c.ctas);
+  if (pieces > 1) use_clusters_if_even(s, device, ring_ctas, pieces, c);
 }
 
 inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, int64_t slots,
@@ -303,15 +331,12 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
     const bool pairs = pieces == 2;
     const bool clustered = (!pairs && has_rings(s, c) && use_wide_rings(s, device, rows, c)) ||
                            (pieces > 1 && use_clusters(s, pieces, pairs, c));
-    if (!clustered && !use_pairs_if_even(s, device, rows, slots, c))
-      use_stream(s, device, rows, slots, c);
+    if (!clustered) use_stream(s, device, rows, slots, c);
   } else if (c.splits == 2 && device.pairs > 0) {
     use_clusters(s, 2, false, c);
   }
   if (c.splits != 0) c.ctas = rows * c.splits;
-  c.partial_slots = c.splits == 0                    ? 2 * c.ctas
-                    : c.splits == 1 || c.cluster > 0 ? 0
-                                                     : int64_t{s.batch} * s.kv_heads * c.splits;
+  set_partial_slots(s, c);
 }
 
 }  // namespace jax_baracuda

@@ -9,6 +9,7 @@
 #include "decode/schedule.cuh"
 #include "decode/shared.cuh"
 #include "device/cluster.cuh"
+#include "device/divide.cuh"
 #include "device/math.cuh"
 #include "device/mbarrier.cuh"
 #include "device/memory.cuh"
@@ -88,8 +89,8 @@ __device__ __forceinline__ void write_output(const DecodeParams& p, const Row& r
 template <class Tile>
 __device__ __forceinline__ void send_quad(const DecodeParams& p, const DecodeShared<Tile>& shared,
                                           unsigned i, const Quad& quad) {
-  const unsigned last = p.cluster - 1, own = i >> p.cluster_bits, to = i & last;
-  const int at = (blockIdx.x & last) * p.cluster_quads + own;
+  const unsigned own = divide(i, p.cluster_divisor), to = i - own * p.cluster;
+  const int at = cluster_rank() * p.cluster_quads + own;
   const uint32_t barrier = shared_address(shared.all_received);
   send_remote(shared_address(shared.received_out + at),
               make_float4(quad.out[0], quad.out[1], quad.out[2], quad.out[3]), barrier, to);
@@ -149,8 +150,7 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
 template <class Tile>
 __device__ __forceinline__ unsigned own_quads(const DecodeParams& p, const Row& row) {
   const unsigned quads = row.heads(p) * (Tile::kDimTile / 4);
-  const unsigned last = p.cluster - 1;
-  return (quads + last - (blockIdx.x & last)) >> p.cluster_bits;
+  return divide(quads + p.cluster - 1 - cluster_rank(), p.cluster_divisor);
 }
 
 // Makes the barrier that counts the `bytes` that are sent to this CTA, and tells the others.
@@ -188,7 +188,7 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& 
 #endif
 #pragma unroll 1
   for (unsigned own = threadIdx.x; own < quads; own += blockDim.x) {
-    const unsigned i = own * pieces + (blockIdx.x & (pieces - 1));
+    const unsigned i = own * pieces + cluster_rank();
     const int d = i % kQuads * 4;
     if (d >= p.head_dim) continue;
     Quad quad;
@@ -219,8 +219,7 @@ __device__ __forceinline__ unsigned bytes_by_warp(const DecodeParams& p, const R
 template <class Tile>
 __device__ __forceinline__ void send_warp(const DecodeParams& p, const Row& row,
                                           const DecodeShared<Tile>& shared, Tile& tile, int warp) {
-  const unsigned last = p.cluster - 1;
-  const int part = (blockIdx.x & last) * p.token_warps + warp;
+  const int part = cluster_rank() * p.token_warps + warp;
   const uint32_t barrier = shared_address(shared.all_received);
   const uint32_t out = shared_address(shared.sent_out) + part * p.cluster_quads * 16;
   const uint32_t stats = shared_address(shared.sent_stats) + part * p.block_heads * 8;
@@ -233,7 +232,8 @@ __device__ __forceinline__ void send_warp(const DecodeParams& p, const Row& row,
       },
       [&](int head, int d, float4 quad) {
         const unsigned i = head * (Tile::kDimTile / 4) + d / 4;
-        send_remote(out + (i >> p.cluster_bits) * 16, quad, barrier, i & last);
+        const unsigned own = divide(i, p.cluster_divisor);
+        send_remote(out + own * 16, quad, barrier, i - own * p.cluster);
       });
 }
 
@@ -253,7 +253,7 @@ __device__ __forceinline__ void merge_sent(const DecodeParams& p, const Row& row
 #pragma unroll 1
   for (unsigned begin = 0; begin < quads; begin += blockDim.x / lanes) {
     const unsigned own = begin + threadIdx.x / lanes;
-    const unsigned i = own * p.cluster + (blockIdx.x & (p.cluster - 1));
+    const unsigned i = own * p.cluster + cluster_rank();
     const int head = i / kQuads;
     Quad quad;
 #pragma unroll 1

@@ -120,7 +120,7 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   p.table_offset = config.table_offset;
   if (config.cluster > 0) {
     p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.cluster);
-    while (1 << p.cluster_bits < config.cluster) ++p.cluster_bits;
+    p.cluster_divisor = Divisor(static_cast<uint32_t>(config.cluster));
     p.quad_lanes = quad_lanes(config.warps() * 32, p.cluster_quads);
   }
   p.result_floats = config.result_floats;

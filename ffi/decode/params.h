@@ -48,7 +48,8 @@ struct DecodeConfig {
   // How the rows are spread.
   int splits = 0;   // 0: stream, else pieces per row
   int cluster = 0;  // CTAs of a cluster, which merges the pieces of a row itself; 0: none
-  // A row is a cluster's only where the requests are nearly even, which the device finds out; else the rows are a stream.
+  // A row is a cluster's only where the requests are nearly even, which the device finds out; else the clusters' CTAs are a
+  // stream.
   bool if_even = false;
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
@@ -60,12 +61,12 @@ struct DecodeConfig {
 struct DecodeDevice {
   int sms = 0;
   int ctas_per_sm = 0;    // CTAs of the default layout that one SM holds
+  bool if_even = true;    // whether a stream may be launched in clusters, too
   int pairs = 0;          // clusters of two CTAs of the largest size that run at once
   int wide_clusters = 0;  // likewise of kWideCluster CTAs
-  // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its clusters.
+  // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its wide clusters.
   int ring_shared = 0;
   int wide_ring_clusters = 0;
-  int ring_pairs = 0;
 };
 
 struct DecodeParams {
@@ -105,7 +106,8 @@ struct DecodeParams {
   int result_floats;  // of shared memory, for the results of a CTA's warps or for what those of a cluster send
   int received_quads;  // that a CTA is sent by the CTAs of a cluster; 0 where warps send
   int quad_lanes;      // that share a quad which warps send
-  int cluster_quads, cluster_bits;  // that a CTA of a cluster finishes; log2 of the cluster's CTAs
+  int cluster_quads;   // that a CTA of a cluster finishes
+  Divisor cluster_divisor;
   int ctas;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,
   // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.

@@ -62,33 +62,44 @@ def test_a_stream_fills_the_device_and_no_more(batch, capacity):
 
 def test_full_rows_that_half_fill_the_device_go_to_pairs():
     chosen = plan(batch=8)
-    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (2, True, 128)
+    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (2, 2, 128)
     assert chosen["token_warps"] == 12  # one CTA an SM, as many warps as its registers allow
     assert chosen["workspace_bytes"] == 0
 
 
-def test_uneven_lengths_are_given_to_pairs_where_they_turn_out_to_be_even():
-    chosen = plan(batch=8, uneven_lengths=True)
-    assert (chosen["splits"], chosen["cluster"], chosen["if_even"]) == (0, True, True)
-    assert chosen["ctas"] == 132  # all of them, if they are a stream
-    assert chosen["token_warps"] == 12
-    assert chosen["workspace_bytes"] == 2 * 132 * 4 * 4 * (128 + 2)
-    assert not plan(batch=8)["if_even"]
+@pytest.mark.parametrize(
+    ("sizes", "pieces", "ctas"),
+    [
+        (dict(batch=8), 6, 3 * SMS),
+        (dict(batch=16), 3, 3 * SMS),
+        (dict(batch=8, kv_capacity=1024, hopper=True), 4, 2 * SMS),  # through rings
+        (dict(batch=5, kv_capacity=2000, hopper=True), 6, 2 * SMS),
+        (dict(batch=4, kv_capacity=2000, hopper=True), 8, 2 * SMS),
+        (dict(batch=8, kv_capacity=1024, head_dim=256, hopper=True), 2, SMS),
+    ],
+)
+def test_a_stream_of_uneven_lengths_is_launched_in_clusters(sizes, pieces, ctas):
+    """One takes a row where the lengths turn out to be even."""
+    chosen = plan(uneven_lengths=True, **sizes)
+    assert (chosen["splits"], chosen["cluster"], chosen["if_even"]) == (0, pieces, True)
+    assert chosen["ctas"] == ctas
+    assert chosen["workspace_bytes"] == 2 * ctas * 4 * 4 * (sizes.get("head_dim", 128) + 2)
 
 
 @pytest.mark.parametrize(
     "sizes",
     [
-        dict(batch=5),  # rows are too few for all multiprocessors
-        dict(batch=9),  # too many to run at once
-        dict(batch=64, kv_heads=1),  # more requests than a warp has lanes
-        dict(batch=8, group=128),
-        dict(batch=8, workspace=263 * 4 * 4 * (128 + 2)),
+        dict(batch=8, uneven_lengths=False),
+        dict(batch=3),  # clusters of eight would leave half of the device idle
+        dict(batch=33),  # more requests than a warp has lanes
+        dict(batch=30),  # one CTA a row
+        dict(batch=1, kv_heads=4),  # likewise
+        dict(batch=8, group=129),
+        dict(batch=8, workspace=127 * 4 * 4 * (128 + 2)),
     ],
 )
-def test_other_uneven_lengths_are_a_stream(sizes):
-    chosen = plan(uneven_lengths=True, **sizes)
-    assert not chosen["cluster"]
+def test_other_streams_are_not(sizes):
+    chosen = plan(**{"uneven_lengths": True, **sizes})
     assert not chosen["if_even"]
 
 
@@ -102,7 +113,7 @@ def test_pairs_fit_their_shared_memory():
 @pytest.mark.parametrize("capacity", [512, 1024, 2048])
 def test_short_rows_of_one_request_go_to_wide_clusters(capacity):
     chosen = plan(kv_capacity=capacity, hopper=True)
-    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (8, True, 64)
+    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (8, 8, 64)
     assert (chosen["token_warps"], chosen["ring_stages"]) == (8, 3)
     assert chosen["workspace_bytes"] == 0
 
@@ -110,7 +121,7 @@ def test_short_rows_of_one_request_go_to_wide_clusters(capacity):
 def test_wide_clusters_without_rings_are_for_the_shortest_rows():
     sizes = dict(hopper=True, group=16)  # too many query heads for the kernel with rings
     chosen = plan(kv_capacity=1024, **sizes)
-    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (8, True, 0)
+    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (8, 8, 0)
     assert chosen["token_warps"] == 4 // chosen["slices"]
     assert plan(kv_capacity=2048, **sizes)["splits"] == 0
 
@@ -205,16 +216,16 @@ def test_requests_in_pages_have_no_more_than_the_table_in_all():
     assert paged_plan(64 * 2048, batch=64)["ring_stages"] == 0
 
 
-def test_pages_of_a_few_requests_go_to_pairs_where_they_turn_out_to_be_even():
-    for tokens, rings in ((8 * 1024, 3), (8 * 2048, 3), (8 * 8192, 0)):
+def test_pages_of_a_few_requests_are_read_by_clusters_where_they_turn_out_to_be_even():
+    for tokens, pieces, stages in ((8 * 1024, 4, 2), (8 * 2048, 4, 2), (8 * 8192, 6, 0)):
         chosen = paged_plan(tokens, batch=8)
-        assert (chosen["splits"], chosen["if_even"], chosen["ctas"]) == (0, True, 132)
-        assert chosen["ring_stages"] == rings, tokens
+        assert (chosen["splits"], chosen["if_even"]) == (0, True)
+        assert (chosen["cluster"], chosen["ring_stages"]) == (pieces, stages), tokens
 
 
 def test_pairs_go_before_rings():
     chosen = plan(batch=8, kv_capacity=1024, hopper=True)
-    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, True, 0)
+    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, 2, 0)
 
 
 def test_one_chunk_is_not_split():
