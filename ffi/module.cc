@@ -108,7 +108,6 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   plan["table_offset"] = config.table_offset;
   plan["splits"] = config.splits;
   plan["cluster"] = config.cluster;
-  plan["if_even"] = config.if_even;
   plan["ctas"] = config.ctas;
   plan["workspace_bytes"] = jax_baracuda::workspace_bytes(shape, config);
   return plan;

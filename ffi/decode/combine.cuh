@@ -223,10 +223,6 @@ __global__ void __launch_bounds__(kCombineWarps * 32, kBeside ? 4 : 1)
   const unsigned unit = by_warp ? blockIdx.x * kCombineWarps + warp : blockIdx.x;
   const unsigned candidate = unit / static_cast<unsigned>(p.block_heads);
   const int head = unit - candidate * p.block_heads;
-  if (p.if_even && nearly_even(p)) {  // nothing to add; but this grid must not end before the other
-    if (blockIdx.x == 0) wait_for_dependency();
-    return;
-  }
   Contributions parts = {};
   if (candidate < candidates) parts = find_contributions(p, candidate, head, by_border);
   // Every CTA waits, also those without work: this grid must not end before the one it follows.

@@ -19,8 +19,7 @@ constexpr int max_warps(DType dtype, int dim_tile, int head_tile, bool vector) {
 }
 
 inline constexpr int kMaxSplits = 1024;
-inline constexpr int kMostComparedRequests = 32;  // a lane of a warp looks at one
-inline constexpr int kWideCluster = 8;            // CTAs of a wide cluster
+inline constexpr int kWideCluster = 8;  // CTAs of a wide cluster
 
 constexpr int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -44,26 +43,17 @@ constexpr int cluster_quads(int block_heads, int dim_tile, int pieces) {
   return ceil_div(block_heads * (dim_tile / 4), pieces);
 }
 
-// Lanes, a power of two, that share each of so many quads.
-constexpr int quad_lanes(int threads, int quads) {
-  int lanes = 1;
-  while (lanes < 32 && 2 * lanes * quads <= threads) lanes *= 2;
-  return lanes;
-}
-
-// What the warps of a cluster send to one of its CTAs, in floats: its quads, and the statistics of all query heads.
-constexpr int sent_floats(int block_heads, int token_warps, int dim_tile, int pieces) {
-  const int each = cluster_quads(block_heads, dim_tile, pieces) * 4 + block_heads * 2;
-  return (pieces * token_warps * each + 3) / 4 * 4;
-}
-
-// Of a CTA with its query heads, with `result_floats` for results of its warps and room for `received_quads`.
-constexpr int decode_shared_bytes(DType dtype, int dim_tile, int heads, int result_floats,
-                                  int received_quads) {
+// `pieces`: CTAs of a cluster, which send each other their quads with maximum and sum; 1: there is no cluster.
+constexpr int decode_shared_bytes(DType dtype, int dim_tile, int head_tile, int slices,
+                                  int token_warps, int block_heads, int merge_buffers, int pieces) {
+  const int heads = slices * head_tile;
   const int query = 2 * heads * dim_tile * element_bytes(dtype);
+  const int merge = merge_buffers * merge_floats(block_heads, token_warps, dim_tile) * 4;
+  const int received =
+      pieces == 1 ? 0 : pieces * cluster_quads(block_heads, dim_tile, pieces) * kQuadBytes;
   const int barrier = 8;
   const int slopes = 2 * heads * 4;
-  return query + result_floats * 4 + received_quads * kQuadBytes + barrier + slopes;
+  return query + merge + received + barrier + slopes;
 }
 
 // A tile of a ring: keys, and values of which every fourth row is followed by 32 bytes of nothing.
@@ -76,29 +66,18 @@ constexpr int ring_stage_bytes(DType dtype, int dim_tile) {
 inline constexpr int kMostSharedForTwoBuffers = 48 * 1024;
 inline constexpr int kMostClusterShared = 227 * 1024;
 
-// `pieces`: CTAs of a cluster, which send each other their quads, each CTA or (`rings`) each warp its own; 1: there is none.
 inline void set_token_warps(const DecodeShape& s, int token_warps, int pieces, DecodeConfig& c,
-                            bool rings = false) {
-  const int merge = merge_floats(c.block_heads, token_warps, c.dim_tile);
-  const auto bytes = [&] {
-    return decode_shared_bytes(s.dtype, c.dim_tile, c.slices * c.head_tile, c.result_floats,
-                               c.received_quads);
-  };
+                            int most_buffers = 2) {
   c.token_warps = token_warps;
   c.chunk_tokens = token_warps * warp_tokens(s.dtype, c.dim_tile);
-  c.merge_buffers = 1;
-  c.result_floats = merge;
-  c.received_quads = 0;
-  if (pieces > 1 && rings)
-    c.result_floats = std::max(merge, sent_floats(c.block_heads, token_warps, c.dim_tile, pieces));
-  else if (pieces > 1)
-    c.received_quads = pieces * cluster_quads(c.block_heads, c.dim_tile, pieces);
-  c.shared_bytes = bytes();
-  if ((pieces > 1 && !c.if_even) || rings || c.shared_bytes + merge * 4 > kMostSharedForTwoBuffers)
-    return;
-  c.merge_buffers = 2;
-  c.result_floats = 2 * merge;
-  c.shared_bytes = bytes();
+  const auto bytes = [&](int buffers) {
+    return decode_shared_bytes(s.dtype, c.dim_tile, c.head_tile, c.slices, token_warps,
+                               c.block_heads, buffers, pieces);
+  };
+  // A CTA of a cluster has one row.
+  const bool two = pieces == 1 && most_buffers == 2 && bytes(2) <= kMostSharedForTwoBuffers;
+  c.merge_buffers = two ? 2 : 1;
+  c.shared_bytes = bytes(c.merge_buffers);
 }
 
 // The layout of a CTA; nothing here depends on the batch, so that a fixed split count gives a request
@@ -157,20 +136,14 @@ inline bool wide_clusters_fit(const DecodeShape& s, const DecodeDevice& device,
          rows * kWideCluster * 4 >= device.sms;
 }
 
-// Whether a pair of CTAs for every row, of which `at_once` run at once, fill the device.
-inline bool pairs_fit(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
-                      int64_t rows, int at_once) {
-  return c.head_blocks == 1 && full_row_chunks(s, c) >= 2 && rows <= at_once &&
-         rows * 2 * 4 >= int64_t{device.sms} * 3;
-}
-
 // How many CTAs to give every row as a cluster: no partial results in memory and no second kernel; 1: none. It takes rows
 // whose lengths cannot differ (a cluster cannot help another one) and clusters that all run at once. Pairs shall fill the
 // device, wide clusters are for short problems.
 inline int cluster_pieces(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
                           int64_t rows) {
   if (s.uneven_lengths || c.head_blocks > 1) return 1;
-  if (pairs_fit(s, device, c, rows, device.pairs)) return 2;
+  if (full_row_chunks(s, c) >= 2 && rows <= device.pairs && rows * 2 * 4 >= int64_t{device.sms} * 3)
+    return 2;
   const bool wide = wide_clusters_fit(s, device, c, rows, device.wide_clusters);
   return wide && full_row_bytes(s) <= kMostWideBytes ? kWideCluster : 1;
 }
@@ -186,7 +159,8 @@ inline bool use_clusters(const DecodeShape& s, int pieces, bool all_warps, Decod
   DecodeConfig clustered = c;
   set_token_warps(s, token_warps, pieces, clustered);
   if (clustered.shared_bytes > kMostClusterShared) return false;
-  clustered.splits = clustered.cluster = pieces;
+  clustered.splits = pieces;
+  clustered.cluster = true;
   c = clustered;
   return true;
 }
@@ -222,7 +196,7 @@ inline void place_table(const DecodeShape& s, const DecodeDevice& device, int ct
 inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm form, int pieces,
                       DecodeConfig& c) {
   DecodeConfig ring = c;
-  set_token_warps(s, form.warps, pieces, ring, true);
+  set_token_warps(s, form.warps, pieces, ring, 1);
   ring.ring_stages = form.stages;
   ring.ring_offset = (ring.shared_bytes + 127) / 128 * 128;
   const int tile = ring_stage_bytes(s.dtype, c.dim_tile) + 8;  // with its barrier
@@ -241,20 +215,21 @@ inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int
       !wide_clusters_fit(s, device, c, rows, device.wide_ring_clusters) ||
       !use_rings(s, device, {8, 3, 1}, kWideCluster, c))
     return false;
-  c.splits = c.cluster = kWideCluster;
+  c.splits = kWideCluster;
+  c.cluster = true;
   return true;
 }
 
 // Rings in the stream: for caches so large that their start matters little, and so small that it is not yet all the same
-// how the bytes come (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
+// how the bytes come; for pages, which take longer to begin with, also for smaller ones, if the rows are few
+// (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
 inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                             DecodeConfig& c) {
   constexpr int64_t kMiB = 1 << 20;
-  const bool paged_stream = s.paged && (s.batch == 1 || s.batch > kMostComparedRequests);
-  const int64_t least = (s.paged ? 6 : 24) * kMiB, most = (paged_stream ? 48 : 96) * kMiB;
+  const int64_t least = (s.paged ? 6 : 24) * kMiB, most = (s.paged ? 48 : 96) * kMiB;
   const int64_t most_for_wide = s.paged || c.dim_tile != 128 ? most : 192 * kMiB;
   const int64_t bytes = most_bytes(s, rows);
-  if (bytes < least || bytes > most_for_wide) return 0;
+  if (bytes < least || bytes > most_for_wide || (s.paged && 2 * rows > device.sms)) return 0;
   const RingForm form = c.dim_tile == 256 ? RingForm{4, 3, 1}
                         : bytes <= most   ? RingForm{4, 2, 2}
                                           : RingForm{8, 3, 1};
@@ -265,47 +240,6 @@ inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
   return c.partial_slots * partial_bytes(s, c);
 }
 
-// How many of `ctas` CTAs to launch as a cluster, so that a row can be a cluster's where the requests turn out to be nearly
-// even, and little of the device idle then; 1: there are too few rows or too many.
-inline int pieces_if_even(const DecodeShape& s, const DecodeDevice& device, const DecodeConfig& c,
-                          int64_t rows, int64_t ctas) {
-  constexpr int64_t kMostPieces = 8;
-  if (!s.uneven_lengths || s.batch > kMostComparedRequests || c.head_blocks > 1 ||
-      device.pairs == 0 || !device.if_even)
-    return 1;
-  const int64_t pieces = std::min(ctas / rows, kMostPieces);
-  return pieces >= 2 && pieces * rows * 4 >= ctas * 3 ? static_cast<int>(pieces) : 1;
-}
-
-inline void set_partial_slots(const DecodeShape& s, DecodeConfig& c) {
-  c.partial_slots = c.splits == 0                    ? 2 * c.ctas
-                    : c.splits == 1 || c.cluster > 0 ? 0
-                                                     : int64_t{s.batch} * s.kv_heads * c.splits;
-}
-
-// Launches a stream in clusters, if that fits; `ring_ctas`: those of an SM that read through rings, or 0.
-inline void use_clusters_if_even(const DecodeShape& s, const DecodeDevice& device, int ring_ctas,
-                                 int pieces, DecodeConfig& c) {
-  DecodeConfig even = c;
-  even.if_even = true;
-  if (ring_ctas > 0) {
-    if (!use_rings(s, device, {c.token_warps, c.ring_stages, ring_ctas}, pieces, even)) return;
-  } else {
-    set_token_warps(s, c.token_warps, pieces, even);
-    if (even.shared_bytes > kMostSharedForTwoBuffers) return;
-  }
-  even.cluster = pieces;
-  even.ctas = c.ctas / pieces * pieces;
-  c = even;
-}
-
-// Lets a stream in clusters have no more of them than run at once. False: these are too few for all rows.
-inline bool limit_clusters(const DecodeShape& s, int clusters, DecodeConfig& c) {
-  c.ctas = std::min(c.ctas, int64_t{clusters} * c.cluster);
-  set_partial_slots(s, c);
-  return int64_t{s.batch} * s.kv_heads <= clusters;
-}
-
 // All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
 inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                        int64_t slots, DecodeConfig& c) {
@@ -314,18 +248,14 @@ inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t
   const int64_t row_chunks = full_row_chunks(s, c);
   c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
   // One chunk a row, or no room for partial results: every row is one CTA's.
-  if (row_chunks == 1 || c.ctas < 1) {
-    c.splits = 1;
-    return;
-  }
-  const int pieces = pieces_if_even(s, device, c, rows, c.ctas);
-  if (pieces > 1) use_clusters_if_even(s, device, ring_ctas, pieces, c);
+  if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
 }
 
 inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, int64_t slots,
                             DecodeConfig& c) {
   const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
   c.splits = s.num_splits;
+  c.cluster = false;
   if (c.splits == 0) {
     const int pieces = cluster_pieces(s, device, c, rows);
     const bool pairs = pieces == 2;
@@ -336,7 +266,9 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
     use_clusters(s, 2, false, c);
   }
   if (c.splits != 0) c.ctas = rows * c.splits;
-  set_partial_slots(s, c);
+  c.partial_slots = c.splits == 0                ? 2 * c.ctas
+                    : c.splits == 1 || c.cluster ? 0
+                                                 : int64_t{s.batch} * s.kv_heads * c.splits;
 }
 
 }  // namespace jax_baracuda

@@ -27,8 +27,6 @@ struct KernelState {
   std::atomic<bool> clusters{false};   // whether its code knows of clusters and of early launches
   std::atomic<int> pairs{0}, wide{0};  // clusters that run at once; see DecodeDevice
   std::atomic<uint64_t> occupancy{0};  // threads << 40 | shared bytes << 8 | CTAs per SM
-  // Of a stream in clusters: threads << 40 | shared bytes << 20 | CTAs of a cluster << 16 | clusters that run at once.
-  std::atomic<uint64_t> stream_clusters{0};
 };
 KernelState g_states[kMaxDevices][kMaxKernels];
 
@@ -69,10 +67,8 @@ DecodeConfig largest_layout(const DecodeKernel& kernel, bool clusters) {
   for (int slices = 1; slices <= kMaxSlices; ++slices) {
     const int token_warps = slices == 1 ? warps : token_warps_for(slices);
     const auto bytes = [&](int pieces) {
-      const int heads = slices * kernel.head_tile;
-      const int received = pieces > 1 ? pieces * cluster_quads(heads, kernel.dim_tile, pieces) : 0;
-      return decode_shared_bytes(kernel.dtype, kernel.dim_tile, heads,
-                                 merge_floats(heads, token_warps, kernel.dim_tile), received);
+      return decode_shared_bytes(kernel.dtype, kernel.dim_tile, kernel.head_tile, slices,
+                                 token_warps, slices * kernel.head_tile, 1, pieces);
     };
     largest.shared_bytes = std::max(largest.shared_bytes, bytes(1));
     if (clusters)  // what is larger than that is not used
@@ -129,17 +125,6 @@ cudaError_t occupancy(const DecodeKernel& kernel, const DecodeConfig& c, KernelS
   return error;
 }
 
-// How many clusters of a stream run at once; 0 where the device cannot take them.
-int resident_clusters(const DecodeKernel& kernel, const DecodeConfig& c, KernelState& state) {
-  const uint64_t key =
-      uint64_t(c.warps() * 32) << 40 | uint64_t(c.shared_bytes) << 20 | uint64_t(c.cluster) << 16;
-  const uint64_t stored = state.stream_clusters.load(std::memory_order_relaxed);
-  if ((stored & ~uint64_t{0xffff}) == key) return static_cast<int>(stored & 0xffff);
-  const int clusters = std::min(measure_clusters(kernel, c, c.cluster), 0xffff);
-  state.stream_clusters.store(key | uint64_t(clusters), std::memory_order_relaxed);
-  return clusters;
-}
-
 // What the schedule needs to know of the kernel that reads this layout through rings, if there is one that runs here.
 cudaError_t describe_rings(const DecodeShape& shape, const DecodeConfig& layout, int ordinal,
                            int major, DecodeDevice* device) {
@@ -177,17 +162,7 @@ cudaError_t plan_decode(const DecodeShape& shape, int64_t workspace_bytes, Decod
   if (error != cudaSuccess) return error;
   device.pairs = state.pairs.load(std::memory_order_relaxed);
   device.wide_clusters = state.wide.load(std::memory_order_relaxed);
-  const int64_t slots = workspace_bytes / partial_bytes(shape, *config);
-  const DecodeConfig layout = *config;
-  choose_schedule(shape, device, slots, *config);
-  if (!config->if_even) return cudaSuccess;
-  const int chosen = find_kernel(shape.dtype, *config);
-  const int clusters =
-      resident_clusters(decode_kernels()[chosen], *config, g_states[ordinal][chosen]);
-  if (limit_clusters(shape, clusters, *config)) return cudaSuccess;
-  *config = layout;
-  device.if_even = false;
-  choose_schedule(shape, device, slots, *config);
+  choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, *config), *config);
   return cudaSuccess;
 }
 
@@ -197,7 +172,7 @@ cudaError_t launch_decode(const DecodeShape& shape, const DecodeConfig& config,
   if (cudaError_t error = cudaGetDevice(&ordinal); error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t launch =
-      launch_config(config, config.ctas, std::max(config.cluster, 1), &attribute, stream);
+      launch_config(config, config.ctas, config.cluster ? config.splits : 1, &attribute, stream);
   const int index = find_kernel(shape.dtype, config);
   const cudaError_t error = decode_kernels()[index].launch(launch, params);
   if (error != cudaSuccess || config.partial_slots == 0) return error;

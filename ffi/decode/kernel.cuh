@@ -16,9 +16,9 @@
 namespace jax_baracuda {
 
 // Where the piece of a row that ends at `last` goes.
-__device__ __forceinline__ Destination destination(const DecodeParams& p, bool clustered,
-                                                   const Cursor& last, int segment_begin) {
-  if (clustered) return {Destination::kCluster, -1};
+__device__ __forceinline__ Destination destination(const DecodeParams& p, const Cursor& last,
+                                                   int segment_begin) {
+  if (p.cluster) return {Destination::kCluster, -1};
   if (p.splits == 1) return {Destination::kOutput, -1};
   if (p.splits > 0) {
     const int64_t line_row = int64_t{last.row.b} * p.kv_heads + last.row.kv_head;
@@ -42,11 +42,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int token_offset = token_warp * Tile::kTokens;
   Source source(p, token_offset);
 
-  const bool clustered = rows_are_clusters<Source::kKeys>(p);
-  if (clustered && is_spare(p, blockIdx.x)) return;
-  Cursor cursor = first_chunk<Source::kKeys>(p, clustered ? p.cluster : p.splits, blockIdx.x);
-  if (clustered)
-    enter_cluster(shared, bytes_by_cta<Tile>(p, cursor.row));
+  Cursor cursor = first_chunk<Source::kKeys>(p, blockIdx.x);
+  if (p.cluster)
+    enter_cluster(p, cursor.row, shared);
   else if (cursor.remaining == 0)
     return;
 
@@ -100,8 +98,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                  cursor.row.heads(p) - slice * Tile::kHeadTile);
       copy_async_wait_all();
       __syncthreads();
-      merge_warps(p, cursor.row, shared, merge_buffer,
-                  destination(p, clustered, cursor, segment_begin));
+      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, cursor, segment_begin));
       if (!more) break;
       if (p.merge_stride == 0) __syncthreads();
       merge_buffer = p.merge_stride - merge_buffer;
@@ -113,7 +110,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     token = next_token;
     limit = next_limit;
   }
-  if (clustered) merge_cluster(p, cursor.row, shared);
+  if (p.cluster) merge_cluster(p, cursor.row, shared);
 }
 
 }  // namespace jax_baracuda

@@ -9,7 +9,6 @@
 #include "decode/schedule.cuh"
 #include "decode/shared.cuh"
 #include "device/cluster.cuh"
-#include "device/divide.cuh"
 #include "device/math.cuh"
 #include "device/mbarrier.cuh"
 #include "device/memory.cuh"
@@ -89,8 +88,8 @@ __device__ __forceinline__ void write_output(const DecodeParams& p, const Row& r
 template <class Tile>
 __device__ __forceinline__ void send_quad(const DecodeParams& p, const DecodeShared<Tile>& shared,
                                           unsigned i, const Quad& quad) {
-  const unsigned own = divide(i, p.cluster_divisor), to = i - own * p.cluster;
-  const int at = cluster_rank() * p.cluster_quads + own;
+  const unsigned last = p.splits - 1, own = i >> p.cluster_bits, to = i & last;
+  const int at = (blockIdx.x & last) * p.cluster_quads + own;
   const uint32_t barrier = shared_address(shared.all_received);
   send_remote(shared_address(shared.received_out + at),
               make_float4(quad.out[0], quad.out[1], quad.out[2], quad.out[3]), barrier, to);
@@ -150,28 +149,24 @@ __device__ __forceinline__ void merge_warps(const DecodeParams& p, const Row& ro
 template <class Tile>
 __device__ __forceinline__ unsigned own_quads(const DecodeParams& p, const Row& row) {
   const unsigned quads = row.heads(p) * (Tile::kDimTile / 4);
-  return divide(quads + p.cluster - 1 - cluster_rank(), p.cluster_divisor);
+  const unsigned last = p.splits - 1;
+  return (quads + last - (blockIdx.x & last)) >> p.cluster_bits;
 }
 
-// Makes the barrier that counts the `bytes` that are sent to this CTA, and tells the others.
+// Makes the barrier that counts what is sent to this CTA, and tells the others.
 template <class Tile>
-__device__ __forceinline__ void enter_cluster(const DecodeShared<Tile>& shared, unsigned bytes) {
+__device__ __forceinline__ void enter_cluster(const DecodeParams& p, const Row& row,
+                                              const DecodeShared<Tile>& shared) {
 #if __CUDA_ARCH__ >= 900
   if (threadIdx.x == 0) {
     const uint32_t barrier = shared_address(shared.all_received);
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
-    mbarrier_arrive_expect(barrier, bytes);
+    mbarrier_arrive_expect(barrier, own_quads<Tile>(p, row) * p.splits * kQuadBytes);
   }
   __syncwarp();
   announce_to_cluster();
 #endif
-}
-
-// What a CTA is sent that is sent one result by every CTA.
-template <class Tile>
-__device__ __forceinline__ unsigned bytes_by_cta(const DecodeParams& p, const Row& row) {
-  return own_quads<Tile>(p, row) * p.cluster * kQuadBytes;
 }
 
 // The CTAs of a cluster send each other the quads of one row; each of them finishes its own.
@@ -180,7 +175,7 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& 
                                               const DecodeShared<Tile>& shared) {
   constexpr unsigned kQuads = Tile::kDimTile / 4;
   constexpr int kBatch = 4;
-  const int pieces = p.cluster;
+  const int pieces = p.splits;
   const unsigned quads = own_quads<Tile>(p, row);
   // Nobody leaves before all that is sent to it is there: no CTA writes to one that has left.
 #if __CUDA_ARCH__ >= 900
@@ -188,7 +183,7 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& 
 #endif
 #pragma unroll 1
   for (unsigned own = threadIdx.x; own < quads; own += blockDim.x) {
-    const unsigned i = own * pieces + cluster_rank();
+    const unsigned i = own * pieces + (blockIdx.x & (pieces - 1));
     const int d = i % kQuads * 4;
     if (d >= p.head_dim) continue;
     Quad quad;
@@ -206,85 +201,6 @@ __device__ __forceinline__ void merge_cluster(const DecodeParams& p, const Row& 
       quad.add(stats, parts);
     }
     write_output<Tile>(p, row, i / kQuads, d, quad);
-  }
-}
-
-// What a CTA is sent that is sent one result by every warp, with the statistics of all query heads.
-template <class Tile>
-__device__ __forceinline__ unsigned bytes_by_warp(const DecodeParams& p, const Row& row) {
-  return p.cluster * p.token_warps * (own_quads<Tile>(p, row) * 16 + row.heads(p) * 8);
-}
-
-// Sends this warp's result to the CTAs of the cluster: to each one its quads, and the statistics.
-template <class Tile>
-__device__ __forceinline__ void send_warp(const DecodeParams& p, const Row& row,
-                                          const DecodeShared<Tile>& shared, Tile& tile, int warp) {
-  const int part = cluster_rank() * p.token_warps + warp;
-  const uint32_t barrier = shared_address(shared.all_received);
-  const uint32_t out = shared_address(shared.sent_out) + part * p.cluster_quads * 16;
-  const uint32_t stats = shared_address(shared.sent_stats) + part * p.block_heads * 8;
-  await_cluster();
-  tile.hand_out(
-      row.heads(p),
-      [&](int head, int quarter, float2 statistics) {
-        for (int to = quarter; to < p.cluster; to += 4)
-          send_remote(stats + head * 8, statistics, barrier, to);
-      },
-      [&](int head, int d, float4 quad) {
-        const unsigned i = head * (Tile::kDimTile / 4) + d / 4;
-        const unsigned own = divide(i, p.cluster_divisor);
-        send_remote(out + own * 16, quad, barrier, i - own * p.cluster);
-      });
-}
-
-// Adds up what the warps of the cluster have sent: `p.quad_lanes` lanes share a quad.
-template <class Tile>
-__device__ __forceinline__ void merge_sent(const DecodeParams& p, const Row& row,
-                                           const DecodeShared<Tile>& shared) {
-  constexpr unsigned kQuads = Tile::kDimTile / 4;
-  constexpr unsigned kAll = 0xffffffffu;
-  constexpr int kBatch = 4;
-  const unsigned lanes = p.quad_lanes, lane = threadIdx.x & (lanes - 1);
-  const unsigned parts = p.cluster * p.token_warps, quads = own_quads<Tile>(p, row);
-  // Nobody leaves before all that is sent to it is there: no CTA writes to one that has left.
-#if __CUDA_ARCH__ >= 900
-  mbarrier_wait(shared_address(shared.all_received), 0);
-#endif
-#pragma unroll 1
-  for (unsigned begin = 0; begin < quads; begin += blockDim.x / lanes) {
-    const unsigned own = begin + threadIdx.x / lanes;
-    const unsigned i = own * p.cluster + cluster_rank();
-    const int head = i / kQuads;
-    Quad quad;
-#pragma unroll 1
-    for (unsigned first = lane; first < parts; first += kBatch * lanes) {
-      float2 stats[kBatch];
-      float4 out[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        const unsigned part = first + j * lanes;
-        const bool valid = part < parts && own < quads;
-        stats[j] = valid ? shared.sent_stats[part * p.block_heads + head]
-                         : make_float2(negative_infinity(), 0.0f);
-        out[j] = valid ? shared.sent_out[part * p.cluster_quads + own]
-                       : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      }
-      quad.add(stats, out);
-    }
-    float overall = quad.maximum;
-    for (unsigned offset = 1; offset < lanes; offset *= 2)
-      overall = fmaxf(overall, __shfl_xor_sync(kAll, overall, offset));
-    const float weight = weight_of(quad.maximum, overall);
-    quad.maximum = overall;
-    quad.sum *= weight;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) quad.out[e] *= weight;
-    for (unsigned offset = 1; offset < lanes; offset *= 2) {
-      quad.sum += __shfl_xor_sync(kAll, quad.sum, offset);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) quad.out[e] += __shfl_xor_sync(kAll, quad.out[e], offset);
-    }
-    if (lane == 0 && own < quads) write_output<Tile>(p, row, head, i % kQuads * 4, quad);
   }
 }
 

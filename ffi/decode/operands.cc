@@ -114,17 +114,13 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   p.head_blocks = config.head_blocks;
   p.splits = config.splits;
   p.cluster = config.cluster;
-  p.if_even = config.if_even;
   p.ring_stages = config.ring_stages;
   p.ring_offset = config.ring_offset;
   p.table_offset = config.table_offset;
-  if (config.cluster > 0) {
-    p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.cluster);
-    p.cluster_divisor = Divisor(static_cast<uint32_t>(config.cluster));
-    p.quad_lanes = quad_lanes(config.warps() * 32, p.cluster_quads);
+  if (config.cluster) {
+    p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.splits);
+    while (1 << p.cluster_bits < config.splits) ++p.cluster_bits;
   }
-  p.result_floats = config.result_floats;
-  p.received_quads = config.received_quads;
   p.ctas = static_cast<int>(config.ctas);
   p.merge_buffers = config.merge_buffers;
   p.merge_stride = config.merge_buffers == 1

@@ -38,19 +38,14 @@ struct DecodeConfig {
   int block_heads = 0;    // query heads of a CTA: min(group, slices * head_tile)
   int head_blocks = 0;    // CTAs' worth of query heads in a group, 1 unless the group is huge
   int merge_buffers = 1;  // 2: rows end with one barrier less
-  int result_floats = 0;  // of shared memory; likewise as in DecodeParams
-  int received_quads = 0;
   int shared_bytes = 0;
   int ring_stages =
       0;  // tiles that each warp has in a ring in shared memory; 0: keys travel through registers
   int ring_offset = 0;   // bytes of shared memory in front of the rings
   int table_offset = 0;  // where the page table lies in shared memory; 0: it does not
   // How the rows are spread.
-  int splits = 0;   // 0: stream, else pieces per row
-  int cluster = 0;  // CTAs of a cluster, which merges the pieces of a row itself; 0: none
-  // A row is a cluster's only where the requests are nearly even, which the device finds out; else the clusters' CTAs are a
-  // stream.
-  bool if_even = false;
+  int splits = 0;        // 0: stream, else pieces per row
+  bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
   int64_t ctas = 0;
   int64_t partial_slots = 0;  // partial results that the workspace must hold
 
@@ -61,7 +56,6 @@ struct DecodeConfig {
 struct DecodeDevice {
   int sms = 0;
   int ctas_per_sm = 0;    // CTAs of the default layout that one SM holds
-  bool if_even = true;    // whether a stream may be launched in clusters, too
   int pairs = 0;          // clusters of two CTAs of the largest size that run at once
   int wide_clusters = 0;  // likewise of kWideCluster CTAs
   // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its wide clusters.
@@ -100,14 +94,8 @@ struct DecodeParams {
   int slices, token_warps, block_heads, head_blocks;
   int merge_buffers;
   int merge_stride;  // floats from one merge buffer to the other; 0: there is one
-  int splits, slot_heads;
-  int cluster;  // CTAs of a cluster, 0: none
-  int if_even;  // the rows are the clusters' where requests are nearly even
-  int result_floats;  // of shared memory, for the results of a CTA's warps or for what those of a cluster send
-  int received_quads;  // that a CTA is sent by the CTAs of a cluster; 0 where warps send
-  int quad_lanes;      // that share a quad which warps send
-  int cluster_quads;   // that a CTA of a cluster finishes
-  Divisor cluster_divisor;
+  int splits, cluster, slot_heads;
+  int cluster_quads, cluster_bits;  // that a CTA of a cluster finishes; log2 of the cluster's CTAs
   int ctas;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,
   // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.

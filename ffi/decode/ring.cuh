@@ -96,12 +96,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int token_offset = warp * Tile::kTokens;
   Fours source(p, token_offset, shared_memory);
   WarpRing<Tile> ring(p, shared_memory, warp);
-  const bool clustered = rows_are_clusters<kKeys>(p);
-  if (clustered && is_spare(p, blockIdx.x)) {
-    copy_async_wait_all();  // of the page table
-    return;
-  }
-  Cursor cursor = first_chunk<kKeys>(p, clustered ? p.cluster : p.splits, blockIdx.x);
+  Cursor cursor = first_chunk<kKeys>(p, blockIdx.x);
 
   // What is asked for runs ahead of what is read by as many chunks as a ring has stages.
   Cursor ahead = cursor;
@@ -115,8 +110,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 #pragma unroll 1
   for (int i = 0; i < p.ring_stages; ++i) ask_next();
   launch_dependents();
-  if (clustered)
-    enter_cluster(shared, bytes_by_warp<Tile>(p, cursor.row));
+  if (p.cluster)
+    enter_cluster(p, cursor.row, shared);
   else if (cursor.remaining == 0)
     return;
   stage_query(p, cursor.row, shared, 0);
@@ -154,17 +149,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     const bool more = next.remaining > 0;
     row_begins = !more || next.chunk == 0;
     if (row_begins) {
-      if (clustered) {
-        send_warp(p, cursor.row, shared, tile, warp);
-        break;
-      }
       const int result = warp * p.block_heads;
       tile.store(shared.out + merge_buffer + result * DecodeShared<Tile>::kRow,
                  shared.stats + merge_buffer + 2 * result, cursor.row.heads(p));
       copy_async_wait_all();
       __syncthreads();
-      merge_warps(p, cursor.row, shared, merge_buffer,
-                  destination(p, false, cursor, segment_begin));
+      merge_warps(p, cursor.row, shared, merge_buffer, destination(p, cursor, segment_begin));
       if (!more) break;
       if (p.merge_stride == 0) __syncthreads();
       merge_buffer = p.merge_stride - merge_buffer;
@@ -174,7 +164,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     cursor = next;
   }
-  if (clustered) merge_sent(p, cursor.row, shared);
+  if (p.cluster) merge_cluster(p, cursor.row, shared);
 #endif
 }
 

@@ -254,33 +254,11 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
 }
 
-// Whether a CTA's share of the longest of at most 32 requests is little more than of all of them: 3%, and half a chunk, which
-// take about as long as a second kernel. Called by full warps.
-template <Keys kKeys = Keys::kEither>
-__device__ inline bool nearly_even(const DecodeParams& p) {
-  constexpr unsigned kAll = 0xffffffffu;
-  const int lane = threadIdx.x % 32;
-  const unsigned own = lane < p.batch ? load_request<kKeys>(p, lane).chunks : 0;
-  const unsigned longest = __reduce_max_sync(kAll, own), all = __reduce_add_sync(kAll, own);
-  return longest * p.batch <= all + all / 32 + p.batch;
-}
-
-// Whether every row is a cluster's; the same in all CTAs. Called by full warps.
+// Where a CTA begins. Called by full warps.
 template <Keys kKeys>
-__device__ __forceinline__ bool rows_are_clusters(const DecodeParams& p) {
-  return p.cluster > 0 && (!p.if_even || nearly_even<kKeys>(p));
-}
-
-// Whether there are enough clusters for all rows without this CTA's.
-__device__ __forceinline__ bool is_spare(const DecodeParams& p, unsigned cta) {
-  return p.if_even && cta >= rows_per_request(p) * p.batch * p.cluster;
-}
-
-// Where a CTA begins, if rows are cut in so many pieces; 0: in a stream. Called by full warps.
-template <Keys kKeys>
-__device__ inline Cursor first_chunk(const DecodeParams& p, int splits, unsigned cta) {
+__device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   const unsigned rows = rows_per_request(p);
-  if (splits == 0 && p.kv_lengths == nullptr && p.window_left < 0) {
+  if (p.splits == 0 && p.kv_lengths == nullptr && p.window_left < 0) {
     const EvenCut cut{static_cast<unsigned>(p.full_piece),
                       static_cast<unsigned>(p.full_longer_pieces)};
     const int position = cut.begin(cta);
@@ -289,12 +267,12 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, int splits, unsigned
     const int chunk = position - line_row * p.full_row_chunks.divisor;
     return {Request::full(p), Row(p, b, line_row - b * rows), chunk, cut.size(cta)};
   }
-  if (splits > 0) {
-    const unsigned line_row = cta / static_cast<unsigned>(splits);
+  if (p.splits > 0) {
+    const unsigned line_row = cta / static_cast<unsigned>(p.splits);
     const unsigned b = p.batch == 1 ? 0 : line_row / rows;
     const Request request = load_request<kKeys>(p, b);
-    const EvenCut cut = even_cut(request.chunks, splits);
-    const unsigned piece = cta - line_row * splits;
+    const EvenCut cut = even_cut(request.chunks, p.splits);
+    const unsigned piece = cta - line_row * p.splits;
     return {request, Row(p, b, line_row - b * rows), cut.begin(piece), cut.size(piece)};
   }
   if (even_lengths(p)) return first_chunk_of_even<kKeys>(p, cta);

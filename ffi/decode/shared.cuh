@@ -12,8 +12,7 @@
 
 namespace jax_baracuda {
 
-// [query][each warp's result][its statistics][what the CTAs of a cluster send][ALiBi slopes]; where the warps of a cluster send
-// what they have themselves, all that they send lies where their results would.
+// [query][each warp's result][its statistics][what the CTAs of a cluster send][ALiBi slopes]
 template <class Tile>
 struct DecodeShared {
   static constexpr int kQueryUnits =
@@ -25,8 +24,6 @@ struct DecodeShared {
   float* stats;  // [merge buffers] of [token warps][block heads][2], after each buffer of out
   float4* received_out;    // [pieces][cluster quads]
   float2* received_stats;  // the same, maximum and sum
-  float4* sent_out;        // [pieces * token warps][cluster quads]
-  float2* sent_stats;      // [pieces * token warps][block heads]
   uint64_t* all_received;  // a barrier in shared memory
   float* slopes;           // [2][slices * kHeadTile], times log2 e
 
@@ -35,12 +32,10 @@ struct DecodeShared {
     out = reinterpret_cast<float*>(query + 2 * p.slices * kQueryUnits);
     const int results = p.block_heads * p.token_warps;
     stats = out + results * kRow;
-    const int received = p.received_quads;
-    received_out = reinterpret_cast<float4*>(out + p.result_floats);
+    const int received = p.splits * p.cluster_quads;
+    received_out = reinterpret_cast<float4*>(
+        out + p.merge_buffers * merge_floats(p.block_heads, p.token_warps, Tile::kDimTile));
     received_stats = reinterpret_cast<float2*>(received_out + received);
-    const int sent = p.cluster * p.token_warps;
-    sent_out = reinterpret_cast<float4*>(out);
-    sent_stats = reinterpret_cast<float2*>(sent_out + sent * p.cluster_quads);
     all_received = reinterpret_cast<uint64_t*>(received_stats + received);
     slopes = reinterpret_cast<float*>(all_received + 1);
   }

@@ -239,22 +239,22 @@ class MmaTile {
       const int own = h * 8 + lane() / 4;
       if (lane() % 4 == 0 && own < heads)
         reinterpret_cast<float2*>(stats)[own] = make_float2(maximum_[h], sum);
-      each_quad(h, heads, [&](int head, int d, float4 quad) {
-        *reinterpret_cast<float4*>(out + head * (kDimTile + kMergePad) + d) = quad;
-      });
-    }
-  }
-
-  // Hands the same out where it shall not be stored: `statistics`(head, four lanes' number of this one, maximum and sum) and
-  // `quad`(head, d, elements from d on).
-  template <class Statistics, class Quad>
-  __device__ __forceinline__ void hand_out(int heads, Statistics statistics, Quad quad) {
 #pragma unroll
-    for (int h = 0; h < kHeadGroups; ++h) {
-      const float sum = butterfly_sum<1, 2>(sum_[h]);
-      const int own = h * 8 + lane() / 4;
-      if (own < heads) statistics(own, lane() % 4, make_float2(maximum_[h], sum));
-      each_quad(h, heads, quad);
+      for (int e = 0; e < 2; ++e) {
+        const int head = h * 8 + lane() % 4 * 2 + e;
+        if (head >= heads) continue;
+        float* row = out + head * (kDimTile + kMergePad) + lane() / 4 * 8;
+#pragma unroll
+        for (int j = 0; j < kDimTile / 64; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; i += 2) {
+            const auto& first = out_[h][j * 4 + i];
+            const auto& second = out_[h][j * 4 + i + 1];
+            *reinterpret_cast<float4*>(row + j * 64 + i * 2) =
+                make_float4(first[e], first[2 + e], second[e], second[2 + e]);
+          }
+        }
+      }
     }
   }
 
@@ -268,26 +268,6 @@ class MmaTile {
   static constexpr int kChunks = kDimTile / 8 / kChunkStep;
 
   __device__ static int lane() { return threadIdx.x % 32; }
-
-  // Calls `quad`(head, d, elements from d on) for what this lane holds of some query heads.
-  template <class Quad>
-  __device__ __forceinline__ void each_quad(int h, int heads, Quad quad) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int head = h * 8 + lane() % 4 * 2 + e;
-      if (head >= heads) continue;
-#pragma unroll
-      for (int j = 0; j < kDimTile / 64; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-          const auto& first = out_[h][j * 4 + i];
-          const auto& second = out_[h][j * 4 + i + 1];
-          quad(head, lane() / 4 * 8 + j * 64 + i * 2,
-               make_float4(first[e], first[2 + e], second[e], second[2 + e]));
-        }
-      }
-    }
-  }
   // The key of which this lane holds parts for product t.
   __device__ static int stored_key(int t) {
     if (kGrouped) return t / 4 * 16 + lane() / 8 * 4 + t % 4;

@@ -62,45 +62,13 @@ def test_a_stream_fills_the_device_and_no_more(batch, capacity):
 
 def test_full_rows_that_half_fill_the_device_go_to_pairs():
     chosen = plan(batch=8)
-    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (2, 2, 128)
+    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (2, True, 128)
     assert chosen["token_warps"] == 12  # one CTA an SM, as many warps as its registers allow
     assert chosen["workspace_bytes"] == 0
 
 
-@pytest.mark.parametrize(
-    ("sizes", "pieces", "ctas"),
-    [
-        (dict(batch=8), 6, 3 * SMS),
-        (dict(batch=16), 3, 3 * SMS),
-        (dict(batch=8, kv_capacity=1024, hopper=True), 4, 2 * SMS),  # through rings
-        (dict(batch=5, kv_capacity=2000, hopper=True), 6, 2 * SMS),
-        (dict(batch=4, kv_capacity=2000, hopper=True), 8, 2 * SMS),
-        (dict(batch=8, kv_capacity=1024, head_dim=256, hopper=True), 2, SMS),
-    ],
-)
-def test_a_stream_of_uneven_lengths_is_launched_in_clusters(sizes, pieces, ctas):
-    """One takes a row where the lengths turn out to be even."""
-    chosen = plan(uneven_lengths=True, **sizes)
-    assert (chosen["splits"], chosen["cluster"], chosen["if_even"]) == (0, pieces, True)
-    assert chosen["ctas"] == ctas
-    assert chosen["workspace_bytes"] == 2 * ctas * 4 * 4 * (sizes.get("head_dim", 128) + 2)
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        dict(batch=8, uneven_lengths=False),
-        dict(batch=3),  # clusters of eight would leave half of the device idle
-        dict(batch=33),  # more requests than a warp has lanes
-        dict(batch=30),  # one CTA a row
-        dict(batch=1, kv_heads=4),  # likewise
-        dict(batch=8, group=129),
-        dict(batch=8, workspace=127 * 4 * 4 * (128 + 2)),
-    ],
-)
-def test_other_streams_are_not(sizes):
-    chosen = plan(**{"uneven_lengths": True, **sizes})
-    assert not chosen["if_even"]
+def test_uneven_lengths_are_never_given_to_pairs():
+    assert plan(batch=8, uneven_lengths=True)["splits"] == 0
 
 
 def test_pairs_fit_their_shared_memory():
@@ -113,7 +81,7 @@ def test_pairs_fit_their_shared_memory():
 @pytest.mark.parametrize("capacity", [512, 1024, 2048])
 def test_short_rows_of_one_request_go_to_wide_clusters(capacity):
     chosen = plan(kv_capacity=capacity, hopper=True)
-    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (8, 8, 64)
+    assert (chosen["splits"], chosen["cluster"], chosen["ctas"]) == (8, True, 64)
     assert (chosen["token_warps"], chosen["ring_stages"]) == (8, 3)
     assert chosen["workspace_bytes"] == 0
 
@@ -121,7 +89,7 @@ def test_short_rows_of_one_request_go_to_wide_clusters(capacity):
 def test_wide_clusters_without_rings_are_for_the_shortest_rows():
     sizes = dict(hopper=True, group=16)  # too many query heads for the kernel with rings
     chosen = plan(kv_capacity=1024, **sizes)
-    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (8, 8, 0)
+    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (8, True, 0)
     assert chosen["token_warps"] == 4 // chosen["slices"]
     assert plan(kv_capacity=2048, **sizes)["splits"] == 0
 
@@ -138,7 +106,7 @@ def test_wide_clusters_leave_few_multiprocessors_idle_and_all_run_at_once():
     [
         (dict(kv_capacity=4096), 4, 0, 3),  # 17 MB
         (dict(kv_capacity=8192), 4, 2, 2),  # 34 MB
-        (dict(kv_capacity=1024, kv_heads=2, batch=40, uneven_lengths=True), 4, 2, 2),
+        (dict(kv_capacity=1024, batch=8, uneven_lengths=True), 4, 2, 2),
         (dict(kv_capacity=32768), 8, 3, 1),  # 134 MB
         (dict(kv_capacity=8192, kv_heads=32, group=1), 8, 3, 1),
         (dict(kv_capacity=65536), 4, 0, 3),  # 268 MB
@@ -181,24 +149,27 @@ def paged_plan(tokens: int, *, page_size: int = 16, **sizes: object) -> dict[str
     )
 
 
-def test_one_request_in_pages_is_read_as_a_contiguous_one():
-    for tokens in (1024, 2048, 8192, 65536):
-        paged, contiguous = paged_plan(tokens), plan(kv_capacity=tokens, hopper=True)
-        for name in ("token_warps", "ring_stages", "splits", "cluster", "ctas"):
-            assert paged[name] == contiguous[name], (tokens, name)
+@pytest.mark.parametrize("tokens", [1024, 2048, 8192, 65536])
+def test_one_request_in_pages_is_read_as_a_contiguous_one(tokens):
+    paged, contiguous = paged_plan(tokens), plan(kv_capacity=tokens, hopper=True)
+    for name in ("token_warps", "ring_stages", "splits", "cluster", "ctas"):
+        assert paged[name] == contiguous[name], name
 
 
 @pytest.mark.parametrize(
-    ("tokens", "warps", "stages", "ctas"),
+    ("tokens", "batch", "warps", "stages", "ctas"),
     [
-        (4096, 8, 3, 64),  # wide clusters, of which there are none for contiguous rows as long
-        (4097, 4, 2, 264),
-        (11000, 4, 2, 264),
-        (13000, 4, 0, 396),  # 53 MB
+        (4096, 1, 8, 3, 64),  # wide clusters, of which there are none for contiguous rows as long
+        (4112, 1, 4, 2, 2 * SMS),
+        (12000, 1, 4, 2, 2 * SMS),
+        (13008, 1, 4, 0, 3 * SMS),  # 53 MB
+        (8 * 1024, 8, 4, 2, 2 * SMS),  # 34 MB, whoever has them
+        (8 * 2048, 8, 4, 0, 3 * SMS),
+        (8 * 1024, 9, 4, 0, 3 * SMS),  # rows are many
     ],
 )
-def test_where_pages_are_read_through_rings(tokens, warps, stages, ctas):
-    chosen = paged_plan(tokens, page_size=1 if tokens % 16 else 16)
+def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
+    chosen = paged_plan(tokens, batch=batch)
     assert (chosen["token_warps"], chosen["ring_stages"]) == (warps, stages)
     assert chosen["ctas"] == ctas
 
@@ -210,22 +181,9 @@ def test_small_page_tables_are_brought_to_shared_memory():
     assert plan(kv_capacity=8192, hopper=True)["table_offset"] == 0
 
 
-def test_requests_in_pages_have_no_more_than_the_table_in_all():
-    chosen = paged_plan(8 * 1024, batch=9)  # 34 MB, whoever has them
-    assert (chosen["token_warps"], chosen["ring_stages"], chosen["splits"]) == (4, 2, 0)
-    assert paged_plan(64 * 2048, batch=64)["ring_stages"] == 0
-
-
-def test_pages_of_a_few_requests_are_read_by_clusters_where_they_turn_out_to_be_even():
-    for tokens, pieces, stages in ((8 * 1024, 4, 2), (8 * 2048, 4, 2), (8 * 8192, 6, 0)):
-        chosen = paged_plan(tokens, batch=8)
-        assert (chosen["splits"], chosen["if_even"]) == (0, True)
-        assert (chosen["cluster"], chosen["ring_stages"]) == (pieces, stages), tokens
-
-
 def test_pairs_go_before_rings():
     chosen = plan(batch=8, kv_capacity=1024, hopper=True)
-    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, 2, 0)
+    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, True, 0)
 
 
 def test_one_chunk_is_not_split():
