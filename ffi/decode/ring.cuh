@@ -1,7 +1,7 @@
 // The decode kernel whose warps have several tiles of keys and values under way: each has a ring of them in shared
 // memory, which the copy engine fills. What is asked for is far ahead of the arithmetic, so that memory has work from the
-// first microsecond on, at the end of a row and while the parts of a row are merged. For caches whose rows lie side by side
-// and are as wide as the tile, 16-bit elements and up to eight query heads a group; sm_90 and newer.
+// first microsecond on, at the end of a row and while the parts of a row are merged. For caches whose rows lie side by side, or
+// four at a time in pages, and are as wide as the tile, 16-bit elements and up to eight query heads a group; sm_90 and newer.
 #pragma once
 
 #include <cstdint>

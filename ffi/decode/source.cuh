@@ -87,7 +87,7 @@ class PagedSource {
 };
 
 // Where a warp's keys lie that come through a ring, four rows side by side at a time: find_four(p, i) is the element offset of
-// the i-th four of them where the source stands. Otherwise as above.
+// the i-th four of them where the source stands. Otherwise as above; start() is called by all warps of the CTA.
 class ContiguousFours : public ContiguousSource {
  public:
   __device__ ContiguousFours(const DecodeParams& p, int token_offset, const void*)
@@ -96,8 +96,8 @@ class ContiguousFours : public ContiguousSource {
 };
 
 // Pages whose size is a multiple of four. A lane looks up the page of one four, so that the warp knows the pages of some of its
-// tiles, all in one row, and asks for those of the tiles behind them as soon as it turns to these: many tiles ahead of the
-// loads. A small table is brought to shared memory first, while the bounds of the requests are still under way.
+// tiles, all in one row. Those of the tiles behind them it asks for as soon as it has asked for the first of these. A small
+// table is brought to shared memory first, while the bounds of the requests are under way.
 template <int kTokens>
 class PagedFours {
  public:
@@ -115,7 +115,6 @@ class PagedFours {
       copy_async_4(table_ + i * 4, p.pages.indices + i, true);
   }
 
-  // Called by all warps of the CTA.
   __device__ void start(const DecodeParams& p, const Cursor& at) {
     if (table_ != 0) {
       copy_async_wait_all();
@@ -137,7 +136,7 @@ class PagedFours {
     return uint64_t{row} * static_cast<uint32_t>(p.head_dim);
   }
 
- protected:
+ private:
   static constexpr int kFours = kTokens / 4;  // of a tile
   static constexpr int kTiles = 32 / kFours;  // that the warp knows at a time
 
