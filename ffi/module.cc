@@ -91,7 +91,6 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   device.pairs = pairs;
   device.wide_clusters = wide_clusters;
   device.wide_ring_clusters = ring_shared > 0 ? wide_clusters : 0;
-  device.ring_pairs = ring_shared > 0 ? pairs : 0;
   device.ring_shared = ring_shared;
   DecodeConfig config = choose_layout(shape);
   choose_schedule(shape, device, workspace_bytes / partial_bytes(shape, config), config);

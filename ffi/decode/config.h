@@ -220,18 +220,6 @@ inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int
   return true;
 }
 
-// Lets the pairs of a contiguous cache read through rings, if that fits and was measured to be faster (docs/decode.md).
-inline bool use_ring_pairs(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
-                           DecodeConfig& c) {
-  constexpr int64_t kMost = 320 << 20;
-  if (s.paged || !has_rings(s, c) || c.dim_tile != 128 || most_bytes(s, rows) > kMost ||
-      rows > device.ring_pairs || !use_rings(s, device, {8, 3, 1}, 2, c))
-    return false;
-  c.splits = 2;
-  c.cluster = true;
-  return true;
-}
-
 // Rings in the stream: for caches so large that their start matters little, and so small that it is not yet all the same
 // how the bytes come; for pages, which take longer to begin with, also for smaller ones, if the rows are few
 // (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
@@ -271,8 +259,7 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
   if (c.splits == 0) {
     const int pieces = cluster_pieces(s, device, c, rows);
     const bool pairs = pieces == 2;
-    const bool clustered = (pairs && use_ring_pairs(s, device, rows, c)) ||
-                           (!pairs && has_rings(s, c) && use_wide_rings(s, device, rows, c)) ||
+    const bool clustered = (!pairs && has_rings(s, c) && use_wide_rings(s, device, rows, c)) ||
                            (pieces > 1 && use_clusters(s, pieces, pairs, c));
     if (!clustered) use_stream(s, device, rows, slots, c);
   } else if (c.splits == 2 && device.pairs > 0) {

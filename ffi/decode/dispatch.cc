@@ -137,7 +137,6 @@ cudaError_t describe_rings(const DecodeShape& shape, const DecodeConfig& layout,
   const cudaError_t error = prepare(decode_kernels()[index], ordinal, major, state);
   if (error != cudaSuccess || !state.clusters.load(std::memory_order_relaxed)) return error;
   device->wide_ring_clusters = state.wide.load(std::memory_order_relaxed);
-  device->ring_pairs = state.pairs.load(std::memory_order_relaxed);
   return shared_per_multiprocessor(ordinal, &device->ring_shared);
 }
 

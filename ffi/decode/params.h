@@ -58,10 +58,9 @@ struct DecodeDevice {
   int ctas_per_sm = 0;    // CTAs of the default layout that one SM holds
   int pairs = 0;          // clusters of two CTAs of the largest size that run at once
   int wide_clusters = 0;  // likewise of kWideCluster CTAs
-  // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its clusters.
+  // Where there is a kernel that reads through rings, else 0: shared memory of an SM, and its wide clusters.
   int ring_shared = 0;
   int wide_ring_clusters = 0;
-  int ring_pairs = 0;
 };
 
 struct DecodeParams {
