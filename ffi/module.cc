@@ -72,7 +72,7 @@ DType dtype_of(const std::string& name) {
 nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int group, int head_dim,
                      int kv_capacity, bool uneven_lengths, int num_splits, int sms, int ctas_per_sm,
                      int pairs, int64_t workspace_bytes, bool adjacent_rows, int wide_clusters,
-                     int ring_shared) {
+                     int ring_shared, bool paged, int table_entries) {
   DecodeShape shape;
   shape.dtype = dtype_of(dtype);
   shape.batch = batch;
@@ -83,6 +83,8 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   shape.uneven_lengths = uneven_lengths;
   shape.num_splits = num_splits;
   shape.adjacent_rows = adjacent_rows;
+  shape.paged = paged;
+  shape.table_entries = table_entries;
   DecodeDevice device;
   device.sms = sms;
   device.ctas_per_sm = ctas_per_sm;
@@ -103,6 +105,7 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   plan["head_blocks"] = config.head_blocks;
   plan["shared_bytes"] = config.shared_bytes;
   plan["ring_stages"] = config.ring_stages;
+  plan["table_offset"] = config.table_offset;
   plan["splits"] = config.splits;
   plan["cluster"] = config.cluster;
   plan["ctas"] = config.ctas;
@@ -228,7 +231,8 @@ NB_MODULE(_ffi, m) {
         nb::arg("kv_heads"), nb::arg("group"), nb::arg("head_dim"), nb::arg("kv_capacity"),
         nb::arg("uneven_lengths"), nb::arg("num_splits"), nb::arg("sms"), nb::arg("ctas_per_sm"),
         nb::arg("pairs"), nb::arg("workspace_bytes"), nb::arg("adjacent_rows") = false,
-        nb::arg("wide_clusters") = 0, nb::arg("ring_shared") = 0);
+        nb::arg("wide_clusters") = 0, nb::arg("ring_shared") = 0, nb::arg("paged") = false,
+        nb::arg("table_entries") = 0);
   m.def("attention_tiles", &attention_tiles, nb::kw_only(), nb::arg("dtype"), nb::arg("features"),
         nb::arg("head_dim"), nb::arg("value_dim"), nb::arg("sm_shared"), nb::arg("cta_shared"));
   m.def("int4_plan", &int4_plan, nb::kw_only(), nb::arg("rows"), nb::arg("in_channels"),

@@ -10,30 +10,46 @@ namespace {
 
 using Kernel = void (*)(DecodeParams, unsigned, bool, bool);
 
-template <class Element>
+template <class Element, bool vector, bool beside>
 Kernel kernel_for(int dim_tile) {
-  return dim_tile == 64    ? combine_kernel<Element, 64>
-         : dim_tile == 128 ? combine_kernel<Element, 128>
-                           : combine_kernel<Element, 256>;
+  return dim_tile == 64    ? combine_kernel<Element, 64, vector, beside>
+         : dim_tile == 128 ? combine_kernel<Element, 128, vector, beside>
+                           : combine_kernel<Element, 256, vector, beside>;
 }
 
+template <bool vector, bool beside>
 Kernel kernel_for(DType dtype, int dim_tile) {
   switch (dtype) {
     case DType::kF16:
-      return kernel_for<__half>(dim_tile);
+      return kernel_for<__half, vector, beside>(dim_tile);
     case DType::kBF16:
-      return kernel_for<__nv_bfloat16>(dim_tile);
+      return kernel_for<__nv_bfloat16, vector, beside>(dim_tile);
     default:
-      return kernel_for<float>(dim_tile);
+      return kernel_for<float, vector, beside>(dim_tile);
   }
+}
+
+// For the decode kernel of these parameters.
+Kernel kernel_for(DType dtype, int dim_tile, const DecodeParams& p) {
+  if (p.head_dim % 4 != 0) return kernel_for<false, false>(dtype, dim_tile);
+  // Beside a decode kernel that reads pages it was not faster.
+  const bool beside = p.ring_stages > 0 && p.pages.indptr == nullptr;
+  return beside ? kernel_for<true, true>(dtype, dim_tile)
+                : kernel_for<true, false>(dtype, dim_tile);
 }
 
 }  // namespace
 
 cudaError_t prepare_combine(DType dtype, int dim_tile) {
-  cudaFuncAttributes attributes;  // asking for them loads the kernel's module
-  return cudaFuncGetAttributes(&attributes,
-                               reinterpret_cast<const void*>(kernel_for(dtype, dim_tile)));
+  for (const Kernel kernel :
+       {kernel_for<false, false>(dtype, dim_tile), kernel_for<true, false>(dtype, dim_tile),
+        kernel_for<true, true>(dtype, dim_tile)}) {
+    cudaFuncAttributes attributes;  // asking for them loads the kernel
+    const cudaError_t error =
+        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params, bool programmatic,
@@ -59,7 +75,7 @@ cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params
   attribute.val.programmaticStreamSerializationAllowed = 1;
   launch.attrs = &attribute;
   launch.numAttrs = programmatic ? 1 : 0;
-  return cudaLaunchKernelEx(&launch, kernel_for(dtype, dim_tile), params,
+  return cudaLaunchKernelEx(&launch, kernel_for(dtype, dim_tile, params), params,
                             static_cast<unsigned>(candidates), by_border, by_warp);
 }
 

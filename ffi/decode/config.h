@@ -118,9 +118,16 @@ constexpr int64_t full_row_bytes(const DecodeShape& s) {
   return int64_t{2} * s.kv_capacity * s.head_dim * element_bytes(s.dtype);
 }
 
+// Bytes of the keys and values of all rows at most. Pages may be anyone's, but all requests together have no more of them
+// than the table has entries, and that is what the capacity of one is.
+constexpr int64_t most_bytes(const DecodeShape& s, int64_t rows) {
+  return full_row_bytes(s) * (s.paged ? rows / s.batch : rows);
+}
+
 // The largest rows for which a wide cluster is faster than the stream and its second kernel (docs/decode.md).
 inline constexpr int64_t kMostWideBytes = 512 * 1024;
 inline constexpr int64_t kMostWideRingBytes = 1024 * 1024;
+inline constexpr int64_t kMostWidePagedBytes = 2 * 1024 * 1024;
 
 // Whether wide clusters, of which `at_once` run at once, leave not too much of the device idle.
 inline bool wide_clusters_fit(const DecodeShape& s, const DecodeDevice& device,
@@ -167,8 +174,22 @@ inline constexpr int kReservedShared = 1024;  // of every CTA, by the system
 
 // Whether there is a kernel that reads this cache through rings.
 inline bool has_rings(const DecodeShape& s, const DecodeConfig& c) {
-  return s.adjacent_rows && !s.paged && s.dtype != DType::kF32 && c.head_tile == 8 &&
-         c.slices == 1 && c.head_blocks == 1 && s.head_dim == c.dim_tile;
+  return s.adjacent_rows && s.dtype != DType::kF32 && c.head_tile == 8 && c.slices == 1 &&
+         c.head_blocks == 1 && s.head_dim == c.dim_tile;
+}
+
+// A page table that is brought to shared memory: entries at most.
+inline constexpr int kMostTableEntries = 2048;
+
+// Puts the page table behind the rings, if it is small and fits.
+inline void place_table(const DecodeShape& s, const DecodeDevice& device, int ctas_per_sm,
+                        DecodeConfig& c) {
+  const int with_table = c.shared_bytes + s.table_entries * 4;
+  if (s.table_entries == 0 || s.table_entries > kMostTableEntries ||
+      (with_table + kReservedShared) * ctas_per_sm > device.ring_shared)
+    return;
+  c.table_offset = c.shared_bytes;
+  c.shared_bytes = with_table;
 }
 
 // Lets the warps read through rings, if these fit.
@@ -181,6 +202,7 @@ inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm
   const int tile = ring_stage_bytes(s.dtype, c.dim_tile) + 8;  // with its barrier
   ring.shared_bytes = ring.ring_offset + form.warps * form.stages * tile;
   if ((ring.shared_bytes + kReservedShared) * form.ctas_per_sm > device.ring_shared) return false;
+  place_table(s, device, form.ctas_per_sm, ring);
   c = ring;
   return true;
 }
@@ -188,7 +210,8 @@ inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm
 // Gives every row a wide cluster that reads through rings, if that fits.
 inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                            DecodeConfig& c) {
-  if (s.uneven_lengths || full_row_bytes(s) > kMostWideRingBytes || c.dim_tile > 128 ||
+  const int64_t most = s.paged ? kMostWidePagedBytes : kMostWideRingBytes;
+  if (s.uneven_lengths || full_row_bytes(s) > most || c.dim_tile > 128 ||
       !wide_clusters_fit(s, device, c, rows, device.wide_ring_clusters) ||
       !use_rings(s, device, {8, 3, 1}, kWideCluster, c))
     return false;
@@ -198,14 +221,17 @@ inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int
 }
 
 // Rings in the stream: for caches so large that their start matters little, and so small that it is not yet all the same
-// how the bytes come (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
+// how the bytes come; for pages, which take longer to begin with, also for smaller ones, if the rows are few
+// (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
 inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                             DecodeConfig& c) {
-  constexpr int64_t kLeast = 24 << 20, kMost = 96 << 20, kMostForWide = 192 << 20;
-  const int64_t bytes = rows * full_row_bytes(s);
-  if (bytes < kLeast || bytes > kMostForWide || (bytes > kMost && c.dim_tile != 128)) return 0;
+  constexpr int64_t kMiB = 1 << 20;
+  const int64_t least = (s.paged ? 6 : 24) * kMiB, most = (s.paged ? 48 : 96) * kMiB;
+  const int64_t most_for_wide = s.paged || c.dim_tile != 128 ? most : 192 * kMiB;
+  const int64_t bytes = most_bytes(s, rows);
+  if (bytes < least || bytes > most_for_wide || (s.paged && 2 * rows > device.sms)) return 0;
   const RingForm form = c.dim_tile == 256 ? RingForm{4, 3, 1}
-                        : bytes <= kMost  ? RingForm{4, 2, 2}
+                        : bytes <= most   ? RingForm{4, 2, 2}
                                           : RingForm{8, 3, 1};
   return use_rings(s, device, form, 1, c) ? form.ctas_per_sm : 0;
 }

@@ -116,6 +116,7 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   p.cluster = config.cluster;
   p.ring_stages = config.ring_stages;
   p.ring_offset = config.ring_offset;
+  p.table_offset = config.table_offset;
   if (config.cluster) {
     p.cluster_quads = cluster_quads(config.block_heads, config.dim_tile, config.splits);
     while (1 << p.cluster_bits < config.splits) ++p.cluster_bits;

@@ -60,6 +60,9 @@ ffi::Error make_plan(PagedDecodeCall& c, PagedDecodePlan* plan) {
       error.failure())
     return error;
   shape.kv_capacity = plan->pages.max_length;
+  shape.table_entries = plan->pages.entries;
+  // Chunks begin at multiples of four tokens, but for the first one of a window.
+  shape.adjacent_rows = !c.options.nhd && store.rows % 4 == 0 && c.options.window_left < 0;
   return plan_decode_call(kOp, shape, c.options, &plan->config);
 }
 

@@ -19,7 +19,8 @@ struct DecodeShape {
   int kv_capacity = 0;          // rows of the cache per request; paged: the most that it can have
   bool uneven_lengths = false;  // requests may differ in length
   bool paged = false;
-  bool adjacent_rows = false;  // a request's rows of a head lie side by side
+  bool adjacent_rows = false;  // a request's rows of a head lie side by side; paged: four at a time
+  int table_entries = 0;       // of the page table
   int num_splits = 0;  // 0: the scheduler spreads the rows over the CTAs; n: every row is cut in n
 };
 
@@ -40,7 +41,8 @@ struct DecodeConfig {
   int shared_bytes = 0;
   int ring_stages =
       0;  // tiles that each warp has in a ring in shared memory; 0: keys travel through registers
-  int ring_offset = 0;  // bytes of shared memory in front of the rings
+  int ring_offset = 0;   // bytes of shared memory in front of the rings
+  int table_offset = 0;  // where the page table lies in shared memory; 0: it does not
   // How the rows are spread.
   int splits = 0;        // 0: stream, else pieces per row
   bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
@@ -101,6 +103,7 @@ struct DecodeParams {
   int full_piece, full_longer_pieces;
   // Of a kernel that reads through a ring in shared memory (ring.cuh): tiles of a warp, and where they lie, in bytes.
   int ring_stages, ring_offset;
+  int table_offset;  // of a page table in its shared memory; 0: it is not there
 };
 
 }  // namespace jax_baracuda

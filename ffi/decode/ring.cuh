@@ -1,7 +1,7 @@
 // The decode kernel whose warps have several tiles of keys and values under way: each has a ring of them in shared
 // memory, which the copy engine fills. What is asked for is far ahead of the arithmetic, so that memory has work from the
-// first microsecond on, at the end of a row and while the parts of a row are merged. For caches whose rows lie side by side
-// and are as wide as the tile, 16-bit elements and up to eight query heads a group; sm_90 and newer.
+// first microsecond on, at the end of a row and while the parts of a row are merged. For caches whose rows lie side by side, or
+// four at a time in pages, and are as wide as the tile, 16-bit elements and up to eight query heads a group; sm_90 and newer.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,8 @@ class WarpRing {
 
   // Starts to bring the first `valid` of the keys where the source stands, and their values, to the stage that was read
   // longest ago. All lanes have read it. A lane asks for four rows, of the keys or of the values.
-  __device__ __forceinline__ void ask(const DecodeParams& p, const ContiguousSource& source,
-                                      int valid) {
+  template <class Fours>
+  __device__ __forceinline__ void ask(const DecodeParams& p, const Fours& source, int valid) {
     static_assert(2 * Tile::kTokens / 4 <= 32);
     const int lane = threadIdx.x % 32;
     const int rows = min(max(valid, 0), Tile::kTokens);
@@ -55,10 +55,11 @@ class WarpRing {
     const bool of_values = lane >= Tile::kTokens / 4;
     const int row = lane * 4 % Tile::kTokens;
     const int count = min(rows - row, 4);
+    const int64_t from = source.find_four(p, row / 4);
     if (lane < 2 * Tile::kTokens / 4 && count > 0) {
       const Element* store = static_cast<const Element*>(of_values ? p.value : p.key);
       const uint32_t to = stage + (of_values ? kKeyBytes + row / 4 * 32 : 0) + row * kRowBytes;
-      bulk_load(to, store + source.find(row), count * kRowBytes, barrier);
+      bulk_load(to, store + from, count * kRowBytes, barrier);
     }
     asked_ = asked_ + 1 == stages_ ? 0 : asked_ + 1;
   }
@@ -84,21 +85,21 @@ class WarpRing {
   int asked_ = 0, read_ = 0, parity_ = 0;
 };
 
-template <class Tile, int kMaxThreads>
+template <class Tile, class Fours, int kMaxThreads>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     decode_ring_kernel(const __grid_constant__ DecodeParams p) {
 #if __CUDA_ARCH__ >= 900
-  constexpr Keys kKeys = ContiguousSource::kKeys;
+  constexpr Keys kKeys = Fours::kKeys;
   extern __shared__ uint4 shared_memory[];
   const DecodeShared<Tile> shared(shared_memory, p);
   const int warp = threadIdx.x / 32;
   const int token_offset = warp * Tile::kTokens;
+  Fours source(p, token_offset, shared_memory);
   WarpRing<Tile> ring(p, shared_memory, warp);
   Cursor cursor = first_chunk<kKeys>(p, blockIdx.x);
 
   // What is asked for runs ahead of what is read by as many chunks as a ring has stages.
   Cursor ahead = cursor;
-  ContiguousSource source(p, token_offset);
   source.start(p, ahead);
   const auto ask_next = [&] {
     if (ahead.remaining <= 0) return;

@@ -191,8 +191,14 @@ struct Cursor {
   __device__ int limit() const { return request.chunk_limit(chunk); }
   template <Keys kKeys>
   __device__ void advance(const DecodeParams& p) {
-    --remaining;
-    if (++chunk < request.chunks) return;
+    jump<kKeys>(p, 1);
+  }
+  // Advances by some chunks, at most those that are left of the row.
+  template <Keys kKeys>
+  __device__ void jump(const DecodeParams& p, int chunks) {
+    remaining -= chunks;
+    chunk += chunks;
+    if (chunk < request.chunks) return;
     chunk = 0;
     if (row.advance(p) && remaining > 0 && p.kv_lengths != nullptr)
       request = load_request<kKeys>(p, row.b);

@@ -39,6 +39,13 @@ class ContiguousSource {
   int token_, token_offset_;
 };
 
+// The CTAs together bring the page table to L2 while they work out where they begin.
+__device__ __forceinline__ void prefetch_table(const PageTable& t) {
+  constexpr int kLine = 128 / sizeof(int32_t);
+  const int64_t entry = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kLine;
+  if (entry < t.entries) prefetch_l2(t.indices + entry);
+}
+
 // A store in pages. Each lane looks one key up, and who needs its address asks that lane. Pages are asked for one move
 // ahead: a look-up behind the loads under way would wait as long as they do.
 class PagedSource {
@@ -68,13 +75,6 @@ class PagedSource {
   }
 
  private:
-  // The CTAs together bring the table to L2 while they work out where they begin.
-  __device__ static void prefetch_table(const PageTable& t) {
-    constexpr int kLine = 128 / sizeof(int32_t);
-    const int64_t entry = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kLine;
-    if (entry < t.entries) prefetch_l2(t.indices + entry);
-  }
-
   // The page of this lane's key in a chunk; any page if there is no such key.
   __device__ int look_up(const DecodeParams& p, const Cursor& at) const {
     const int token = at.begin(p) + own_offset_;
@@ -84,6 +84,88 @@ class PagedSource {
 
   int own_offset_, page_;
   uint32_t row_;
+};
+
+// Where a warp's keys lie that come through a ring, four rows side by side at a time: find_four(p, i) is the element offset of
+// the i-th four of them where the source stands. Otherwise as above; start() is called by all warps of the CTA.
+class ContiguousFours : public ContiguousSource {
+ public:
+  __device__ ContiguousFours(const DecodeParams& p, int token_offset, const void*)
+      : ContiguousSource(p, token_offset) {}
+  __device__ int64_t find_four(const DecodeParams&, int i) const { return find(4 * i); }
+};
+
+// Pages whose size is a multiple of four. A lane looks up the page of one four, so that the warp knows the pages of some of its
+// tiles, all in one row. Those of the tiles behind them it asks for as soon as it has asked for the first of these. A small
+// table is brought to shared memory first, while the bounds of the requests are under way.
+template <int kTokens>
+class PagedFours {
+ public:
+  static constexpr Keys kKeys = Keys::kPaged;
+
+  __device__ PagedFours(const DecodeParams& p, int token_offset, void* shared)
+      : token_offset_(token_offset), table_(0) {
+    if (p.table_offset == 0) {
+      prefetch_table(p.pages);
+      return;
+    }
+    table_ = static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + p.table_offset;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < p.pages.entries; i += blockDim.x)
+      copy_async_4(table_ + i * 4, p.pages.indices + i, true);
+  }
+
+  __device__ void start(const DecodeParams& p, const Cursor& at) {
+    if (table_ != 0) {
+      copy_async_wait_all();
+      __syncthreads();
+    }
+    page_ = look_up(p, at);
+    turn(p, at);
+  }
+  __device__ void move(const DecodeParams& p, const Cursor& at) {
+    if (++tile_ == 1) {  // not before the first tile was asked for
+      Cursor behind = at;
+      behind.jump<kKeys>(p, tiles_ - 1);
+      page_ = look_up(p, behind);
+    }
+    if (tile_ == tiles_) turn(p, at);
+  }
+  __device__ int64_t find_four(const DecodeParams& p, int i) const {
+    const uint32_t row = __shfl_sync(0xffffffffu, row_, tile_ * kFours + i);
+    return uint64_t{row} * static_cast<uint32_t>(p.head_dim);
+  }
+
+ private:
+  static constexpr int kFours = kTokens / 4;  // of a tile
+  static constexpr int kTiles = 32 / kFours;  // that the warp knows at a time
+
+  // Turns to the tiles that were looked up, of which `at` is the first.
+  __device__ void turn(const DecodeParams& p, const Cursor& at) {
+    row_ = store_row(p.pages, page_, own_token(p, at)) + at.row.kv_head * p.pages.head_stride;
+    tile_ = 0;
+    tiles_ = min(kTiles, min(at.remaining, at.request.chunks - at.chunk));
+  }
+  // The chunk and the first token of this lane's four, if the warp knows the tiles from `at` on.
+  __device__ static int own_chunk(const Cursor& at) { return at.chunk + threadIdx.x % 32 / kFours; }
+  __device__ int own_token(const DecodeParams& p, const Cursor& at) const {
+    return at.request.chunk_begin(p, own_chunk(at)) + token_offset_ + threadIdx.x % kFours * 4;
+  }
+  // The page of this four; any page if there is no such four.
+  __device__ int look_up(const DecodeParams& p, const Cursor& at) const {
+    const int token = own_token(p, at);
+    if (at.remaining <= 0 || own_chunk(at) >= at.request.chunks || token >= at.request.length)
+      return 0;
+    const int entry = at.request.first_entry + divide(token, p.pages.page_size);
+    return table_ != 0 ? static_cast<int>(load_shared_4(table_ + entry * 4))
+                       : __ldg(p.pages.indices + entry);
+  }
+
+  int token_offset_;
+  uint32_t table_;  // in shared memory; 0: it is not there
+  int page_;        // of this lane's four of the tiles behind those that the warp knows, on its way
+  uint32_t row_;    // of its four of those
+  int tile_, tiles_;  // which one is next, and how many there are
 };
 
 // Chunk `chunk` (16 bytes) of a row; zeros past the head dim or where the row is not `valid`. Nothing

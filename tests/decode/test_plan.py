@@ -136,6 +136,51 @@ def test_rings_fit_their_shared_memory_or_are_not_used(capacity, head_dim, group
     assert chosen["shared_bytes"] <= 227 * 1024
 
 
+def paged_plan(tokens: int, *, page_size: int = 16, **sizes: object) -> dict[str, int]:
+    """The plan of a paged store whose table names so many tokens in all."""
+    batch = sizes.get("batch", 1)
+    return plan(
+        hopper=True,
+        paged=True,
+        kv_capacity=tokens,
+        table_entries=tokens // page_size,
+        uneven_lengths=batch > 1,
+        **sizes,
+    )
+
+
+@pytest.mark.parametrize("tokens", [1024, 2048, 8192, 65536])
+def test_one_request_in_pages_is_read_as_a_contiguous_one(tokens):
+    paged, contiguous = paged_plan(tokens), plan(kv_capacity=tokens, hopper=True)
+    for name in ("token_warps", "ring_stages", "splits", "cluster", "ctas"):
+        assert paged[name] == contiguous[name], name
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "warps", "stages", "ctas"),
+    [
+        (4096, 1, 8, 3, 64),  # wide clusters, of which there are none for contiguous rows as long
+        (4112, 1, 4, 2, 2 * SMS),
+        (12000, 1, 4, 2, 2 * SMS),
+        (13008, 1, 4, 0, 3 * SMS),  # 53 MB
+        (8 * 1024, 8, 4, 2, 2 * SMS),  # 34 MB, whoever has them
+        (8 * 2048, 8, 4, 0, 3 * SMS),
+        (8 * 1024, 9, 4, 0, 3 * SMS),  # rows are many
+    ],
+)
+def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
+    chosen = paged_plan(tokens, batch=batch)
+    assert (chosen["token_warps"], chosen["ring_stages"]) == (warps, stages)
+    assert chosen["ctas"] == ctas
+
+
+def test_small_page_tables_are_brought_to_shared_memory():
+    for tokens in (1024, 2048, 8192):
+        assert paged_plan(tokens)["table_offset"] > 0, tokens
+    assert not paged_plan(8192, page_size=2)["table_offset"]  # 4096 entries
+    assert plan(kv_capacity=8192, hopper=True)["table_offset"] == 0
+
+
 def test_pairs_go_before_rings():
     chosen = plan(batch=8, kv_capacity=1024, hopper=True)
     assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, True, 0)

@@ -29,8 +29,8 @@ struct TileFor<DType::kF32, dim_tile, 4, vector, false> {
 template <class Tile, bool paged, bool ring, int max_threads>
 constexpr auto select_kernel() -> void (*)(DecodeParams) {
   if constexpr (ring) {
-    static_assert(!paged);
-    return decode_ring_kernel<Tile, max_threads>;
+    using Fours = std::conditional_t<paged, PagedFours<Tile::kTokens>, ContiguousFours>;
+    return decode_ring_kernel<Tile, Fours, max_threads>;
   } else {
     using Source = std::conditional_t<paged, PagedSource, ContiguousSource>;
     return decode_kernel<Tile, Source, max_threads>;
