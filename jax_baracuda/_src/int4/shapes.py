@@ -15,8 +15,8 @@ from jax_baracuda._src.validation import DTYPES, HasShape
 KERNEL_DTYPES = ("float16", "bfloat16")
 X_COLUMNS = 8  # the kernels read rows of x by 16 bytes
 MAX_SPLITS = 8
-# For sums that go through memory: of GPUs without clusters, of a medium number of rows on Hopper, of
-# more rows there, where tiles of the last wave are divided (ffi/int4/config.h).
+# For sums that go through memory: on GPUs without clusters; on Hopper of a medium number of rows,
+# and of more, where tiles of the last wave are divided (ffi/int4/config.h).
 SMALL_WORKSPACE, PART_WORKSPACE, STREAM_WORKSPACE = 4 << 20, 8 << 20, 33 << 20
 PART_ROWS = 128
 _NIBBLES = 8
