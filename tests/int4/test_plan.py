@@ -19,8 +19,7 @@ LARGE = "large 128x256 d1 s1"
 MEASURED = {
     (8192, 28672): (
         *("small 256x8 d4 s1", "small 256x8 d4 s1", "small 256x16 d4 s1", "medium 448x32 d1 s2"),
-        *("medium 448x64 d1 s2", "medium 256x128 d1 s1", LARGE, "medium 128x128 d2 s1"),
-        *(LARGE, LARGE),
+        *("medium 448x64 d1 s2", "medium 256x128 d1 s1", LARGE, LARGE, LARGE, LARGE),
     ),
     (4096, 4096): (
         *("small 32x8 d16 s1", "small 32x8 d16 s1", "small 64x16 d8 s2", "medium 64x32 d8 s2"),
@@ -29,17 +28,18 @@ MEASURED = {
     ),
     (4096, 14336): (
         *("small 64x8 d4 s1", "small 64x8 d4 s1", "small 64x16 d4 s1", "medium 128x32 d4 s1"),
-        *("medium 128x64 d2 s1", "medium 128x128 d2 s1", LARGE, LARGE, LARGE, LARGE),
+        *("medium 128x64 d2 s1", "medium 128x128 d2 s1", "medium 256x128 d1 s1"),
+        *(LARGE, LARGE, LARGE),
     ),
     (14336, 4096): (
-        *("small 32x8 d16 s1", "small 32x8 d16 s1", "small 64x16 d8 s2", "medium 64x32 d8 s2"),
-        *("medium 128x32 d4 s2", "medium 128x64 d2 s2", "medium 128x128 d2 s2"),
+        *("small 32x8 d16 s1", "small 32x8 d16 s1", "small 64x16 d8 s2", "medium 128x32 d4 s4"),
+        *("medium 128x64 d2 s4", "medium 128x128 d2 s4", "medium 128x128 d2 s2"),
         *("medium 128x128 d2 s1", LARGE, LARGE),
     ),
     (4096, 11008): (
         *("small 64x8 d4 s2", "small 64x8 d4 s2", "small 64x16 d4 s2", "medium 128x32 d4 s1"),
-        *("medium 128x64 d2 s1", "medium 128x128 d2 s1", LARGE, "medium 128x128 d2 s1"),
-        *(LARGE, LARGE),
+        *("medium 128x64 d2 s1", "medium 128x128 d2 s1", LARGE),
+        *(LARGE, LARGE, LARGE),
     ),
     (4096, 1024): (
         *("small 64x8 d8 s4", "small 64x8 d8 s4", "small 64x16 d8 s4", "small 128x32 d4 s8"),
@@ -48,12 +48,13 @@ MEASURED = {
     ),
     (5120, 13824): (
         *("small 64x8 d4 s1", "small 64x8 d4 s1", "small 64x16 d4 s1", "medium 128x32 d4 s1"),
-        *("medium 128x64 d2 s1", "medium 128x128 d2 s1", LARGE, LARGE, LARGE, LARGE),
+        *("medium 128x64 d2 s1", "medium 128x128 d2 s1", "medium 256x128 d1 s1"),
+        *(LARGE, LARGE, LARGE),
     ),
     (8192, 8192): (
-        *("small 64x8 d8 s1", "small 64x8 d8 s1", "small 64x16 d8 s1", "medium 64x32 d8 s1"),
+        *("small 64x8 d8 s1", "small 64x8 d8 s1", "small 64x16 d8 s1", "medium 128x32 d4 s2"),
         *("medium 128x64 d2 s2", "medium 128x128 d2 s2", "medium 128x128 d2 s1"),
-        *(LARGE, LARGE, LARGE),
+        *("medium 256x128 d1 s1", LARGE, LARGE),
     ),
 }
 

@@ -138,14 +138,28 @@ struct BackwardConsumer {
     release(control.gradient_full[gradient_stage(count)]);
   }
 
-  // The row block before the one at hand.
+  // Of the consumers' warps. With features there are no registers for addresses that follow from it.
+  __device__ __forceinline__ int warp_index() const {
+    int index = 4 * group + warp;
+    if (Traits::kFeatures) asm volatile("" : "+r"(index));
+    return index;
+  }
+
+  // The row block before the one at hand. With features, for want of registers, each warp has a copy.
   __device__ __forceinline__ const RowBlock& block_before() const {
-    return control.recent[(count - 1) % 8];
+    return control.recent[Traits::kFeatures ? warp_index() : (count - 1) % 8];
+  }
+  __device__ __forceinline__ void copy_block_before() const {
+    if (!Traits::kFeatures) return;
+    int own_lane = lane;
+    asm volatile("" : "+r"(own_lane));
+    if (own_lane == 0) control.recent[warp_index()] = control.block[query_stage_before()];
+    __syncwarp();
   }
 
   // A warp's part of shared memory, for what is on its way out.
   __device__ __forceinline__ uint32_t buffer_address() const {
-    return shared + Traits::kSumOffset + (4 * group + warp) * Traits::kWarpQueryBytes;
+    return shared + Traits::kSumOffset + warp_index() * Traits::kWarpQueryBytes;
   }
   // Waits until what was sent from there last has been read.
   __device__ __forceinline__ void wait_buffer() const {
@@ -159,7 +173,7 @@ struct BackwardConsumer {
     const int block = block_before().block;  // now: a load would wait for the stores
     wait_buffer();
     store_query_sum(buffer_address(), dq, lane);
-    if (lane == 0) control.left[4 * group + warp] = block;
+    if (lane == 0) control.left[warp_index()] = block;
   }
   // From there it begins to be added to the sum in global memory. Not at once: the fence would wait for the stores.
   __device__ __forceinline__ void send_query_gradient(const KeyTile& tile) const {
@@ -167,7 +181,7 @@ struct BackwardConsumer {
     fence_async_shared();
     __syncwarp();
     if (lane == 0) {
-      const int buffer = 4 * group + warp;
+      const int buffer = warp_index();
       const int64_t block = control.left[buffer];
       if (block < 0) return;
       control.left[buffer] = -1;
@@ -424,7 +438,7 @@ struct BackwardConsumer {
 #pragma unroll 1
     while (!differentiate_rows(r, tile, due, Traits::kPasses ? accumulate : due)) {
       issue_query_gradient(r, due);
-      issue_key_gradient(r, accumulate);
+      issue_key_gradient(r, Traits::kPasses ? accumulate : due);
       query_place.next();
       wait_query(tile);
       warpgroup_arrive();
@@ -434,13 +448,14 @@ struct BackwardConsumer {
       warpgroup_wait<Traits::kInterleaves ? 1 : 2>();
       hold(r.dq);
       if (due) finish_query_gradient(r);
+      copy_block_before();
       if (Traits::kInterleaves) release(control.query_empty[query_stage_before()]);
       accumulate = due = true;
       ++count;
     }
     release(control.value_empty);
     issue_query_gradient(r, due);
-    issue_key_gradient(r, accumulate);
+    issue_key_gradient(r, Traits::kPasses ? accumulate : due);
     query_place.next();
     publish_gradients();
     hold(r.dv);
@@ -452,6 +467,7 @@ struct BackwardConsumer {
       finish_query_gradient(r);
       send_query_gradient(tile);
     }
+    copy_block_before();
     release(control.query_empty[query_stage_before()]);
     ++count;
     // Both warpgroups: where they take turns, one throws the result away.
@@ -465,7 +481,6 @@ struct BackwardConsumer {
     release(control.key_empty[key_stage()]);
     finish_query_gradient(r);
     send_query_gradient(tile);
-    if (!kStoresEarly) store(r, tile);
   }
 
   // dK or dV of the warp's keys. Zeros for keys that no row sees.
@@ -508,8 +523,9 @@ struct BackwardConsumer {
       } else {
         release(control.key_empty[key_stage()]);
         release(control.value_empty);
-        store(r, tile);
+        if (kStoresEarly) store(r, tile);
       }
+      if (!kStoresEarly) store(r, tile);
       if (Traits::kConverts && launch.done) tell_added(tile);
       ++tiles;
     }

@@ -79,7 +79,7 @@ struct BackwardProducer {
       const uint32_t barrier = shared_address(&control.query_full[stage]);
       control.block[stage] = block;
       control.block[stage].head = head;
-      if constexpr (!kPair) control.recent[control.loaded++ % 8] = block;
+      if constexpr (!kPair && !Traits::kFeatures) control.recent[control.loaded++ % 8] = block;
       mbarrier_arrive_expect(barrier, Query::kBytes + kStatBytes);
       load_rows<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
                        head, pack);
@@ -275,7 +275,8 @@ struct BackwardProducer {
 
   // `first`: place of the first tile.
   __device__ __forceinline__ void run(int first) {
-    KeyTileWalk<kPair> walk(p, first, in_order());
+    // With features there is no register for the first place: it comes from the counter, too.
+    KeyTileWalk<kPair> walk(p, first, Traits::kFeatures || in_order());
     bool backward;
     for (int row, slot; walk.next(&row, &slot, &backward);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.

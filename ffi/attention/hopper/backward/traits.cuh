@@ -77,7 +77,8 @@ struct HopperBackwardControl {
   RowBlock block[kQueryStages];
   QueryGradientSum sum[kAdders];
   uint64_t sum_empty[kSumBuffers];
-  // The last row blocks by their numbers, for consumers that finish dQ when Q's place has another one.
+  // The last row blocks by their numbers, for consumers that finish dQ when Q's place has another one. With features: for
+  // each consumer warp, the last one.
   RowBlock recent[8];
   uint32_t loaded;  // so many row blocks
   int left
