@@ -44,11 +44,10 @@ def kernel_call(kind: shapes.Pass, *operands: jax.Array, **options: Any) -> Resu
     results = [jax.ShapeDtypeStruct(*like) for like in shapes.result_types(kind, named)]
     workspace = jax.ShapeDtypeStruct((scratch,), jnp.uint8)
     call = jax.ffi.ffi_call(TARGETS[kind], (*results, workspace))
-    *outputs, _ = call(*operands, **_attributes(kind, **options))
-    # Where scan keeps a result as a residual, XLA makes of the call and the write to the array of
-    # all iterations one fusion. If the result has other uses, too, the call stays beside that, and
-    # the kernel runs twice (jaxlib 0.11.2; openxla/xla#45799). Nothing fuses across the barrier.
-    return tuple(jax.lax.optimization_barrier(outputs))
+    returned = tuple(call(*operands, **_attributes(kind, **options)))[:-1]
+    # A scan over layers stacks what the backward pass needs. Without the barrier XLA runs the
+    # forward kernel twice a layer: for who reads its output, and in a fusion with the stacking.
+    return jax.lax.optimization_barrier(returned) if kind == "forward" else returned
 
 
 def _attributes(
