@@ -52,10 +52,12 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     }
   }
 
-  // Soft cap, ALiBi and scale.
+  // Soft cap, ALiBi and scale. Under a soft cap keys of a row share a reciprocal: hidden ones, which may be another sequence's,
+  // are hidden before it, too, or a row's last bit would depend on them.
   __device__ __forceinline__ void modify(Scores<1, kN>& s, const KeyBlock& block) const {
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
+    if (p.soft_cap > 0.0f) mask(s, block);
     to_logits<kN>(s, p, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
   // A 16-bit bias of a block that every row sees, two keys a word.
@@ -106,9 +108,9 @@ struct ConsumerWeights : ConsumerBase<Traits> {
         add_whole_bias(s, block))
       return;
     const auto& tile = control.tile[tile_slot];
-    const auto [lane, warp_row] = place();
+    const Place at = place();
     tile.modify.with_bias([&](auto bias_at) {
-      for_visible<1, kN>(s, tile.first_row + warp_row, block.first_key, lane,
+      for_visible<1, kN>(s, tile.first_row + at.warp_row, block.first_key, at.lane,
                          [&](float& x, int i, int j) { x += bias_at(i, j); });
     });
   }

@@ -25,22 +25,29 @@ __device__ __forceinline__ void invert(float (&x)[4]) {
 }
 
 // cap * tanh(scale * s / cap) in base 2. tanh(y) = 1 - 2 / (1 + exp(2y)), which is 1 in float32 long before the exponent
-// is at its bound. The bound also keeps what is not a number from its neighbours.
+// is at its bound. The bound also keeps what is not a number from its neighbours. Those who share a reciprocal are keys of one
+// row: what a row gets must not depend on the rows beside it, which other requests may have.
 template <int kN>
 __device__ __forceinline__ void cap_scores(Scores<1, kN>& s, float scale, float cap) {
+  static_assert(kN % 16 == 0);
   constexpr float kMostExponent = 30.0f;
   const float to_exponent = scale / cap * (2.0f * kLog2E), most = cap * kLog2E;
 #pragma unroll
-  for (int n = 0; n < kN / 8; ++n) {
-    float x[4];
+  for (int n = 0; n < kN / 8; n += 2) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
-      x[e] = 1.0f + exp2_approx(fminf(s[0][n][e] * to_exponent, kMostExponent));
-    invert(x);
+    for (int half = 0; half < 2; ++half) {
+      float x[4];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      float& score = s[0][n][e];
-      if (score == score) score = most - 2.0f * most * x[e];
+      for (int e = 0; e < 4; ++e) {
+        const float score = s[0][n + e / 2][2 * half + e % 2];
+        x[e] = 1.0f + exp2_approx(fminf(score * to_exponent, kMostExponent));
+      }
+      invert(x);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float& score = s[0][n + e / 2][2 * half + e % 2];
+        if (score == score) score = most - 2.0f * most * x[e];
+      }
     }
   }
 }
