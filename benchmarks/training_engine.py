@@ -92,8 +92,9 @@ class TrainingEngine:
     """Trains from one seed on one sequence of windows, and takes the time and the losses."""
 
     def __init__(self) -> None:
-        # Taken at once even beside others. A share that grows is in pieces, none of which the
-        # allocator gives back: after other cells no piece had room for a step without remat.
+        # Taken at once whatever the caller's environment says. A share that grows is in pieces,
+        # none of which is given back: after other cells none had room for a step without remat.
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
         fraction = "0.6" if turns.shared() else "0.92"
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", fraction)
         sys.path.insert(0, str(result_rows.ROOT / "examples"))
