@@ -15,7 +15,8 @@ add_xla_flags("--xla_force_host_platform_device_count=8")
 
 if not glob.glob("/dev/nvidia[0-9]*"):
     # Nearly all the time would go to LLVM, for programs that run once on a few numbers. The last
-    # has no flag of its own in every jaxlib: plain loops for what XLA fuses, with no MLIR between.
+    # (plain loops for what XLA fuses, with no MLIR between) is for jaxlibs before 0.12 and has no
+    # flag of its own in all of them.
     add_xla_flags(
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
