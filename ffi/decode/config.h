@@ -281,14 +281,6 @@ inline int64_t whole_row_ctas(const DecodeDevice& device, int64_t rows, int ctas
   return rows % each == 0 && rows / each * 16 >= places * 15 ? rows / each : 0;
 }
 
-// CTAs of a stream that reads through rings: so that rows of one length end with a CTA, if that leaves little idle.
-inline int64_t ring_stream_ctas(const DecodeDevice& device, int64_t rows, int ctas_per_sm) {
-  const int64_t places = int64_t{device.sms} * ctas_per_sm;
-  const int64_t even =
-      rows <= places ? places / rows * rows : whole_row_ctas(device, rows, ctas_per_sm);
-  return even * 16 >= places * 15 ? even : places;
-}
-
 // Whether the CTAs of the stream begin and end with a row, so that they leave no partial results.
 inline bool takes_whole_rows(const DecodeShape& s, const DecodeConfig& c, int64_t rows) {
   return c.splits == 0 && !s.uneven_lengths && rows % c.ctas == 0;
@@ -325,15 +317,32 @@ inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
   return c.partial_slots * partial_bytes(s, c);
 }
 
+// CTAs of a stream for rows of one length: so that rows end with a CTA, if that leaves little idle, and where it is faster
+// (docs/decode.md); 0: as many as for others. `ring_ctas`: CTAs an SM that read through rings.
+inline constexpr int64_t kMostRowBytesForEvenCtas = 1024 * 1024;  // without rings
+inline int64_t even_stream_ctas(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                                int ring_ctas) {
+  const int64_t whole = whole_row_ctas(device, rows, 2);
+  if (ring_ctas == 0) {
+    const bool small = most_bytes(s, rows) <= rows * kMostRowBytesForEvenCtas;
+    return s.uneven_lengths && device.ctas_per_sm == 3 && small ? whole : 0;
+  }
+  if (ring_ctas != 2) return 0;
+  if (whole > 0) return whole;
+  const int64_t places = int64_t{device.sms} * 2;
+  const int64_t even = s.paged || rows > places ? 0 : places / rows * rows;
+  return even * 16 >= places * 15 ? even : 0;
+}
+
 // All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
 inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                        int64_t slots, DecodeConfig& c) {
   const int ring_ctas = has_rings(s, c) ? use_stream_rings(s, device, rows, c) : 0;
   const int ctas_per_sm = ring_ctas > 0 ? ring_ctas : device.ctas_per_sm;
   const int64_t row_chunks = full_row_chunks(s, c);
-  const int64_t most =
-      ring_ctas > 0 ? ring_stream_ctas(device, rows, ring_ctas) : int64_t{device.sms} * ctas_per_sm;
-  c.ctas = std::min({most, rows * row_chunks, slots / 2});
+  c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
+  const int64_t even = even_stream_ctas(s, device, rows, ring_ctas);
+  if (even > 0 && even < c.ctas) (s.uneven_lengths ? c.even_ctas : c.ctas) = even;
   // One chunk a row, or no room for partial results: every row is one CTA's.
   if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
 }
@@ -343,6 +352,7 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
   const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
   c.splits = s.num_splits;
   c.cluster = false;
+  c.even_ctas = 0;
   if (c.splits == 0) {
     const int pieces = cluster_pieces(s, device, c, rows);
     const bool pairs = pieces == 2;
@@ -354,6 +364,7 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
     use_clusters(s, 2, false, c);
   }
   if (c.splits != 0) c.ctas = rows * c.splits;
+  if (c.even_ctas == 0) c.even_ctas = c.ctas;
   const bool whole = c.splits == 1 || c.cluster || takes_whole_rows(s, c, rows);
   c.partial_slots = whole           ? 0
                     : c.splits == 0 ? 2 * c.ctas

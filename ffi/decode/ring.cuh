@@ -55,8 +55,8 @@ class WarpRing {
     if (lane == 0) mbarrier_arrive_expect(barrier, 2 * rows * kRowBytes);
     __syncwarp();
     const bool of_values = lane >= kKeyCopies;
-    const int each = of_values ? 4 : Tile::kTokens / kKeyCopies;
-    const int row = (of_values ? lane - kKeyCopies : lane) * each % Tile::kTokens;
+    const int each = of_values || !kWholeKeys ? 4 : Tile::kTokens;
+    const int row = kWholeKeys ? (of_values ? (lane - 1) * 4 : 0) : lane * 4 % Tile::kTokens;
     const int count = min(rows - row, each);
     const int64_t from = source.find_four(p, row / 4);
     if (lane < kKeyCopies + kFours && count > 0) {

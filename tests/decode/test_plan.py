@@ -167,21 +167,23 @@ def test_a_stream_reads_through_rings_where_that_is_faster(sizes, warps, stages,
 
 
 @pytest.mark.parametrize(
-    ("sizes", "stages", "ctas"),
+    ("sizes", "stages", "even_ctas"),
     [
-        (dict(kv_capacity=1024, batch=8), 2, 256),  # four CTAs a row, not 4.1
+        (dict(kv_capacity=1024, batch=8), 2, 256),  # where lengths are even, four a row and not 4.1
         (dict(kv_capacity=16384, batch=8), 2, 256),  # 537 MB, but few rows
         (dict(kv_capacity=32768, batch=8), 0, 3 * SMS),
-        (dict(kv_capacity=2048, batch=32), 0, 3 * SMS),  # 268 MB of many rows
-        (dict(kv_capacity=1024, batch=20), 2, 2 * SMS),
-        (dict(kv_capacity=1024, batch=32), 2, 256),  # one row a CTA where all are full
+        (dict(kv_capacity=1024, batch=20), 2, 2 * SMS),  # 160 rows
+        (dict(kv_capacity=1024, batch=32), 2, 256),  # a row each
+        (dict(kv_capacity=2048, batch=32), 0, 256),  # 268 MB of many rows
+        (dict(kv_capacity=4096, batch=32), 0, 3 * SMS),  # whose end is not what counts
         (dict(kv_capacity=8192, batch=8, head_dim=64), 0, 3 * SMS),
     ],
 )
-def test_where_uneven_lengths_are_read_through_rings(sizes, stages, ctas):
+def test_where_uneven_lengths_are_read_through_rings(sizes, stages, even_ctas):
     chosen = plan(hopper=True, uneven_lengths=True, **sizes)
     assert (chosen["splits"], chosen["token_warps"]) == (0, 4)
-    assert (chosen["ring_stages"], chosen["ctas"]) == (stages, ctas)
+    assert chosen["ring_stages"] == stages
+    assert (chosen["ctas"], chosen["even_ctas"]) == ((2 if stages else 3) * SMS, even_ctas)
 
 
 @pytest.mark.parametrize("group", range(1, 9))
@@ -219,11 +221,11 @@ def test_one_request_in_pages_is_read_as_a_contiguous_one(tokens):
         (4112, 1, 4, 2, 2 * SMS),
         (32768, 1, 4, 2, 2 * SMS),  # 134 MB
         (36000, 1, 4, 0, 3 * SMS),
-        (8 * 1024, 8, 4, 2, 256),  # 34 MB, whoever has them
-        (8 * 4096, 8, 4, 2, 256),
+        (8 * 1024, 8, 4, 2, 2 * SMS),  # 34 MB, whoever has them
+        (8 * 4096, 8, 4, 2, 2 * SMS),
         (8 * 8192, 8, 4, 0, 3 * SMS),
-        (16 * 1024, 16, 4, 2, 256),  # rows are many, but not too short
-        (32 * 1024, 32, 4, 2, 256),
+        (16 * 1024, 16, 4, 2, 2 * SMS),  # rows are many, but not too short
+        (32 * 1024, 32, 4, 2, 2 * SMS),
         (8 * 1024, 9, 4, 0, 3 * SMS),  # many and few bytes
         (64 * 400, 64, 4, 0, 3 * SMS),  # many and short
     ],
@@ -232,6 +234,12 @@ def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
     chosen = paged_plan(tokens, batch=batch)
     assert (chosen["token_warps"], chosen["ring_stages"]) == (warps, stages)
     assert chosen["ctas"] == ctas
+
+
+def test_pages_of_even_requests_are_not_split_where_every_cta_gets_as_many_rows():
+    assert paged_plan(32 * 1024, batch=32)["even_ctas"] == 256
+    assert paged_plan(64 * 1024, batch=64)["even_ctas"] == 256  # without rings
+    assert paged_plan(8 * 1024, batch=8)["even_ctas"] == 2 * SMS
 
 
 def test_small_page_tables_are_brought_to_shared_memory():
