@@ -16,6 +16,13 @@ __device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, i
       : "memory");
 }
 
+// The hint of what is read once: it is the first to leave the L2 cache.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+
 // The same with a hint to the L2 cache.
 __device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, int bytes,
                                           uint32_t barrier, uint64_t policy) {
