@@ -57,6 +57,17 @@ bool is_masked(const BackwardParams& p) {
   return p.causal || p.window_left >= 0 || p.window_right >= 0;
 }
 
+bool shares_much(const BackwardParams& p, const HopperBackwardTile& tile) {
+  return p.group > 1 || tile.ctas() == 2;
+}
+
+// In rows, half of the time that the last one of so many tiles of a row lags behind the first one: where waves that go there
+// and back meet when they turn.
+int lag_of_waves(const BackwardParams& p, const HopperBackwardTile& tile, int tiles) {
+  constexpr double kAddition = 1.2;  // in the time of a row block
+  return static_cast<int>(kAddition / 2 * tiles / p.group) * tile.rows;
+}
+
 // Sets the order of the tiles, of which so many run at once.
 //
 // Rows one by one share the cache best where one has little to share. The last ones come together, long tiles first, so that
@@ -77,16 +88,18 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   constexpr int kMinTiles = 16;  // of a row
   params->section = 1;
   params->last = std::min(rows, two_waves);
-  params->wave = params->reverse = 0;
-  if (p.deterministic) {
-    params->section = std::clamp(slots / tiles, 1, std::max(rows, 1));
-    params->last = std::min(rows, std::max(two_waves, params->section));
-    params->reverse = is_masked(p) ? rows - params->last : 0;
-  } else if (p.causal && p.window_left < 0 && tile.ctas() == 1 && !tile.features &&
-             tiles >= kMinTiles) {
+  params->wave = params->lag = params->reverse = 0;
+  const bool long_causal = p.causal && p.window_left < 0 && tiles >= kMinTiles;
+  if (long_causal &&
+      (p.deterministic ? shares_much(p, tile) : tile.ctas() == 1 && !tile.features)) {
     params->section = std::max(2 * slots / tiles, 1);
     params->last = std::min(rows, params->section + rows % params->section);
     params->wave = slots;
+    if (p.deterministic) params->lag = lag_of_waves(p, tile, slots / params->section);
+  } else if (p.deterministic) {
+    params->section = std::clamp(slots / tiles, 1, std::max(rows, 1));
+    params->last = std::min(rows, std::max(two_waves, params->section));
+    params->reverse = is_masked(p) ? rows - params->last : 0;
   }
 }
 

@@ -20,8 +20,8 @@ struct BackwardProducer {
   using DOut = typename Traits::DOut;
   using OrderedRows = RowWalk<Traits::kKeys, Traits::kRows>;
   // Pairs go head by head, forwards, where nothing has to be in order: the other way takes registers.
-  using Rows = std::conditional_t<Traits::kCtas == 2 && !Traits::kInOrder,
-                                  Walk<Traits::kKeys, Traits::kRows>, OrderedRows>;
+  static constexpr bool kWalksBothWays = Traits::kCtas == 1 || Traits::kInOrder;
+  using Rows = std::conditional_t<kWalksBothWays, OrderedRows, Walk<Traits::kKeys, Traits::kRows>>;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
   // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
   static constexpr bool kPair = Traits::kCtas == 2;
@@ -160,17 +160,17 @@ struct BackwardProducer {
   }
 
   // What the warp knows of a block of keys is in shared memory: it has few registers.
-  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block,
-                                             bool backward) const {
+  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block) const {
     __syncwarp();
     if (lane == 0) {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      // With features there are no registers for both ways.
-      const bool in_wave = !in_order() && !Traits::kFeatures;
-      control.walk = OrderedRows(problem, sequence, block,
-                                 in_wave ? backward : in_order() && !p.reversed(row));
+      const KeyOrder order = kWalksBothWays ? control.order : KeyOrder{};
+      control.walk = OrderedRows(problem, sequence, block, order);
+      if constexpr (kWalksBothWays)
+        control.walk.set_from(order.backward() ? 1 << 30
+                                               : control.walk.units(order.begin).begin + p.lag);
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -205,18 +205,20 @@ struct BackwardProducer {
   // How many blocks of keys add to dQ of the unit of rows before this one.
   __device__ __forceinline__ int turn(int unit) const {
     const OrderedRows& rows = control.walk;
+    const KeyOrder& order = rows.before;
     if (!rows.segments.any()) {
       const Visibility::Keys keys = rows.visible.keys_of_rows(unit, unit + kRows);
-      return rows.backward ? blocks_below(keys, rows.block)
-                           : blocks_below(keys, 1 << 24) - blocks_below(keys, rows.block + 1);
+      if (!order.descending()) return blocks_below(keys, rows.block);
+      return blocks_below(keys, order.begin) + blocks_below(keys, order.end) -
+             blocks_below(keys, rows.block + 1);
     }
-    const int first = rows.backward ? 0 : rows.block + 1;
-    const int end = rows.backward ? rows.block : (rows.k_rows + kKeys - 1) / kKeys;
+    const int end =
+        order.descending() ? min(order.end, (rows.k_rows + kKeys - 1) / kKeys) : rows.block;
     int count = 0;
-    for (int base = first; base < end; base += 32) {
+    for (int base = 0; base < end; base += 32) {
       const int other = base + lane;
       bool meets = false;
-      if (other < end) {
+      if (other < order.begin || (other < end && (!order.descending() || other > rows.block))) {
         const Visibility::Rows range = rows.units(other);
         meets =
             range.begin <= unit && unit < range.end && rows.overlap(other, unit) != Overlap::kNone;
@@ -248,11 +250,11 @@ struct BackwardProducer {
     return block;
   }
 
-  __device__ __forceinline__ void load_tile(int row_of_tiles, int index, bool backward) {
+  __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
     KeyTile& tile = control.tile[tile_slot];
     if (!kPair && row_of_tiles >= p.sum_rows)
       wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.row_blocks);
-    begin_tile(tile, row_of_tiles, index, backward);
+    begin_tile(tile, row_of_tiles, index);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();
     tile_slot = tile_slot == 2 ? 0 : tile_slot + 1;
@@ -277,14 +279,15 @@ struct BackwardProducer {
   __device__ __forceinline__ void run(int first) {
     // With features there is no register for the first place: it comes from the counter, too.
     KeyTileWalk<kPair> walk(p, first, Traits::kFeatures || in_order());
-    bool backward;
-    for (int row, slot; walk.next(&row, &slot, &backward);) {
+    for (TilePlace at; walk.next(&at);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
-      const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
+      const int keys = find_sequence(p.problem, at.row / p.problem.kv_heads).k_rows;
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
-      const int begin = slot * share, end = min(begin + share, blocks);
+      const int begin = at.tile * share, end = min(begin + share, blocks);
+      const KeyOrder order = {at.order.begin * share, at.order.end * share, at.order.way};
+      if (kWalksBothWays && lane == 0) control.order = order;
       for (int i = begin; i < end; ++i)
-        load_tile(row, p.reversed(row) ? begin + end - 1 - i : i, backward);
+        load_tile(at.row, order.descending() ? begin + end - 1 - i : i);
     }
     wait_keys_empty();
     if (lane == 0) {

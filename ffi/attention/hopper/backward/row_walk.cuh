@@ -5,38 +5,65 @@
 
 namespace jax_baracuda {
 
-// A Walk that may begin with the last rows. Each block of rows is visited for every head of the group before the next one:
-// so all blocks of keys meet (rows, head) in one order, and one behind another never has to wait for a longer one to end
-// a head.
+// Blocks [begin, end) of keys run at the same time, after those before `begin`: from the last one to the first, or from the
+// first one on. In this order they add to dQ where that matters.
+struct KeyOrder {
+  enum Way { kDescending = 1, kBackward = 2 };
+
+  int begin, end;
+  int way;  // flags: one register
+
+  __device__ __forceinline__ bool descending() const { return way & kDescending; }
+  __device__ __forceinline__ bool backward() const {
+    return way & kBackward;
+  }  // over the query rows
+};
+
+// A tile that has been taken.
+struct TilePlace {
+  int row, tile;
+  KeyOrder order;  // of the row's tiles
+};
+
+// A Walk that goes from one row upwards to the last, and then from there downwards. Each block of rows is visited for every
+// head of the group before the next one: so blocks of keys are at the same rows at the same time, and one behind another never
+// has to wait for a longer one to end a head.
 template <int kKeys, int kRows>
 struct RowWalk : Walk<kKeys, kRows> {
   using Base = Walk<kKeys, kRows>;
   using typename Base::Place;
   static_assert(Base::kUnit == kRows);
 
-  bool backward;
+  int from;  // rows from here on come first, then those before: `end` is backwards, `begin` forwards
+  KeyOrder before;  // who adds to dQ before this block of keys
 
   RowWalk() = default;
+  // `from`: any row that begins a unit.
   __device__ __forceinline__ RowWalk(const AttentionProblem& p, const Sequence& s, int block,
-                                     bool backward)
-      : Base(p, s, block), backward(backward) {}
-
-  __device__ __forceinline__ bool at_end(Place at) const {
-    return at.row < this->begin || at.row >= this->end;
+                                     KeyOrder before)
+      : Base(p, s, block), from(this->begin), before(before) {}
+  __device__ __forceinline__ void set_from(int row) {
+    from = min(max(row, this->begin), this->end);
   }
+
+  __device__ __forceinline__ bool at_end(Place at) const { return at.row < this->begin; }
   __device__ __forceinline__ Place first() const {
-    return settle({0, backward ? this->end - kRows : this->begin});
+    return settle({0, from < this->end ? from : from - kRows});
   }
   __device__ __forceinline__ Place after(Place at) const {
     if (++at.head < this->group) return at;
-    return settle({0, at.row + step()});
+    return settle({0, row_after(at.row)});
   }
 
  private:
-  __device__ __forceinline__ int step() const { return backward ? -kRows : kRows; }
+  __device__ __forceinline__ int row_after(int row) const {
+    if (row < from) return row - kRows;
+    return row + kRows < this->end ? row + kRows : from - kRows;
+  }
   // The first place from `at` on that segments do not rule out.
   __device__ __forceinline__ Place settle(Place at) const {
-    while (!at_end(at) && this->overlap(this->block, at.row) == Overlap::kNone) at.row += step();
+    while (!at_end(at) && this->overlap(this->block, at.row) == Overlap::kNone)
+      at.row = row_after(at.row);
     return at;
   }
 };
