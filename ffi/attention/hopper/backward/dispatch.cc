@@ -57,8 +57,13 @@ bool is_masked(const BackwardParams& p) {
   return p.causal || p.window_left >= 0 || p.window_right >= 0;
 }
 
-bool shares_much(const BackwardParams& p, const HopperBackwardTile& tile) {
-  return p.group > 1 || tile.ctas() == 2;
+// Whether what the tiles under way share is more than the L2 cache keeps, if they are spread over all query rows of a section:
+// Q, dO and sums.
+bool shares_much(const BackwardParams& p, int section, int slots) {
+  constexpr int64_t kCacheBytes = 40 << 20;
+  const int64_t rows =
+      std::min(int64_t{section} * p.max_q, int64_t{2} * slots * kHopperBackwardKeys);
+  return rows * p.group * (2 * p.dim + 2 * p.dim_v + 4 * p.dim) > kCacheBytes;
 }
 
 // In rows, half of the time that the last one of so many tiles of a row lags behind the first one: where waves that go there
@@ -84,21 +89,22 @@ int lag_of_waves(const BackwardParams& p, const HopperBackwardTile& tile, int ti
 void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* params) {
   const BackwardParams& p = params->problem;
   const int tiles = std::max(params->tiles, 1), rows = params->rows;
-  const int two_waves = (2 * slots + tiles - 1) / tiles;
+  const int two_waves = (2 * slots + tiles - 1) / tiles, wave_rows = std::max(2 * slots / tiles, 1);
+  const int at_once = std::clamp(slots / tiles, 1, std::max(rows, 1));
   constexpr int kMinTiles = 16;  // of a row
   params->section = 1;
   params->last = std::min(rows, two_waves);
   params->wave = params->lag = params->reverse = 0;
   const bool long_causal = p.causal && p.window_left < 0 && tiles >= kMinTiles;
   if (long_causal &&
-      (p.deterministic ? shares_much(p, tile) : tile.ctas() == 1 && !tile.features)) {
-    params->section = std::max(2 * slots / tiles, 1);
-    params->last = std::min(rows, params->section + rows % params->section);
+      (p.deterministic ? shares_much(p, at_once, slots) : tile.ctas() == 1 && !tile.features)) {
+    params->section = wave_rows;
+    params->last = std::min(rows, wave_rows + rows % wave_rows);
     params->wave = slots;
-    if (p.deterministic) params->lag = lag_of_waves(p, tile, slots / params->section);
+    if (p.deterministic) params->lag = lag_of_waves(p, tile, slots / wave_rows);
   } else if (p.deterministic) {
-    params->section = std::clamp(slots / tiles, 1, std::max(rows, 1));
-    params->last = std::min(rows, std::max(two_waves, params->section));
+    params->section = at_once;
+    params->last = std::min(rows, std::max(two_waves, at_once));
     params->reverse = is_masked(p) ? rows - params->last : 0;
   }
 }

@@ -166,11 +166,11 @@ struct BackwardProducer {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      const KeyOrder order = kWalksBothWays ? control.order : KeyOrder{};
-      control.walk = OrderedRows(problem, sequence, block, order);
-      if constexpr (kWalksBothWays)
-        control.walk.set_from(order.backward() ? 1 << 30
-                                               : control.walk.units(order.begin).begin + p.lag);
+      control.walk = OrderedRows(problem, sequence, block);
+      if (kWalksBothWays)
+        control.walk.set_from(control.order.backward()
+                                  ? 1 << 30
+                                  : control.walk.units(control.order.begin).begin + p.lag);
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -205,7 +205,7 @@ struct BackwardProducer {
   // How many blocks of keys add to dQ of the unit of rows before this one.
   __device__ __forceinline__ int turn(int unit) const {
     const OrderedRows& rows = control.walk;
-    const KeyOrder& order = rows.before;
+    const KeyOrder& order = control.order;
     if (!rows.segments.any()) {
       const Visibility::Keys keys = rows.visible.keys_of_rows(unit, unit + kRows);
       if (!order.descending()) return blocks_below(keys, rows.block);
@@ -285,7 +285,7 @@ struct BackwardProducer {
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
       const int begin = at.tile * share, end = min(begin + share, blocks);
       const KeyOrder order = {at.order.begin * share, at.order.end * share, at.order.way};
-      if (kWalksBothWays && lane == 0) control.order = order;
+      if (kWalksBothWays && lane == 0) control.order = order;  // all lanes were in next()
       for (int i = begin; i < end; ++i)
         load_tile(at.row, order.descending() ? begin + end - 1 - i : i);
     }

@@ -14,9 +14,8 @@ struct KeyOrder {
   int way;  // flags: one register
 
   __device__ __forceinline__ bool descending() const { return way & kDescending; }
-  __device__ __forceinline__ bool backward() const {
-    return way & kBackward;
-  }  // over the query rows
+  // Over the query rows.
+  __device__ __forceinline__ bool backward() const { return way & kBackward; }
 };
 
 // A tile that has been taken.
@@ -35,13 +34,11 @@ struct RowWalk : Walk<kKeys, kRows> {
   static_assert(Base::kUnit == kRows);
 
   int from;  // rows from here on come first, then those before: `end` is backwards, `begin` forwards
-  KeyOrder before;  // who adds to dQ before this block of keys
 
   RowWalk() = default;
-  // `from`: any row that begins a unit.
-  __device__ __forceinline__ RowWalk(const AttentionProblem& p, const Sequence& s, int block,
-                                     KeyOrder before)
-      : Base(p, s, block), from(this->begin), before(before) {}
+  __device__ __forceinline__ RowWalk(const AttentionProblem& p, const Sequence& s, int block)
+      : Base(p, s, block), from(this->begin) {}
+  // A row that begins a unit.
   __device__ __forceinline__ void set_from(int row) {
     from = min(max(row, this->begin), this->end);
   }
