@@ -31,8 +31,8 @@ struct HopperPairControl {
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   KeyOrder order;  // of the blocks of keys of the tile that is gone over, the producer's
-  RowWalk<kKeys, kRows> walk;  // the same
-  int place;                   // of the pair's tile; the first CTA's counts
+  TurningWalk<kKeys, kRows> walk;  // the same
+  int place;                       // of the pair's tile; the first CTA's counts
 };
 
 // A tile of config.h with its element type and the numbers of buffers. CTA c of a pair has keys 64c .. 64c + 63 of the

@@ -18,10 +18,13 @@ struct BackwardProducer {
   using Value = typename Traits::Value;
   using Query = typename Traits::Query;
   using DOut = typename Traits::DOut;
-  using OrderedRows = RowWalk<Traits::kKeys, Traits::kRows>;
-  // Pairs go head by head, forwards, where nothing has to be in order: the other way takes registers.
-  static constexpr bool kWalksBothWays = Traits::kCtas == 1 || Traits::kInOrder;
-  using Rows = std::conditional_t<kWalksBothWays, OrderedRows, Walk<Traits::kKeys, Traits::kRows>>;
+  // Whether it may have to add in order. If so it may turn; pairs that have not go head by head, forwards: another way takes
+  // registers.
+  static constexpr bool kOrders = Traits::kInOrder || Traits::kFeatures;
+  using OrderedRows = std::conditional_t<kOrders, TurningWalk<Traits::kKeys, Traits::kRows>,
+                                         RowWalk<Traits::kKeys, Traits::kRows>>;
+  using Rows = std::conditional_t<Traits::kCtas == 2 && !kOrders,
+                                  Walk<Traits::kKeys, Traits::kRows>, OrderedRows>;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
   // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
   static constexpr bool kPair = Traits::kCtas == 2;
@@ -159,18 +162,26 @@ struct BackwardProducer {
     key_place.next();
   }
 
+  __device__ __forceinline__ void begin_walk(const Sequence& sequence, int block,
+                                             bool backward) const {
+    if constexpr (!kOrders) {
+      static_cast<OrderedRows&>(control.walk) = OrderedRows(p.problem, sequence, block, backward);
+    } else {
+      control.walk = OrderedRows(p.problem, sequence, block);
+      control.walk.set_from(backward ? 1 << 30
+                                     : control.walk.units(control.order.begin).begin + p.lag);
+    }
+  }
+
   // What the warp knows of a block of keys is in shared memory: it has few registers.
-  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block) const {
+  __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block,
+                                             bool backward) const {
     __syncwarp();
     if (lane == 0) {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      control.walk = OrderedRows(problem, sequence, block);
-      if (kWalksBothWays)
-        control.walk.set_from(control.order.backward()
-                                  ? 1 << 30
-                                  : control.walk.units(control.order.begin).begin + p.lag);
+      begin_walk(sequence, block, backward);
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -250,11 +261,11 @@ struct BackwardProducer {
     return block;
   }
 
-  __device__ __forceinline__ void load_tile(int row_of_tiles, int index) {
+  __device__ __forceinline__ void load_tile(int row_of_tiles, int index, bool backward) {
     KeyTile& tile = control.tile[tile_slot];
     if (!kPair && row_of_tiles >= p.sum_rows)
       wait_for_count(p.converted + (row_of_tiles - p.sum_rows), p.row_blocks);
-    begin_tile(tile, row_of_tiles, index);
+    begin_tile(tile, row_of_tiles, index, backward);
     const Rows& rows = control.walk;
     typename Rows::Place at = rows.first();
     tile_slot = tile_slot == 2 ? 0 : tile_slot + 1;
@@ -278,16 +289,16 @@ struct BackwardProducer {
   // `first`: place of the first tile.
   __device__ __forceinline__ void run(int first) {
     // With features there is no register for the first place: it comes from the counter, too.
-    KeyTileWalk<kPair> walk(p, first, Traits::kFeatures || in_order());
+    KeyTileWalk<kPair> walk(p, first, in_order(), kOrders);
     for (TilePlace at; walk.next(&at);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
       const int keys = find_sequence(p.problem, at.row / p.problem.kv_heads).k_rows;
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
       const int begin = at.tile * share, end = min(begin + share, blocks);
       const KeyOrder order = {at.order.begin * share, at.order.end * share, at.order.way};
-      if (kWalksBothWays && lane == 0) control.order = order;  // all lanes were in next()
+      if (kOrders && lane == 0) control.order = order;  // all lanes were in next()
       for (int i = begin; i < end; ++i)
-        load_tile(at.row, order.descending() ? begin + end - 1 - i : i);
+        load_tile(at.row, order.descending() ? begin + end - 1 - i : i, order.backward());
     }
     wait_keys_empty();
     if (lane == 0) {

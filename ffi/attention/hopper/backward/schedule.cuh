@@ -15,10 +15,15 @@ template <bool kOnce>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
   int upcoming;  // of lane 0; -1: to be asked for
-  const bool in_order;
+  const bool in_order, asks_first;
 
-  __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first, bool in_order)
-      : p(p), upcoming(!kOnce && in_order ? -1 : first), in_order(in_order) {}
+  // `asks_first`: the first place comes from the counter, too.
+  __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first, bool in_order,
+                                         bool asks_first)
+      : p(p),
+        upcoming(!kOnce && asks_first ? -1 : first),
+        in_order(in_order),
+        asks_first(asks_first) {}
 
   // The place of the next tile.
   __device__ __forceinline__ int take() {
@@ -33,7 +38,7 @@ struct KeyTileWalk {
     return place;
   }
   __device__ __forceinline__ int ask() const {
-    return (in_order ? 0 : int(gridDim.x)) + atomicAdd(p.counter, 1);
+    return (asks_first ? 0 : int(gridDim.x)) + atomicAdd(p.counter, 1);
   }
 
   // Finds the next tile; false if there is none.
@@ -48,8 +53,8 @@ struct KeyTileWalk {
     const int index = place - base * p.tiles;
     const int first = base + index / (section * p.tiles) * section;
     const int within = index % (section * p.tiles), rows = min(section, end - first);
-    *to = (!kOnce || in_order) && p.wave > 0 ? in_wave(within, rows)
-                                             : in_section(within, rows, first);
+    const bool waves = (!kOnce || in_order) && p.wave > 0;
+    *to = waves ? in_wave(within, rows) : in_section(within, rows, first);
     to->row += first;
     return true;
   }

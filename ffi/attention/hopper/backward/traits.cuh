@@ -86,8 +86,8 @@ struct HopperBackwardControl {
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
   KeyOrder order;  // of the blocks of keys of the tile that is gone over, the producer's
-  RowWalk<kKeys, kRows> walk;  // the same
-  AddedTile added[2];          // by warpgroups
+  TurningWalk<kKeys, kRows> walk;  // the same
+  AddedTile added[2];              // by warpgroups
   uint64_t place_full[8 + kHopperConverters][4];
   QueryGradientPlace place[8 + kHopperConverters];
 };
