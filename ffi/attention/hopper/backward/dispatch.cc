@@ -91,11 +91,11 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   const int tiles = std::max(params->tiles, 1), rows = params->rows;
   const int two_waves = (2 * slots + tiles - 1) / tiles, wave_rows = std::max(2 * slots / tiles, 1);
   const int at_once = std::clamp(slots / tiles, 1, std::max(rows, 1));
-  constexpr int kMinTiles = 16;  // of a row
+  const int min_tiles = p.deterministic ? 8 : 16;  // of a row
   params->section = 1;
   params->last = std::min(rows, two_waves);
   params->wave = params->lag = params->reverse = 0;
-  const bool long_causal = p.causal && p.window_left < 0 && tiles >= kMinTiles;
+  const bool long_causal = p.causal && p.window_left < 0 && tiles >= min_tiles;
   if (long_causal &&
       (p.deterministic ? shares_much(p, at_once, slots) : tile.ctas() == 1 && !tile.features)) {
     params->section = wave_rows;

@@ -30,7 +30,8 @@ struct HopperPairControl {
   RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
-  KeyOrder order;  // of the blocks of keys of the tile that is gone over, the producer's
+  RowBlock upcoming;  // that is loaded next
+  KeyOrder order;     // of the blocks of keys of the tile that is gone over, the producer's
   TurningWalk<kKeys, kRows> walk;  // the same
   int place;                       // of the pair's tile; the first CTA's counts
 };

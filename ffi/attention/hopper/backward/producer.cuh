@@ -25,6 +25,8 @@ struct BackwardProducer {
                                          RowWalk<Traits::kKeys, Traits::kRows>>;
   using Rows = std::conditional_t<Traits::kCtas == 2 && !kOrders,
                                   Walk<Traits::kKeys, Traits::kRows>, OrderedRows>;
+  // Whether the next row block is looked at early, see load_rows_ahead(): pairs have few buffers of Q and dO.
+  static constexpr bool kAhead = Traits::kCtas == 2;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
   // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
   static constexpr bool kPair = Traits::kCtas == 2;
@@ -173,6 +175,8 @@ struct BackwardProducer {
     }
   }
 
+  static __device__ __forceinline__ void forget_registers() { asm volatile("" ::: "memory"); }
+
   // What the warp knows of a block of keys is in shared memory: it has few registers.
   __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block,
                                              bool backward) const {
@@ -182,6 +186,7 @@ struct BackwardProducer {
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
       begin_walk(sequence, block, backward);
+      if (kAhead) forget_registers();
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -239,6 +244,13 @@ struct BackwardProducer {
     return count;
   }
 
+  // In the workspace.
+  __device__ __forceinline__ int block_number(const KeyTile& tile, typename Rows::Place at) const {
+    return tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
+  }
+  __device__ __forceinline__ int query_head(const KeyTile& tile, typename Rows::Place at) const {
+    return tile.kv_head * p.problem.group + at.head;
+  }
   __device__ __forceinline__ RowBlock row_block(const KeyTile& tile, typename Rows::Place at,
                                                 bool last) const {
     RowBlock block;
@@ -256,7 +268,7 @@ struct BackwardProducer {
     const int q_len = tile.visible.q_len;
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
       block.flags |= kPaddedRows;
-    block.block = tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
+    block.block = block_number(tile, at);
     block.turn = in_order() ? turn(at.row) : 0;
     return block;
   }
@@ -273,6 +285,7 @@ struct BackwardProducer {
       if (lane == 0) tile.kind = KeyTileKind::kUnseen;
       return pass_keys();
     }
+    if constexpr (kAhead) return load_rows_ahead(tile, rows, at);
     bool begins = true;
     while (!rows.at_end(at)) {
       const typename Rows::Place next = rows.after(at);
@@ -282,6 +295,29 @@ struct BackwardProducer {
       if (begins) load_keys(tile, tile.k_begin + tile.first_key);
       begins = false;
       load_dout(block.block, row, head, tile.sequence.pack);
+      at = next;
+    }
+  }
+
+  // What is said of a row block is found out before the warp waits for room for the dO of the one before: then there is room
+  // for its Q at once.
+  __device__ __forceinline__ void load_rows_ahead(const KeyTile& tile, const Rows& rows,
+                                                  typename Rows::Place at) {
+    typename Rows::Place before = {0, -1};
+    while (true) {
+      typename Rows::Place next = at;
+      if (!rows.at_end(at)) {
+        next = rows.after(at);
+        const RowBlock block = row_block(tile, at, rows.at_end(next));
+        if (lane == 0) control.upcoming = block;
+      }
+      if (before.row >= 0)
+        load_dout(block_number(tile, before), tile.q_begin + before.row, query_head(tile, before),
+                  tile.sequence.pack);
+      if (rows.at_end(at)) return;
+      load_query(control.upcoming, tile.q_begin + at.row, query_head(tile, at), tile.sequence.pack);
+      if (before.row < 0) load_keys(tile, tile.k_begin + tile.first_key);
+      before = at;
       at = next;
     }
   }
