@@ -66,8 +66,8 @@ bool shares_much(const BackwardParams& p, int section, int slots) {
   return rows * p.group * (2 * p.dim + 2 * p.dim_v + 4 * p.dim) > kCacheBytes;
 }
 
-// In rows, half of the time that the last one of so many tiles of a row lags behind the first one: where waves that go there
-// and back meet when they turn.
+// In rows, half of the time that the last one of so many tiles of a row lags behind the first one: as far from its beginning
+// the next wave would have to wait for it.
 int lag_of_waves(const BackwardParams& p, const HopperBackwardTile& tile, int tiles) {
   constexpr double kAddition = 1.2;  // in the time of a row block
   return static_cast<int>(kAddition / 2 * tiles / p.group) * tile.rows;
@@ -85,7 +85,8 @@ int lag_of_waves(const BackwardParams& p, const HopperBackwardTile& tile, int ti
 //
 // In order, tiles of a row wait for one another, the less the further apart they begin: as many rows as the CTAs hold come
 // together, their first tiles, then their second ones. Where a diagonal bounds what tiles see, the last ones of a row are
-// short, and nobody waits for long if they begin; but the last rows have the long ones first, so that CTAs end together.
+// short, and nobody waits for long if they begin; but the last rows have the long ones first, so that CTAs end together. What
+// they share is spread over all rows of the diagonal: where that is more than the L2 cache keeps, they come in waves, too.
 void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* params) {
   const BackwardParams& p = params->problem;
   const int tiles = std::max(params->tiles, 1), rows = params->rows;
