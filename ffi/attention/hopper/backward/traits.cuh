@@ -85,8 +85,10 @@ struct HopperBackwardControl {
       [8];  // for each consumer warp, the row block whose dQ it has left in shared memory, or -1
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
-  RowWalk<kKeys, kRows> walk;  // the producer's
-  AddedTile added[2];          // by warpgroups
+  RowBlock upcoming;  // that is loaded next
+  KeyOrder order;     // of the blocks of keys of the tile that is gone over, the producer's
+  TurningWalk<kKeys, kRows> walk;  // the same
+  AddedTile added[2];              // by warpgroups
   uint64_t place_full[8 + kHopperConverters][4];
   QueryGradientPlace place[8 + kHopperConverters];
 };
