@@ -25,12 +25,17 @@ __device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& vis
   }
 }
 
-// The largest of three numbers by their bits, which one instruction does for integers: of numbers that are not all negative, and of
+// The largest of three numbers, by their bits. One instruction does it for integers: for numbers that are not all negative, and for
 // negative ones.
-struct GreatestBits {
+struct Greatest {
+  static __device__ __forceinline__ int of(int a, int b, int c) {
+    return __float_as_int(fmaxf(fmaxf(__int_as_float(a), __int_as_float(b)), __int_as_float(c)));
+  }
+};
+struct GreatestPositive {
   static __device__ __forceinline__ int of(int a, int b, int c) { return __vimax3_s32(a, b, c); }
 };
-struct LeastNegativeBits {
+struct GreatestNegative {
   static __device__ __forceinline__ int of(int a, int b, int c) {
     return static_cast<int>(__vimin3_u32(a, b, c));
   }
@@ -156,14 +161,16 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   static __device__ __forceinline__ void find_tops(const Scores<1, kN>& s,
                                                    const OnlineSoftmax<1>& softmax,
                                                    float (&tops)[2]) {
+    using First = std::conditional_t<Traits::kIntegerMaxima, GreatestPositive, Greatest>;
     int bits[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      bits[half] = best_of_row<GreatestBits, kN>(s, half, softmax.maximum[0][half]);
-    if (__any_sync(0xffffffffu, (bits[0] | bits[1]) < 0)) {  // nearly never but on a diagonal
+      bits[half] = best_of_row<First, kN>(s, half, softmax.maximum[0][half]);
+    // Rows that have seen nothing but negative numbers: few, and on a diagonal.
+    if (Traits::kIntegerMaxima && __any_sync(0xffffffffu, (bits[0] | bits[1]) < 0)) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int top = best_of_row<LeastNegativeBits, kN>(s, half, softmax.maximum[0][half]);
+        const int top = best_of_row<GreatestNegative, kN>(s, half, softmax.maximum[0][half]);
         if (bits[half] < 0) bits[half] = top;
       }
     }

@@ -46,7 +46,6 @@ struct Producer {
   RingPlace<Traits::kQueryStages> query_place;
   RingPlace<Traits::kStages> key_place, value_place;
   int tile_slot = 0;
-  static constexpr int kFewBlocks = 2;
   // The block of values that is due: it is loaded after the next block of keys, which the consumers need first.
   BoxPlace due_value;
 
@@ -199,6 +198,13 @@ struct Producer {
     return flags;
   }
 
+  // The warpgroups that have no rows of a tile see nothing of its blocks.
+  __device__ __forceinline__ int idle_parts(const Sequence& sequence, int i0) const {
+    if constexpr (!Traits::kIdles) return 0;
+    const int used = min((sequence.q_rows - i0 + 63) / 64, Traits::kGroups);
+    return (kHidden << Traits::kGroups) - (kHidden << used);
+  }
+
   // All blocks of one tile, or of a split of it. `ask` is called before the last one is loaded, if there is any; for tiles of
   // few blocks, before that waits for buffers.
   template <class Ask>
@@ -225,7 +231,7 @@ struct Producer {
       store_nothing(sequence, pack_row, head, i0, split);
       return;
     }
-    const bool few = block <= stop + kFewBlocks;
+    const bool few = block <= stop + Traits::kFewBlocks;
     if (few) ask();
     const int kv_head = head / problem.group;
     BoxPlace place = find_block(sequence, kv_head, block * kN);
@@ -247,6 +253,7 @@ struct Producer {
     }
     tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
 
+    const int idle = idle_parts(sequence, i0);
     int flags = kFirstBlock;
     while (block > stop) {
       const int next = walk.before(blocks, block);
@@ -254,7 +261,7 @@ struct Producer {
         flags |= kLastBlock;
         if (!few) ask();
       }
-      flags |= hidden_parts(visible, i0, block * kN);
+      flags |= idle | hidden_parts(visible, i0, block * kN);
       if (!blocks.whole(block))
         flags |= Traits::kFeatures || visible.has_window() ? kPositionMasked : kEndMasked;
       if (walk.has_mixed_segments(block)) flags |= kSegmentMasked;
@@ -281,7 +288,8 @@ struct Producer {
     const ForwardParams& problem = p.problem;
     SequenceWalk walk(problem, p.order.counter, tile_rows(), problem.heads / packed_heads());
     for (int index, head, tile; walk.next(&index, &head, &tile);)
-      load_tile(find_request(problem, index), head * packed_heads(), tile * tile_rows(), 0, [] {});
+      load_tile(find_request(problem, index), head * packed_heads(), tile * tile_rows(), 0,
+                [&] { walk.ask(); });
   }
   __device__ __forceinline__ void load_sequences() {
     const ForwardParams& problem = p.problem;

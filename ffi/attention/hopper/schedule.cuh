@@ -85,7 +85,6 @@ class SequenceWalk {
       if (first_ >= p_.sequences) return false;
       add_up();
     }
-    walk_.ask();
     const int owner = __ffs(__ballot_sync(kAll, place - before_ < end_)) - 1;
     const unsigned to_end = __shfl_sync(kAll, end_, owner) - 1 - (place - before_);
     *index = first_ + owner;
@@ -93,6 +92,7 @@ class SequenceWalk {
     *tile = to_end / heads_;
     return true;
   }
+  __device__ __forceinline__ void ask() { walk_.ask(); }
 
  private:
   static constexpr unsigned kAll = 0xffffffffu;
