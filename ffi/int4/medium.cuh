@@ -12,6 +12,7 @@
 
 #include "device/bulk.cuh"
 #include "device/divide.cuh"
+#include "device/elect.cuh"
 #include "device/mbarrier.cuh"
 #include "device/memory.cuh"
 #include "device/tma.cuh"
@@ -36,6 +37,9 @@ struct MediumTraits {
   // one k-step alone.
   static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kGroups > 4 ? 1 : 4;
   static constexpr int kLoadAt = kChunk == 4 ? 4 : 6;  // k-steps before the next loads
+
+  // Whether registers suffice for copies next to each other: device/elect.cuh.
+  static constexpr bool kElects = kGroups != 7 || kN == 32;
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
@@ -174,8 +178,7 @@ struct MediumKernel {
   // warpgroup, so that none falls behind. Columns of x past the end become zeros, and meet the scales of some group: those
   // of one that is there.
   __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) const {
-    if (thread % 32 == 0 && warp == channel_group % 4 && channel_group < Traits::kJobs &&
-        left > 0) {
+    if (warp == channel_group % 4 && channel_group < Traits::kJobs && left > 0 && is_loader()) {
       mbarrier_wait(empty(stage), empty_parity);
       const int first_tile = end_tile() - left;
 #pragma unroll
@@ -188,6 +191,10 @@ struct MediumKernel {
       }
     }
     __syncwarp();
+  }
+  // One lane of the warp.
+  __device__ __forceinline__ bool is_loader() const {
+    return Traits::kElects ? elect_lane() : thread % 32 == 0;
   }
   __device__ __forceinline__ void load_panel(int stage, int panel, int tile) const {
     mbarrier_arrive_expect(full(stage), Rows::kPanelBytes);
