@@ -317,22 +317,16 @@ inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
   return c.partial_slots * partial_bytes(s, c);
 }
 
-// CTAs of a stream for rows of one length: so that rows end with a CTA, if that leaves little idle, and where it is faster
-// (docs/decode.md); 0: as many as for others. `ring_ctas`: CTAs an SM that read through rings.
-inline constexpr int64_t kMostRowBytesForEvenCtas = 1024 * 1024;  // without rings
-inline int64_t even_stream_ctas(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
-                                int ring_ctas) {
-  const int64_t whole = whole_row_ctas(device, rows, 2);
-  if (ring_ctas == 0) {
-    const bool small = most_bytes(s, rows) <= rows * kMostRowBytesForEvenCtas;
-    return s.uneven_lengths && device.ctas_per_sm == 3 && small ? whole : 0;
-  }
-  if (ring_ctas != 2) return 0;
-  if (whole > 0) return whole;
+// CTAs of a stream whose rings leave room for two an SM, where rows are of one length: so that rows end with a CTA, if that leaves
+// little idle and is faster (docs/decode.md); 0: as many as for others.
+inline int64_t even_stream_ctas(const DecodeShape& s, const DecodeDevice& device, int64_t rows) {
+  if (const int64_t whole = whole_row_ctas(device, rows, 2)) return whole;
   const int64_t places = int64_t{device.sms} * 2;
   const int64_t even = s.paged || rows > places ? 0 : places / rows * rows;
   return even * 16 >= places * 15 ? even : 0;
 }
+// The device looks at so many requests for whether they are equally long.
+inline constexpr int kMostRequestsForEvenCtas = 32;
 
 // All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
 inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
@@ -341,8 +335,13 @@ inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t
   const int ctas_per_sm = ring_ctas > 0 ? ring_ctas : device.ctas_per_sm;
   const int64_t row_chunks = full_row_chunks(s, c);
   c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
-  const int64_t even = even_stream_ctas(s, device, rows, ring_ctas);
-  if (even > 0 && even < c.ctas) (s.uneven_lengths ? c.even_ctas : c.ctas) = even;
+  const int64_t even = ring_ctas == 2 ? even_stream_ctas(s, device, rows) : 0;
+  if (even > 0 && even < c.ctas) {
+    if (!s.uneven_lengths)
+      c.ctas = even;
+    else if (s.batch <= kMostRequestsForEvenCtas)
+      c.even_ctas = even;
+  }
   // One chunk a row, or no room for partial results: every row is one CTA's.
   if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
 }

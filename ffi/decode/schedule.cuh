@@ -80,29 +80,6 @@ __device__ __forceinline__ int rows_per_request(const DecodeParams& p) {
   return p.kv_heads * p.head_blocks;
 }
 
-// The line of all rows: how many chunks it has, and whether every request has as many.
-struct Line {
-  int total;
-  bool even;
-};
-
-// Called by full warps.
-template <Keys kKeys = Keys::kEither>
-__device__ inline Line whole_line(const DecodeParams& p) {
-  const int first = load_request<kKeys>(p, 0).chunks;
-  if (even_lengths(p)) return {first * rows_per_request(p) * p.batch, true};
-  int sum = 0;
-  bool differs = false;
-#pragma unroll 1
-  for (int i = threadIdx.x % 32; i < p.batch; i += 32) {
-    const int chunks = load_request<kKeys>(p, i).chunks;
-    sum += chunks;
-    differs |= chunks != first;
-  }
-  return {__reduce_add_sync(0xffffffffu, sum) * rows_per_request(p),
-          !__any_sync(0xffffffffu, differs)};
-}
-
 // Chunks of the requests before `b`. Called by full warps.
 template <Keys kKeys = Keys::kEither>
 __device__ inline int chunks_before(const DecodeParams& p, int b) {
@@ -111,6 +88,26 @@ __device__ inline int chunks_before(const DecodeParams& p, int b) {
 #pragma unroll 1
   for (int i = threadIdx.x % 32; i < b; i += 32) sum += load_request<kKeys>(p, i).chunks;
   return __reduce_add_sync(0xffffffffu, sum) * rows_per_request(p);
+}
+
+// The line of all rows: how many chunks it has, and whether every request has as many. Of more than 32 requests that is not
+// known, and of no use: then p.even_ctas is p.ctas.
+struct Line {
+  int total;
+  bool even;
+};
+
+// Called by full warps.
+template <Keys kKeys = Keys::kEither>
+__device__ inline Line whole_line(const DecodeParams& p) {
+  if (even_lengths(p)) return {chunks_before<kKeys>(p, p.batch), true};
+  const int lane = threadIdx.x % 32;
+  int own = 0;
+#pragma unroll 1
+  for (int i = lane; i < p.batch; i += 32) own += load_request<kKeys>(p, i).chunks;
+  const int first = __shfl_sync(0xffffffffu, own, 0);
+  return {__reduce_add_sync(0xffffffffu, own) * rows_per_request(p),
+          __all_sync(0xffffffffu, lane >= p.batch || own == first) != 0};
 }
 
 // A request and where its first chunk stands in the line.

@@ -174,8 +174,8 @@ def test_a_stream_reads_through_rings_where_that_is_faster(sizes, warps, stages,
         (dict(kv_capacity=32768, batch=8), 0, 3 * SMS),
         (dict(kv_capacity=1024, batch=20), 2, 2 * SMS),  # 160 rows
         (dict(kv_capacity=1024, batch=32), 2, 256),  # a row each
-        (dict(kv_capacity=2048, batch=32), 0, 256),  # 268 MB of many rows
-        (dict(kv_capacity=4096, batch=32), 0, 3 * SMS),  # whose end is not what counts
+        (dict(kv_capacity=512, batch=64), 2, 2 * SMS),  # more requests than are looked at
+        (dict(kv_capacity=2048, batch=32), 0, 3 * SMS),  # 268 MB of many rows
         (dict(kv_capacity=8192, batch=8, head_dim=64), 0, 3 * SMS),
     ],
 )
@@ -238,7 +238,7 @@ def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
 
 def test_pages_of_even_requests_are_not_split_where_every_cta_gets_as_many_rows():
     assert paged_plan(32 * 1024, batch=32)["even_ctas"] == 256
-    assert paged_plan(64 * 1024, batch=64)["even_ctas"] == 256  # without rings
+    assert paged_plan(64 * 1024, batch=64)["even_ctas"] == 3 * SMS  # without rings
     assert paged_plan(8 * 1024, batch=8)["even_ctas"] == 2 * SMS
 
 
