@@ -69,8 +69,8 @@ bool shares_much(const BackwardParams& p, int section, int slots) {
 // In rows, half of the time that the last one of so many tiles of a row lags behind the first one: as far from its beginning
 // the next wave would have to wait for it.
 int lag_of_waves(const BackwardParams& p, const HopperBackwardTile& tile, int tiles) {
-  constexpr double kAddition = 1.2;  // in the time of a row block
-  return static_cast<int>(kAddition / 2 * tiles / p.group) * tile.rows;
+  const double addition = tile.ctas() == 2 ? 3.0 : 1.2;  // in the time of a row block
+  return static_cast<int>(addition / 2 * tiles / p.group) * tile.rows;
 }
 
 // Sets the order of the tiles, of which so many run at once.
