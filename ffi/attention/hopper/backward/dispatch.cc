@@ -69,8 +69,8 @@ bool shares_much(const BackwardParams& p, int section, int slots) {
 // In rows, half of the time that the last one of so many tiles of a row lags behind the first one: as far from its beginning
 // the next wave would have to wait for it.
 int lag_of_waves(const BackwardParams& p, const HopperBackwardTile& tile, int tiles) {
-  const double addition = tile.ctas() == 2 ? 3.0 : 1.2;  // in the time of a row block
-  return static_cast<int>(addition / 2 * tiles / p.group) * tile.rows;
+  constexpr double kAddition = 1.2;  // in the time of a row block
+  return static_cast<int>(kAddition / 2 * tiles / p.group) * tile.rows;
 }
 
 // Sets the order of the tiles, of which so many run at once.
@@ -97,8 +97,11 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   params->last = std::min(rows, two_waves);
   params->wave = params->lag = params->reverse = 0;
   const bool long_causal = p.causal && p.window_left < 0 && tiles >= min_tiles;
-  if (long_causal &&
-      (p.deterministic ? shares_much(p, at_once, slots) : tile.ctas() == 1 && !tile.features)) {
+  // Few rows of pairs that are longer than a wave begin at the last query rows without waves, too.
+  const bool together = tile.ctas() == 2 && wave_rows == 1 && rows <= two_waves;
+  const bool waves = p.deterministic ? shares_much(p, at_once, slots) && !together
+                                     : tile.ctas() == 1 && !tile.features;
+  if (long_causal && waves) {
     params->section = wave_rows;
     params->last = std::min(rows, wave_rows + rows % wave_rows);
     params->wave = slots;
