@@ -97,8 +97,11 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   params->last = std::min(rows, two_waves);
   params->wave = params->lag = params->reverse = 0;
   const bool long_causal = p.causal && p.window_left < 0 && tiles >= min_tiles;
-  if (long_causal &&
-      (p.deterministic ? shares_much(p, at_once, slots) : tile.ctas() == 1 && !tile.features)) {
+  // Few rows of pairs that are longer than a wave begin at the last query rows without waves, too.
+  const bool together = tile.ctas() == 2 && wave_rows == 1 && rows <= two_waves;
+  const bool waves = p.deterministic ? shares_much(p, at_once, slots) && !together
+                                     : tile.ctas() == 1 && !tile.features;
+  if (long_causal && waves) {
     params->section = wave_rows;
     params->last = std::min(rows, wave_rows + rows % wave_rows);
     params->wave = slots;

@@ -332,7 +332,10 @@ struct BackwardProducer {
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
       const int begin = at.tile * share, end = min(begin + share, blocks);
       const KeyOrder order = {at.order.begin * share, at.order.end * share, at.order.way};
-      if (kOrders && lane == 0) control.order = order;  // all lanes were in next()
+      if constexpr (kOrders) {
+        __syncwarp();
+        if (lane == 0) control.order = order;
+      }
       for (int i = begin; i < end; ++i)
         load_tile(at.row, order.descending() ? begin + end - 1 - i : i, order.backward());
     }
