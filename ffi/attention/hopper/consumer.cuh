@@ -45,7 +45,7 @@ struct Consumer : ConsumerOutput<Traits> {
   __device__ __forceinline__ void issue_scores(FlatScores& s) const {
     uint64_t q = advance(queries, query_place.stage * Query::kBytes);
     // With three warpgroups there are no registers to keep the sums in.
-    if constexpr (Traits::kGroups == 3) asm volatile("" : "+l"(q));
+    if constexpr (Traits::kGroups == 3 && !Traits::kFeatures) asm volatile("" : "+l"(q));
     const uint64_t k = advance(keys, key_place.stage * Key::kBytes);
 #pragma unroll
     for (int d = 0; d < Traits::kDim; d += 16)

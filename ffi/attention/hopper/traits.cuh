@@ -75,7 +75,7 @@ struct HopperTraits {
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
   // They pass over tiles that they have no rows of: of three warpgroups the last ones often are past a sequence's end.
-  static constexpr bool kIdles = kGroups == 3 && kQueryStages == 1;
+  static constexpr bool kIdles = kGroups == 3 && kQueryStages == 1 && !kFeatures_;
   static constexpr bool kTwoCtas = kUse_ == TileUse::kTwoCtas;
   static constexpr bool kFewTiles = kUse_ == TileUse::kFewTiles;
   static constexpr bool kPaged = kUse_ == TileUse::kPages;
