@@ -21,6 +21,11 @@ __device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c
   asm("fma.rn.f16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
+__device__ __forceinline__ uint32_t add_f16x2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("add.rn.f16x2 %0, %1, %2;\n" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
 __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -81,6 +86,56 @@ struct RawNibbles<__nv_bfloat16> {
   static __device__ __forceinline__ float2 to_floats(uint32_t pair) {
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000));
   }
+};
+
+// q - zero exactly, in the cheapest way, for sums of a group that are scaled in float32 afterwards and need no sum of x.
+// Zero points z and z' of the lane's two channels are at most 16, as all formats have them.
+// f16: bytes as subnormals again. Even registers have (q - z) + 16 (q' - z'), odd ones 16 (q' - z').
+// bf16: even registers have q - z, odd ones (q' - z') / 4.
+template <class T>
+struct ByteNibbles;
+
+template <>
+struct ByteNibbles<__half> {
+  static constexpr float kFirstFactor = 16777216.0f, kSecondFactor = 1048576.0f;
+  uint32_t offset[2];
+
+  // Zero points in the low bytes.
+  __device__ __forceinline__ explicit ByteNibbles(uint32_t zeros) {
+    const uint32_t second = zeros >> 8 << 4, first = (zeros & 0xff) + second;
+    offset[0] = first * 0x00010001u | 0x80008000u;
+    offset[1] = second * 0x00010001u | 0x80008000u;
+  }
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
+    const uint32_t high = __byte_perm(word, 0, 0x4341);  // word >> 8 & 0x00ff00ff
+    a[0] = add_f16x2(word & 0x00ff00ff, offset[0]);
+    a[1] = add_f16x2(word & 0x00f000f0, offset[1]);
+    a[2] = add_f16x2(high, offset[0]);
+    a[3] = add_f16x2(high & 0x00f000f0, offset[1]);
+  }
+  // The first channel's products, from those of both rows.
+  static __device__ __forceinline__ float first(float even, float odd) { return even - odd; }
+};
+
+template <>
+struct ByteNibbles<__nv_bfloat16> {
+  static constexpr float kFirstFactor = 1.0f, kSecondFactor = 4.0f;
+  uint32_t offset[2];
+
+  __device__ __forceinline__ explicit ByteNibbles(uint32_t zeros) {
+    offset[0] = __byte_perm(zeros, 0xc3, 0x4040);  // -(128 + z)
+    const uint32_t second = __byte_perm(zeros, 0xc3, 0x4141);
+    offset[1] = fma_bf16x2(second, 0x3e803e80, 0x42004200);  // 32 - (128 + z') / 4
+  }
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      a[2 * half] = fma_bf16x2(mask_or<0x000f000f, 0x43004300>(word), 0x3f803f80, offset[0]);
+      a[2 * half + 1] = fma_bf16x2(word & 0x00f000f0, 0x7f007f00, offset[1]);
+      word >>= 8;
+    }
+  }
+  static __device__ __forceinline__ float first(float even, float) { return even; }
 };
 
 // q - zero, exactly. A nibble under the exponent of 2^10 (f16) or 2^7 (bf16) is 1024 + q or 128 + q; subtracting
@@ -149,6 +204,36 @@ struct ScaledNibbles {
     exact.run(a, word);
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = exact.multiply(a[i], scale[i % 2]);
+  }
+};
+
+// q - zero, and what scales the sums of a group: quads of the lane's two channels by two rows of x, the first channel first.
+template <class T>
+struct GroupNibbles {
+  ByteNibbles<T> exact;
+  float2 factor;
+
+  // As ScaledNibbles.
+  __device__ __forceinline__ GroupNibbles(uint32_t zeros, uint32_t scales)
+      : exact(zeros), factor(RawNibbles<T>::to_floats(scales)) {}
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const { exact.run(a, word); }
+  template <int kCount>
+  __device__ __forceinline__ void add(float (&sums)[kCount], const float (&group)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4)
+#pragma unroll
+      for (int row = i; row < i + 2; ++row) {
+        const float first = ByteNibbles<T>::first(group[row], group[row + 2]);
+        sums[row] = fmaf(first, factor.x, sums[row]);
+        sums[row + 2] = fmaf(group[row + 2], factor.y, sums[row + 2]);
+      }
+  }
+  // Once, after the last group.
+  template <int kCount>
+  static __device__ __forceinline__ void finish(float (&sums)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      sums[i] *= i % 4 < 2 ? ByteNibbles<T>::kFirstFactor : ByteNibbles<T>::kSecondFactor;
   }
 };
 

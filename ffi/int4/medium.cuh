@@ -2,7 +2,7 @@
 //
 // A warpgroup waits for its weights, makes operands of them, and waits for the tensor cores: that takes several times
 // what it keeps any of them busy, so that an SM needs four to eight. No warp only loads: every thread copies the 16 bytes
-// of a tile that it will multiply itself, and the warpgroups that share x and the scales load a part of them each by TMA and
+// of a tile that it will multiply itself, and the warpgroups that share x and the scales load them in turns, by TMA and
 // bulk copies. Warpgroups lie next to each other (64 channels each) and behind each other in depth, CTAs behind each other
 // again: those of a cluster add up their sums themselves, others leave them in the workspace. The stages follow each other
 // in the code, so that their addresses are constants.
@@ -24,30 +24,27 @@
 
 namespace jax_baracuda {
 
-// kN: rows of x. kMaxStages: as many as fit, at most. kGroupSteps: k-steps of 16 that share a scale, 2, 4 or 8.
+// kN: rows of x. kMaxStages: as many as fit, at most. kScaleSteps: k-steps of 16 that share a scale, 2, 4 or 8.
 template <class T_, int kN_, int kChannelGroups_, int kDepthGroups_, int kMaxStages,
-          int kGroupSteps>
+          int kScaleSteps_>
 struct MediumTraits {
   using T = T_;
-  static constexpr int kN = kN_;
+  static constexpr int kN = kN_, kScaleSteps = kScaleSteps_;
   static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
   static constexpr int kGroups = kChannelGroups * kDepthGroups, kThreads = 128 * kGroups;
   static constexpr int kChannels = kChannelGroups * kStrip;
-  // Tiles of a stage: a single one where those of two would leave room for few stages.
-  static constexpr int kUnit = kN == 128 ? 1 : kMediumUnit, kSteps = kUnit * 4;
-  static constexpr int kScaleSteps = kGroupSteps < kSteps ? kGroupSteps : kSteps;
   // A chunk of k-steps is made ready while the tensor cores work on the one before it. Many warpgroups leave registers for
   // one k-step alone.
-  static constexpr int kChunk = kGroups > 4 ? 1 : kSteps / 2;
-  static constexpr int kLoadAt = kGroups > 4 ? 6 : kChunk;  // k-steps before the next loads
-  static_assert(kLoadAt < kSteps, "a warpgroup waits for loads by how many came after them");
+  static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kGroups > 4 ? 1 : 4;
+  static constexpr int kLoadAt = kChunk == 4 ? 4 : 6;  // k-steps before the next loads
+  // With few rows a stage that has one scale leaves registers for sums of its own: those are scaled, and not the weights.
+  static constexpr bool kStageSums = kN == 32 && kScaleSteps == kSteps;
 
   // Whether registers suffice for copies next to each other: device/elect.cuh.
-  static constexpr bool kElects = kGroups != 7 || kN == 32;
+  static constexpr bool kElects = kGroups != 7;
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
-  static constexpr int kJobs = Rows::kPanels + 2;  // loads of a stage that warpgroups share
   static constexpr int kWeightBytes = kUnit * kTileBytes;
   static constexpr int kScaleRows = kSteps / kScaleSteps;
   static constexpr int kScaleBytes = kScaleRows * kChannels * 3;  // the zero points last
@@ -59,6 +56,8 @@ struct MediumTraits {
   static constexpr int kFitting = kMostBytes / kStageBytes;
   static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
   static_assert(kStages >= 2);
+  // Of the ring, stages that are not loaded: where there are enough, a warpgroup may be one behind those that load for it.
+  static constexpr int kFree = kN < 128 && kStages >= 4 ? 2 : 1;
   static constexpr int kWeightsOffset = kStages * kDepthGroups * Rows::kBytes;
   static constexpr int kScalesOffset = kWeightsOffset + kStages * kGroups * kWeightBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
@@ -91,7 +90,8 @@ struct MediumKernel {
   static constexpr int kScaleSteps = Traits::kScaleSteps;
   // Tiles from a unit of this warpgroup to its next, and from the one that is multiplied to the one that is loaded.
   static constexpr int kStep = kDepthGroups * Traits::kUnit;
-  static constexpr int kAhead = (kStages - 1) * kStep;
+  static constexpr int kFree = Traits::kFree;
+  static constexpr int kAhead = (kStages - kFree) * kStep;
 
   const HopperParams& params;
   const Int4Params& p = params.problem;
@@ -110,6 +110,7 @@ struct MediumKernel {
   // What is loaded next: its first 16 bytes of this thread, tiles from there on.
   const uint8_t* from = p.packed + static_cast<uint64_t>(first_piece(first_tile() + kAhead)) * 16;
   int left = end_tile() - first_tile() - kAhead;
+  int turn = channel_group;  // loads of what is shared until it is this warpgroup's turn
 
   __device__ __forceinline__ MediumKernel(const HopperParams& params, uint32_t base)
       : params(params), base(base), thread(read_thread()) {}
@@ -119,15 +120,15 @@ struct MediumKernel {
     return channel_group * kStrip + warp * 16 + lane / 4 * 2;
   }
 
-  // The part of the depth that this CTA has, in units of kMediumUnit tiles and in tiles: the last one may have half a unit.
+  // The part of the depth that this CTA has, in units and in tiles: the last one may have half a unit.
   __device__ __forceinline__ int first_unit(int split) const {
     return split * p.split_units + min(split, p.longer_splits);
   }
   __device__ __forceinline__ int first_tile() const {  // of this warpgroup
-    return first_unit(split) * kMediumUnit + depth_group * Traits::kUnit;
+    return (first_unit(split) + depth_group) * Traits::kUnit;
   }
   __device__ __forceinline__ int end_tile() const {
-    return min(first_unit(split + 1) * kMediumUnit, p.depth_tiles);
+    return min(first_unit(split + 1) * Traits::kUnit, p.depth_tiles);
   }
 
   // This warpgroup's strip. One that is not there: the last one again, for nobody.
@@ -160,7 +161,7 @@ struct MediumKernel {
   // By one thread.
   __device__ __forceinline__ void init_barriers() const {
     for (int at = 0; at < kStages * kDepthGroups; ++at) {
-      mbarrier_init(base + Traits::kBarriersOffset + at * 8, Traits::kJobs);
+      mbarrier_init(base + Traits::kBarriersOffset + at * 8, 1);
       mbarrier_init(base + Traits::kBarriersOffset + (kStages * kDepthGroups + at) * 8,
                     4 * Traits::kChannelGroups);
     }
@@ -174,68 +175,61 @@ struct MediumKernel {
   __device__ __forceinline__ void load_own(int stage, int left, const uint8_t* from) const {
     const uint32_t to = weights + stage * (Traits::kGroups * Traits::kWeightBytes);
     copy_async_16(to, from, left > 0);
-    if constexpr (Traits::kUnit > 1) copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
+    copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
     copy_async_commit();
   }
 
-  // What warpgroups share of that unit, as soon as the stage is empty: panels of x, scales, zero points, each a job of another
-  // warpgroup, so that none falls behind. Columns of x past the end become zeros, and meet the scales of some group: those
-  // of one that is there.
-  __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) const {
-    if (warp == channel_group % 4 && channel_group < Traits::kJobs && left > 0 && is_loader()) {
+  // What warpgroups share of a unit, as soon as the stage is empty: by one warp of one of them, whose warpgroup waits
+  // meanwhile. So they do it in turns, and none falls behind.
+  __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) {
+    const bool mine = turn == 0 && warp == channel_group % 4;
+    turn = turn == 0 ? Traits::kChannelGroups - 1 : turn - 1;
+    if (mine && left > 0 && is_loader()) {
       mbarrier_wait(empty(stage), empty_parity);
-      const int first_tile = end_tile() - left;
-#pragma unroll
-      for (int job = 0; job < Traits::kJobs; ++job) {
-        if (channel_group != job % Traits::kChannelGroups) continue;
-        if (job < Rows::kPanels)
-          load_panel(stage, job, first_tile + job);
-        else
-          load_scales(stage, first_tile, job > Rows::kPanels);
-      }
+      load_unit(stage, end_tile() - left);
     }
     __syncwarp();
   }
   // One lane of the warp.
   __device__ __forceinline__ bool is_loader() const {
-    return Traits::kElects ? elect_lane() : thread % 32 == 0;
+    return Traits::kElects ? elect_lane() : lane == 0;
   }
-  __device__ __forceinline__ void load_panel(int stage, int panel, int tile) const {
-    mbarrier_arrive_expect(full(stage), Rows::kPanelBytes);
-    tma_load(rows_of(stage) + panel * Rows::kPanelBytes, &params.x, full(stage), tile * kDepth,
-             row_block * kN, 0, 0, kEvictLast);
-  }
-  __device__ __forceinline__ void load_scales(int stage, int first_tile, bool zeros) const {
+  // x, scales and zero points. Columns of x past the end become zeros, and meet the scales of some group: those of one that is
+  // there.
+  __device__ __forceinline__ void load_unit(int stage, int first_tile) const {
     // Not worked out before it is needed: that would take registers of all.
     int first = channel_block * Traits::kChannels, width = p.strips * kStrip;
     asm volatile("" : "+r"(first), "+r"(width));
-    const int bytes = min(Traits::kChannels, width - first) * (zeros ? 1 : 2);
-    mbarrier_arrive_expect(full(stage), bytes * Traits::kScaleRows);
+    const int channels = min(Traits::kChannels, width - first);
+    mbarrier_arrive_expect(full(stage), Rows::kBytes + channels * 3 * Traits::kScaleRows);
+#pragma unroll
+    for (int panel = 0; panel < Rows::kPanels; ++panel)
+      tma_load(rows_of(stage) + panel * Rows::kPanelBytes, &params.x, full(stage),
+               (first_tile + panel) * kDepth, row_block * kN, 0, 0, kEvictLast);
 #pragma unroll
     for (int row = 0; row < Traits::kScaleRows; ++row) {
       const int tile =
           min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
-      const int group = Traits::kScaleSteps == 2 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
+      const int group = Traits::kScaleRows == 4 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
       const int64_t at = static_cast<int64_t>(group) * width + first;
-      if (zeros)
-        bulk_load(scales_of(stage) + zero_row(row), p.zeros + at, bytes, full(stage));
-      else
-        bulk_load(scales_of(stage) + scale_row(row), static_cast<const T*>(p.scales) + at, bytes,
-                  full(stage));
+      bulk_load(scales_of(stage) + scale_row(row), static_cast<const T*>(p.scales) + at,
+                channels * 2, full(stage));
+      bulk_load(scales_of(stage) + zero_row(row), p.zeros + at, channels, full(stage));
     }
   }
 
-  // Fills all stages but one: with weights, and when the barriers are ready with the rest.
+  // Fills all stages but kFree: with weights, and when the barriers are ready with the rest.
   __device__ __forceinline__ void begin_weights() const {
 #pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage)
+    for (int stage = 0; stage < kStages - kFree; ++stage)
       load_own(stage, left + kAhead - stage * kStep,
-               from - (kStages - 1 - stage) * (kStep * kTileBytes));
+               from - (kStages - kFree - stage) * (kStep * kTileBytes));
   }
-  __device__ __forceinline__ void begin_shared() const {
+  __device__ __forceinline__ void begin_shared() {
     const int left = end_tile() - first_tile();
 #pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage) load_shared(stage, 1, left - stage * kStep);
+    for (int stage = 0; stage < kStages - kFree; ++stage)
+      load_shared(stage, 1, left - stage * kStep);
   }
 
   // --- Products ---
@@ -259,15 +253,19 @@ struct MediumKernel {
 
   // Waits for a unit, and loads the first of it.
   __device__ __forceinline__ void acquire(Operands& o, int stage, int parity) const {
-    copy_async_wait<kStages - 2>();
+    copy_async_wait<kStages - kFree - 1>();
     mbarrier_wait(full(stage), parity);
     load_scales_of(o, stage, 0);
     load_words(o, stage, 0);
   }
 
-  // Products of the chunk that begins with k-step `first`.
-  __device__ __forceinline__ void issue(float (&sums)[kN / 2], const uint32_t (&a)[kChunk][4],
-                                        int stage, int first) const {
+  static constexpr bool kStageSums = Traits::kStageSums;
+  using Nibbles = std::conditional_t<kStageSums, GroupNibbles<T>, ScaledNibbles<T>>;
+  using Sums = float[kN / 2];
+
+  // Products of the chunk that begins with k-step `first`, which may begin new sums.
+  __device__ __forceinline__ void issue(Sums& sums, const uint32_t (&a)[kChunk][4], int stage,
+                                        int first) const {
     warpgroup_arrive();
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
@@ -275,16 +273,18 @@ struct MediumKernel {
           sums, a[i],
           advance(rows,
                   stage * (kDepthGroups * Rows::kBytes) + Rows::column_offset(16 * (first + i))),
-          1);
+          kStageSums && first + i == 0 ? 0 : 1);
     warpgroup_commit();
   }
 
-  // The unit in `kStage`, which is acquired; then acquires the next one. Returns whether there is one.
+  // The unit in `kStage`, which is acquired; then acquires the next one. Returns whether there is one. `group`: room for the
+  // sums of a stage.
   template <int kStage>
-  __device__ __forceinline__ bool multiply_unit(float (&sums)[kN / 2], Operands& o, int parity) {
-    constexpr int kBefore = (kStage + kStages - 1) % kStages, kNext = (kStage + 1) % kStages;
+  __device__ __forceinline__ bool multiply_unit(Sums& sums, Sums& group, Operands& o, int parity) {
+    constexpr int kBefore = (kStage + kStages - kFree) % kStages, kNext = (kStage + 1) % kStages;
     uint32_t a[2][kChunk][4];
-    ScaledNibbles<T> nibbles(o.zeros, o.scales);
+    Sums& products = kStageSums ? group : sums;
+    Nibbles nibbles(o.zeros, o.scales);
     const bool more = left > kStep - kAhead;
 #pragma unroll
     for (int first = 0; first < Traits::kSteps; first += kChunk) {
@@ -294,7 +294,7 @@ struct MediumKernel {
         const int step = first + i;
         if (step > 0 && step % kScaleSteps == 0) {
           load_scales_of(o, kStage, step);
-          nibbles = ScaledNibbles<T>(o.zeros, o.scales);
+          nibbles = Nibbles(o.zeros, o.scales);
         }
         nibbles.run(operands[i], step % 4 == 0   ? o.words.x
                                  : step % 4 == 1 ? o.words.y
@@ -302,12 +302,13 @@ struct MediumKernel {
                                                  : o.words.w);
       }
       const int next = first + kChunk;
-      issue(sums, operands, kStage, first);
+      issue(products, operands, kStage, first);
       if (next % 4 == 0 && next < Traits::kSteps) load_words(o, kStage, next / 4);
       if (next == Traits::kSteps) {
         if (more) acquire(o, kNext, kNext == 0 ? parity ^ 1 : parity);
         warpgroup_wait<0>();
-        hold(sums);
+        hold(products);
+        if constexpr (kStageSums) nibbles.add(sums, group);
       } else {
         warpgroup_wait<1>();
       }
@@ -315,7 +316,7 @@ struct MediumKernel {
       if (next ==
           Traits::kLoadAt) {  // that stage, which is empty or about to be, takes the next load
         load_own(kBefore, left, from);
-        load_shared(kBefore, kStage == 0 ? parity ^ 1 : parity, left);
+        load_shared(kBefore, kStage < kFree ? parity ^ 1 : parity, left);
         from += kStep * kTileBytes;
       }
     }
@@ -324,21 +325,23 @@ struct MediumKernel {
     return more;
   }
   template <int... kStage>
-  __device__ __forceinline__ bool multiply_round(float (&sums)[kN / 2], Operands& o, int parity,
+  __device__ __forceinline__ bool multiply_round(Sums& sums, Sums& group, Operands& o, int parity,
                                                  std::integer_sequence<int, kStage...>) {
-    return (multiply_unit<kStage>(sums, o, parity) && ...);
+    return (multiply_unit<kStage>(sums, group, o, parity) && ...);
   }
 
   // All products of this warpgroup.
-  __device__ __forceinline__ void multiply(float (&sums)[kN / 2]) {
+  __device__ __forceinline__ void multiply(Sums& sums) {
     if (left + kAhead > 0) {
       Operands o;
+      Sums group = {};
       acquire(o, 0, 0);
 #pragma unroll 1
       for (int parity = 0;
-           multiply_round(sums, o, parity, std::make_integer_sequence<int, kStages>());)
+           multiply_round(sums, group, o, parity, std::make_integer_sequence<int, kStages>());)
         parity ^= 1;
     }
+    if constexpr (kStageSums) Nibbles::finish(sums);
     copy_async_wait_all();  // of zeros
   }
 
