@@ -40,7 +40,7 @@ struct HopperBackwardTile {
 // The compiled tiles, which instantiations.cmake names; the first that fits is taken.
 constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {64, 64, 128, QuerySplit::kRows, true, true},
-    {96, 96, 64, QuerySplit::kTurns, true, true, false, true},
+    {96, 96, 64, QuerySplit::kTurns, true, true},
     {128, 128, 64, QuerySplit::kColumns, false, false, false, true},
     {192, 128, 64, QuerySplit::kPair, false, true},
     {192, 192, 64, QuerySplit::kPair, false, true},

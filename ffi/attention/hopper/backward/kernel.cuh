@@ -18,7 +18,7 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   control.loaded = 0;
   for (int i = 0; i < Traits::kKeyStages; ++i) {
     init(control.key_full[i], 1);
-    init(control.key_empty[i], kWarps + Traits::kSumWarps);
+    init(control.key_empty[i], kWarps + Traits::kSumWarps * kWarpArrivals);
   }
   init(control.value_full, 1);
   init(control.value_empty, kWarps);
@@ -33,14 +33,16 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   for (QueryGradientSum& sum : control.sum) init(sum.full, Traits::kQueryParts);
   for (uint64_t& empty : control.sum_empty) init(empty, 1);
   for (AddedTile& added : control.added) {
-    init(added.full, kWarps / Traits::kGroups);
+    init(added.full,
+         Traits::kSumGroup ? Traits::kSumWarps * kWarpArrivals : kWarps / Traits::kGroups);
     init(added.empty, 1);
   }
   for (auto& of_warp : control.place_full)
     for (uint64_t& full : of_warp) init(full, 1);
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
-    init(control.gradient_empty[i], Traits::kSumGroup ? 4 : Traits::kQueryParts);
+    init(control.gradient_empty[i],
+         Traits::kSumGroup ? Traits::kSumWarps * kWarpArrivals : Traits::kQueryParts);
   }
   mbarrier_init_fence();
 }

@@ -21,7 +21,6 @@ struct QueryGradientGroup {
   static_assert(kRows == 64 && Traits::kSplit != QuerySplit::kRows);
   static constexpr int kParts = Traits::kQueryParts / 4;  // of kColumns columns
   static constexpr int kPartFloats = Traits::kWarpQueryBytes / 4;
-  static constexpr int kBuffers = Traits::kWarpBuffers / 4;  // of a warp
   using Sum = float[kColumns / 2];
 
   const HopperBackwardParams& launch;
@@ -46,7 +45,7 @@ struct QueryGradientGroup {
     mbarrier_wait(shared_address(&barrier), parity);
   }
   static __device__ __forceinline__ void release(uint64_t& barrier) {
-    if (leads_warp()) mbarrier_arrive(shared_address(&barrier));
+    if (thread() % 32 < kWarpArrivals) mbarrier_arrive(shared_address(&barrier));
   }
 
   __device__ __forceinline__ int key_stage() const { return tiles % Traits::kKeyStages; }
@@ -65,21 +64,21 @@ struct QueryGradientGroup {
     hold(dq);
   }
 
-  // A warp's part to the sum in global memory, by way of shared memory.
+  // A warp's place in shared memory, for what is on its way out.
+  __device__ __forceinline__ uint32_t buffer() const {
+    return shared + Traits::kSumOffset + thread() / 32 * Traits::kWarpQueryBytes;
+  }
+  // A warp's part to the sum in global memory.
   __device__ __forceinline__ void add(const Sum& dq, int part) const {
-    const uint32_t buffers = shared + Traits::kSumOffset +
-                             (count * kParts + part) % kBuffers * (4 * Traits::kWarpQueryBytes);
-    if (leads_warp()) bulk_wait_read_but<kBuffers - 1>();
+    if (leads_warp()) bulk_wait_read();
     __syncwarp();
-    const int own = thread();
-    store_query_sum(buffers + own / 32 * Traits::kWarpQueryBytes, dq, own % 32);
+    store_query_sum(buffer(), dq, thread() % 32);
     fence_async_shared();
     __syncwarp();
     if (leads_warp()) {
-      const int warp = thread() / 32;
       bulk_add(tile().sums + int64_t{block().block} * (kRows * Traits::kDim) +
-                   (4 * part + warp) * kPartFloats,
-               buffers + warp * Traits::kWarpQueryBytes, Traits::kWarpQueryBytes);
+                   (4 * part + thread() / 32) * kPartFloats,
+               buffer(), Traits::kWarpQueryBytes);
       bulk_commit();
     }
   }

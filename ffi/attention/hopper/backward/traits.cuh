@@ -112,7 +112,7 @@ struct HopperBackwardTraits {
   static constexpr bool kRoundedWeights = kRoundedWeights_ || kSumGroup;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
   // Where there is room for it, the next keys are loaded while these are in use still.
-  static constexpr int kKeyStages = kSumGroup || (kDim <= 96 && !kFeatures) ? 2 : 1;
+  static constexpr int kKeyStages = kDim <= 96 && !kFeatures ? 2 : 1;
   static constexpr int kQueryStages = kKeyStages == 2 ? 2 : 3;
   static constexpr int kDOutStages = 2, kGradientStages = 2;
   static constexpr bool kInOrder = false;  // see InOrder
@@ -128,7 +128,7 @@ struct HopperBackwardTraits {
   static constexpr int kSumWarps = kSumGroup ? 4 : 0;
   static constexpr int kThreads = kConsumers + 128 + 32 * kSumWarps;
   static constexpr int kProducerRegisters = 24;
-  static constexpr int kConsumerRegisters = kSumGroup ? (kDim == 96 ? 200 : 208) : 240;
+  static constexpr int kConsumerRegisters = kSumGroup ? 208 : 240;
   static constexpr int kSumRegisters = 488 - 2 * kConsumerRegisters;  // of the 512 of four threads
 
   using Key = PanelTile<kKeys, kDim>;
@@ -148,8 +148,8 @@ struct HopperBackwardTraits {
   // A row block's part of dQ, all of it, and how many of them fit; where warpgroups take turns, each has its own.
   static constexpr int kSumBytes = kQueryParts * kWarpQueryBytes;
   static constexpr int kSumBuffers = kSplit == QuerySplit::kTurns ? 2 : 1;
-  // Buffers of kWarpQueryBytes in all. The warpgroup for dQ has one a warp where there is no room for two.
-  static constexpr int kWarpBuffers = kSumGroup && kDim > 96 ? 4 : kSumBuffers * kQueryParts;
+  // Buffers of kWarpQueryBytes in all. The warpgroup for dQ has one a warp: with two it is slower.
+  static constexpr int kWarpBuffers = kSumGroup ? kSumWarps : kSumBuffers * kQueryParts;
   // Threads that add dQ in deterministic calls, a row block each in turn.
   static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
 
