@@ -40,8 +40,8 @@ struct MediumTraits {
   // With few rows a stage that has one scale leaves registers for sums of its own: those are scaled, and not the weights.
   static constexpr bool kStageSums = kN == 32 && kScaleSteps == kSteps;
 
-  // Whether registers suffice for copies next to each other: device/elect.cuh.
-  static constexpr bool kElects = kGroups != 7;
+  // Whether copies lie next to each other (device/elect.cuh), which takes registers.
+  static constexpr bool kElects = kGroups != 7 && kN < 128;
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
