@@ -18,7 +18,7 @@ from typing import Any
 import runs
 from cells import DECODE_GRID, Cell
 from peers import ENGINES, IMPLS
-from workers import attempt
+from workers import measure
 
 SMALL = [Cell(8, 1, 2048), Cell(8, 1, 8192), Cell(8, 8, 2048), Cell(8, 64, 2048)]
 # These two are far behind everywhere and slow to compile: they run where there is something to see.
@@ -98,7 +98,7 @@ class Run(runs.Run):
             for impl in mine:
                 numbers: dict[str, Any] = {"ms": None, "gbps": None}
                 if impl in wanted:
-                    answer = attempt(worker, "measure", impl, cell, seconds)
+                    answer = measure(worker, impl, cell, seconds)
                 else:
                     answer = "not measured: the run was past its --budget"
                 if isinstance(answer, str):

@@ -32,7 +32,7 @@ import runs
 from paged_cells import Job, PagedCell
 from paged_grid import BUDGETS, PARTS
 from paged_peers import ENGINES
-from workers import attempt
+from workers import measure
 
 Parts = dict[str, list[PagedCell]]
 # What a row's speed is a share of: in its own cell, or in the cell before.
@@ -130,7 +130,7 @@ class Run(runs.Run):
         ceilings: dict[str, float] = {}
         for name, worker in self.in_turn(busy):
             for job in jobs[name]:
-                answer = attempt(worker, "measure", job, cell, self.seconds_each)
+                answer = measure(worker, job, cell, self.seconds_each)
                 self.add(cell, job, answer, ceilings)
             self.free(worker, cell.bytes * cell.sets)
 

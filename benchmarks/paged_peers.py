@@ -58,11 +58,11 @@ class JaxEngine(peers.JaxEngine):
 
     def measure(self, job: Job, cell: PagedCell, seconds: float) -> dict[str, Any]:
         bench = self.benches[type(cell)]
-        programs = self.programs.pop((job, cell), None)
+        programs = self.programs.get((job, cell))  # kept: it may be measured again
         if isinstance(programs, Exception):
             raise programs
         if programs is None:  # the worker that had prepared it is no more
-            programs = bench.compile(job, cell)
+            programs = self.programs[job, cell] = bench.compile(job, cell)
         if self.held != cell:
             self.release()
             self.data = self.jax.block_until_ready(bench.inputs(job, cell))

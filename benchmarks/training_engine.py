@@ -92,9 +92,10 @@ class TrainingEngine:
     """Trains from one seed on one sequence of windows, and takes the time and the losses."""
 
     def __init__(self) -> None:
-        if turns.shared():
-            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        fraction = "0.64" if turns.shared() else "0.92"
+        # Taken at once whatever the caller's environment says. A share that grows is in pieces,
+        # none of which is given back: after other cells none had room for a step without remat.
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
+        fraction = "0.6" if turns.shared() else "0.92"
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", fraction)
         sys.path.insert(0, str(result_rows.ROOT / "examples"))
         import jax

@@ -128,3 +128,31 @@ def attempt(worker: Worker, name: str, *args: Any) -> Any:
         return worker.call(name, *args)
     except RuntimeError as error:
         return str(error) or "unknown error"
+
+
+# Samples of one measurement lie within 4% of each other where nothing else uses the GPU.
+CALM = 0.06
+MOST_MEASUREMENTS = 3
+
+
+def spread(answer: dict[str, Any]) -> float:
+    """How far the samples of a measurement are apart, of their median."""
+    return float((answer["slowest"] - answer["fastest"]) / answer["ms"])
+
+
+def measure(worker: Worker, *args: Any) -> Any:
+    """A measurement, or the text of its error.
+
+    Where its samples are far apart something else has used the GPU or kept the host from it, such
+    as the compiler of a benchmark beside this one: it is made again, and the calmest one counts.
+    """
+    calmest: dict[str, Any] | None = None
+    for _ in range(MOST_MEASUREMENTS):
+        answer = attempt(worker, "measure", *args)
+        if isinstance(answer, str) or "slowest" not in answer:
+            return calmest or answer
+        if calmest is None or spread(answer) < spread(calmest):
+            calmest = answer
+        if spread(calmest) < CALM:
+            break
+    return calmest

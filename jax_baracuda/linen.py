@@ -110,6 +110,7 @@ def dot_product_attention(
     Example::
 
       >>> import jax.numpy as jnp
+      >>> from jax_baracuda.linen import dot_product_attention
       >>> x = jnp.ones((2, 128, 8, 64), jnp.bfloat16)
       >>> dot_product_attention(x, x, x, is_causal=True).shape
       (2, 128, 8, 64)
@@ -286,6 +287,19 @@ def quantize_params(
 
     Returns:
       {"params": what is left, "int4": weights}, to be given to ``apply``.
+
+    Raises:
+      ValueError: for a ``group_size`` that is neither -1 nor a multiple of 32, and for a kernel
+        that is neither float16, bfloat16 nor float32.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from jax_baracuda.linen import quantize_params
+      >>> params = {"Dense_0": {"kernel": jnp.ones((256, 512)), "bias": jnp.zeros(512)}}
+      >>> variables = quantize_params(params)
+      >>> variables["int4"]["Int4Dense_0"]["kernel"].shape, list(variables["params"]["Int4Dense_0"])
+      ((256, 512), ['bias'])
     """
 
     quantize = functools.partial(
@@ -372,6 +386,7 @@ def quantize_model(
       names that they had.
 
     Raises:
+      ValueError: as ``quantize_params`` does.
       NotImplementedError: in ``apply``, for a rounded kernel of another kind of layer.
 
     Example::

@@ -91,6 +91,7 @@ def dot_product_attention(
     Example::
 
       >>> import jax.numpy as jnp
+      >>> from jax_baracuda.nnx import dot_product_attention
       >>> x = jnp.ones((2, 128, 8, 64), jnp.bfloat16)
       >>> dot_product_attention(x, x, x, is_causal=True).shape
       (2, 128, 8, 64)
@@ -249,6 +250,10 @@ def quantize_model(
 
     Returns:
       The model; if it is itself a layer that is swapped, the new layer.
+
+    Raises:
+      ValueError: for a ``group_size`` that is neither -1 nor a multiple of 32, and for a layer
+        whose kernel is neither float16, bfloat16 nor float32. No layer is swapped then.
 
     Example::
 

@@ -1,5 +1,6 @@
 """Eight CPU devices for the sharding tests, the markers, and processes that share a machine."""
 
+import glob
 import os
 
 
@@ -11,6 +12,17 @@ def add_xla_flags(*flags: str) -> None:
 
 
 add_xla_flags("--xla_force_host_platform_device_count=8")
+
+if not glob.glob("/dev/nvidia[0-9]*"):
+    # Nearly all the time would go to LLVM, for programs that run once on a few numbers. The last
+    # (plain loops for what XLA fuses, with no MLIR between) is for jaxlibs before 0.12 and has no
+    # flag of its own in all of them.
+    add_xla_flags(
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    )
 
 # So that several test processes (pytest -n) can share a GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -40,10 +40,10 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
   Contributions c = {};
   unsigned b, row;
   if (by_border) {
-    const int total = chunks_before(p, p.batch);
-    const EvenCut cut = even_cut(total, min(p.ctas, total));
+    const Line line = whole_line(p);
+    const EvenCut cut = stream_cut(p, line);
     const int border = cut.begin(candidate + 1);
-    if (border >= total) return c;
+    if (border >= line.total) return c;
     const Place place = find_position(p, border);
     const unsigned chunks = load_request(p, place.b).chunks;
     b = place.b;
@@ -66,8 +66,7 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
     c.parts = fixed_parts(p, place, request.chunks);
     return c;
   }
-  const int total = chunks_before(p, p.batch);
-  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const EvenCut cut = stream_cut(p, whole_line(p));
   const int row_begin = chunks_before(p, b) + row * request.chunks;
   c.parts = stream_parts(cut, row_begin, request.chunks);
   if (c.parts.count == 1) c.parts.count = 0;

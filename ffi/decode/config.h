@@ -127,6 +127,7 @@ constexpr int64_t most_bytes(const DecodeShape& s, int64_t rows) {
 // The largest rows for which a wide cluster is faster than the stream and its second kernel (docs/decode.md).
 inline constexpr int64_t kMostWideBytes = 512 * 1024;
 inline constexpr int64_t kMostWideRingBytes = 1024 * 1024;
+inline constexpr int64_t kMostWideRingBytes64 = 512 * 1024;  // at head_dim 64
 inline constexpr int64_t kMostWidePagedBytes = 2 * 1024 * 1024;
 
 // Whether wide clusters, of which `at_once` run at once, leave not too much of the device idle.
@@ -179,7 +180,7 @@ inline bool has_rings(const DecodeShape& s, const DecodeConfig& c) {
 }
 
 // A page table that is brought to shared memory: entries at most.
-inline constexpr int kMostTableEntries = 2048;
+inline constexpr int kMostTableEntries = 768;
 
 // Puts the page table behind the rings, if it is small and fits.
 inline void place_table(const DecodeShape& s, const DecodeDevice& device, int ctas_per_sm,
@@ -210,7 +211,9 @@ inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm
 // Gives every row a wide cluster that reads through rings, if that fits.
 inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                            DecodeConfig& c) {
-  const int64_t most = s.paged ? kMostWidePagedBytes : kMostWideRingBytes;
+  const int64_t most = s.paged            ? kMostWidePagedBytes
+                       : c.dim_tile == 64 ? kMostWideRingBytes64
+                                          : kMostWideRingBytes;
   if (s.uneven_lengths || full_row_bytes(s) > most || c.dim_tile > 128 ||
       !wide_clusters_fit(s, device, c, rows, device.wide_ring_clusters) ||
       !use_rings(s, device, {8, 3, 1}, kWideCluster, c))
@@ -220,24 +223,115 @@ inline bool use_wide_rings(const DecodeShape& s, const DecodeDevice& device, int
   return true;
 }
 
-// Rings in the stream: for caches so large that their start matters little, and so small that it is not yet all the same
-// how the bytes come; for pages, which take longer to begin with, also for smaller ones, if the rows are few
-// (docs/decode.md). How many CTAs an SM then holds; 0: no rings.
+// Gives every row a pair of CTAs that read through rings, where pairs are nearly as many as SMs hold.
+inline constexpr int64_t kMostPairRingBytes = int64_t{1} << 30;  // of all rows
+inline constexpr int64_t kMostRowBytesForTwoTiles = 512 * 1024;  // of a row
+inline bool use_pair_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                           DecodeConfig& c) {
+  const int tiles = full_row_bytes(s) <= kMostRowBytesForTwoTiles ? 2 : 3;
+  if (!has_rings(s, c) || c.dim_tile != 128 || rows * 2 * 16 < int64_t{device.sms} * 15 ||
+      most_bytes(s, rows) > kMostPairRingBytes || !use_rings(s, device, {8, tiles, 1}, 2, c))
+    return false;
+  c.splits = 2;
+  c.cluster = true;
+  return true;
+}
+
+// Between how many bytes a stream is read through rings: caches so large that their start matters little, and so small that it
+// is not yet all the same how the bytes come; for pages, which take longer to begin with, also smaller ones (docs/decode.md).
+// `few`: rows at most half as many as SMs. What counts is the capacity, of which uneven lengths may use little.
+struct ByteRange {
+  int64_t least, most;
+};
+inline ByteRange ring_range(const DecodeShape& s, const DecodeConfig& c, bool few) {
+  constexpr int64_t kMiB = 1 << 20;
+  if (s.paged) {
+    if (c.dim_tile != 128) return {6 * kMiB, few ? 48 * kMiB : 0};
+    return {(few ? 6 : 48) * kMiB, 136 * kMiB};
+  }
+  if (c.dim_tile == 256 || (c.dim_tile == 64 && s.uneven_lengths)) return {24 * kMiB, 96 * kMiB};
+  if (s.uneven_lengths) return {24 * kMiB, (few ? 512 : 192) * kMiB};
+  return c.dim_tile == 64 ? ByteRange{6 * kMiB, 256 * kMiB} : ByteRange{12 * kMiB, 512 * kMiB};
+}
+
+// Pages of many rows: so short on average, their ends cost more than rings gain.
+inline constexpr int64_t kLeastRingRowBytes = 256 * 1024;
+// From so many bytes on, of even lengths, the form with more tiles is faster.
+inline constexpr int64_t kMostForTwoCtas = 256 * 1024 * 1024;
+
+// Rings in the stream, where they are faster. How many CTAs an SM then holds; 0: no rings.
 inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                             DecodeConfig& c) {
-  constexpr int64_t kMiB = 1 << 20;
-  const int64_t least = (s.paged ? 6 : 24) * kMiB, most = (s.paged ? 48 : 96) * kMiB;
-  const int64_t most_for_wide = s.paged || c.dim_tile != 128 ? most : 192 * kMiB;
+  const bool few = 2 * rows <= device.sms;
+  const ByteRange range = ring_range(s, c, few);
   const int64_t bytes = most_bytes(s, rows);
-  if (bytes < least || bytes > most_for_wide || (s.paged && 2 * rows > device.sms)) return 0;
+  if (bytes < range.least || bytes > range.most) return 0;
+  if (s.paged && !few && bytes < rows * kLeastRingRowBytes) return 0;
+  const bool two = s.uneven_lengths || bytes <= kMostForTwoCtas;
   const RingForm form = c.dim_tile == 256 ? RingForm{4, 3, 1}
-                        : bytes <= most   ? RingForm{4, 2, 2}
+                        : two             ? RingForm{4, 2, 2}
                                           : RingForm{8, 3, 1};
   return use_rings(s, device, form, 1, c) ? form.ctas_per_sm : 0;
 }
 
+// CTAs, so many an SM, that each take as many whole rows and leave little of the device idle; 0: there is no such number.
+inline int64_t whole_row_ctas(const DecodeDevice& device, int64_t rows, int ctas_per_sm) {
+  const int64_t places = int64_t{device.sms} * ctas_per_sm;
+  const int64_t each = ceil_div(rows, places);
+  return rows % each == 0 && rows / each * 16 >= places * 15 ? rows / each : 0;
+}
+
+// Whether the CTAs of the stream begin and end with a row, so that they leave no partial results.
+inline bool takes_whole_rows(const DecodeShape& s, const DecodeConfig& c, int64_t rows) {
+  return c.splits == 0 && !s.uneven_lengths && rows % c.ctas == 0;
+}
+
+// Rows of one length, as many for each CTA: no second kernel, and each row ends once (docs/decode.md). A row shall be so long
+// that its end is not what counts.
+inline constexpr int64_t kLeastWholeRowBytes = 128 * 1024;
+inline constexpr int64_t kMostWholeRingBytes = int64_t{768} << 20;   // of all rows
+inline constexpr int64_t kMostRowBytesForTwoCtas = 2 * 1024 * 1024;  // of a row, without rings
+
+inline bool use_whole_rows(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                           DecodeConfig& c) {
+  constexpr int kWarps = 12;  // that an SM holds
+  if (s.uneven_lengths || c.slices > 1 || c.head_blocks > 1 ||
+      max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) != kWarps ||
+      full_row_bytes(s) < kLeastWholeRowBytes)
+    return false;
+  const int64_t one = whole_row_ctas(device, rows, 1), two = whole_row_ctas(device, rows, 2);
+  const bool small = most_bytes(s, rows) <= kMostWholeRingBytes;
+  if (one > 0 && small && c.dim_tile == 128 && has_rings(s, c) &&
+      use_rings(s, device, {8, 2, 1}, 1, c)) {
+    c.ctas = one;
+    return true;
+  }
+  const bool pair = two > 0 && full_row_bytes(s) <= kMostRowBytesForTwoCtas;
+  if (!pair && one == 0) return false;
+  set_token_warps(s, !pair ? kWarps : small ? kWarps / 3 : kWarps / 2, 1, c);
+  c.ctas = pair ? two : one;
+  return true;
+}
+
 inline int64_t workspace_bytes(const DecodeShape& s, const DecodeConfig& c) {
   return c.partial_slots * partial_bytes(s, c);
+}
+
+// CTAs of a stream for rows of one length: so that rows end with a CTA, if that leaves little idle, and where it is faster
+// (docs/decode.md); 0: as many as for others. `ring_ctas`: CTAs an SM that read through rings.
+inline constexpr int64_t kMostRowBytesForEvenCtas = 1024 * 1024;  // without rings
+inline int64_t even_stream_ctas(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                                int ring_ctas) {
+  const int64_t whole = whole_row_ctas(device, rows, 2);
+  if (ring_ctas == 0) {
+    const bool small = most_bytes(s, rows) <= rows * kMostRowBytesForEvenCtas;
+    return s.uneven_lengths && device.ctas_per_sm == 3 && small ? whole : 0;
+  }
+  if (ring_ctas != 2) return 0;
+  if (whole > 0) return whole;
+  const int64_t places = int64_t{device.sms} * 2;
+  const int64_t even = s.paged || rows > places ? 0 : places / rows * rows;
+  return even * 16 >= places * 15 ? even : 0;
 }
 
 // All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
@@ -247,6 +341,8 @@ inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t
   const int ctas_per_sm = ring_ctas > 0 ? ring_ctas : device.ctas_per_sm;
   const int64_t row_chunks = full_row_chunks(s, c);
   c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
+  const int64_t even = even_stream_ctas(s, device, rows, ring_ctas);
+  if (even > 0 && even < c.ctas) (s.uneven_lengths ? c.even_ctas : c.ctas) = even;
   // One chunk a row, or no room for partial results: every row is one CTA's.
   if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
 }
@@ -256,19 +352,23 @@ inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, in
   const int64_t rows = int64_t{s.batch} * s.kv_heads * c.head_blocks;
   c.splits = s.num_splits;
   c.cluster = false;
+  c.even_ctas = 0;
   if (c.splits == 0) {
     const int pieces = cluster_pieces(s, device, c, rows);
     const bool pairs = pieces == 2;
-    const bool clustered = (!pairs && has_rings(s, c) && use_wide_rings(s, device, rows, c)) ||
+    const bool clustered = (pairs && use_pair_rings(s, device, rows, c)) ||
+                           (!pairs && has_rings(s, c) && use_wide_rings(s, device, rows, c)) ||
                            (pieces > 1 && use_clusters(s, pieces, pairs, c));
-    if (!clustered) use_stream(s, device, rows, slots, c);
+    if (!clustered && !use_whole_rows(s, device, rows, c)) use_stream(s, device, rows, slots, c);
   } else if (c.splits == 2 && device.pairs > 0) {
     use_clusters(s, 2, false, c);
   }
   if (c.splits != 0) c.ctas = rows * c.splits;
-  c.partial_slots = c.splits == 0                ? 2 * c.ctas
-                    : c.splits == 1 || c.cluster ? 0
-                                                 : int64_t{s.batch} * s.kv_heads * c.splits;
+  if (c.even_ctas == 0) c.even_ctas = c.ctas;
+  const bool whole = c.splits == 1 || c.cluster || takes_whole_rows(s, c, rows);
+  c.partial_slots = whole           ? 0
+                    : c.splits == 0 ? 2 * c.ctas
+                                    : int64_t{s.batch} * s.kv_heads * c.splits;
 }
 
 }  // namespace jax_baracuda

@@ -122,6 +122,7 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
     while (1 << p.cluster_bits < config.splits) ++p.cluster_bits;
   }
   p.ctas = static_cast<int>(config.ctas);
+  p.even_ctas = static_cast<int>(config.even_ctas);
   p.merge_buffers = config.merge_buffers;
   p.merge_stride = config.merge_buffers == 1
                        ? 0

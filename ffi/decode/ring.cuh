@@ -22,7 +22,10 @@ namespace jax_baracuda {
 
 // The tiles of one warp. A stage holds its keys one behind the other, then its values, four rows at a time 32 bytes
 // further than they would lie: the lanes that read at the same time read rows four apart, from different banks.
-template <class Tile>
+//
+// kWholeKeys: the keys of a tile lie side by side and are one copy. With four rows each the copies of short rows are so many
+// that the copy engine does not keep up; for rows of 256 bytes it does.
+template <class Tile, bool kWholeKeys>
 class WarpRing {
  public:
   using Element = typename Tile::Element;
@@ -42,24 +45,24 @@ class WarpRing {
   }
 
   // Starts to bring the first `valid` of the keys where the source stands, and their values, to the stage that was read
-  // longest ago. All lanes have read it. A lane asks for four rows, of the keys or of the values.
+  // longest ago. All lanes have read it. A lane asks for four rows, or for all keys.
   template <class Fours>
   __device__ __forceinline__ void ask(const DecodeParams& p, const Fours& source, int valid) {
-    static_assert(2 * Tile::kTokens / 4 <= 32);
     const int lane = threadIdx.x % 32;
     const int rows = min(max(valid, 0), Tile::kTokens);
     const uint32_t barrier = barriers_ + asked_ * 8;
     const uint32_t stage = tiles_ + asked_ * kStageBytes;
     if (lane == 0) mbarrier_arrive_expect(barrier, 2 * rows * kRowBytes);
     __syncwarp();
-    const bool of_values = lane >= Tile::kTokens / 4;
-    const int row = lane * 4 % Tile::kTokens;
-    const int count = min(rows - row, 4);
+    const bool of_values = lane >= kKeyCopies;
+    const int each = of_values || !kWholeKeys ? 4 : Tile::kTokens;
+    const int row = kWholeKeys ? (of_values ? (lane - 1) * 4 : 0) : lane * 4 % Tile::kTokens;
+    const int count = min(rows - row, each);
     const int64_t from = source.find_four(p, row / 4);
-    if (lane < 2 * Tile::kTokens / 4 && count > 0) {
+    if (lane < kKeyCopies + kFours && count > 0) {
       const Element* store = static_cast<const Element*>(of_values ? p.value : p.key);
       const uint32_t to = stage + (of_values ? kKeyBytes + row / 4 * 32 : 0) + row * kRowBytes;
-      bulk_load(to, store + from, count * kRowBytes, barrier);
+      bulk_load(to, store + from, count * kRowBytes, barrier, evict_first_policy());
     }
     asked_ = asked_ + 1 == stages_ ? 0 : asked_ + 1;
   }
@@ -80,6 +83,10 @@ class WarpRing {
   }
 
  private:
+  static constexpr int kFours = Tile::kTokens / 4;  // of a tile's keys, or values
+  static constexpr int kKeyCopies = kWholeKeys ? 1 : kFours;
+  static_assert(kKeyCopies + kFours <= 32);
+
   int stages_;
   uint32_t tiles_, barriers_;
   int asked_ = 0, read_ = 0, parity_ = 0;
@@ -95,7 +102,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int warp = threadIdx.x / 32;
   const int token_offset = warp * Tile::kTokens;
   Fours source(p, token_offset, shared_memory);
-  WarpRing<Tile> ring(p, shared_memory, warp);
+  WarpRing<Tile, Fours::kAdjacent && Tile::kDimTile == 64> ring(p, shared_memory, warp);
   Cursor cursor = first_chunk<kKeys>(p, blockIdx.x);
 
   // What is asked for runs ahead of what is read by as many chunks as a ring has stages.

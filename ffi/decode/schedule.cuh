@@ -80,7 +80,30 @@ __device__ __forceinline__ int rows_per_request(const DecodeParams& p) {
   return p.kv_heads * p.head_blocks;
 }
 
-// Chunks of the requests before `b`, b = batch for the whole line. Called by full warps.
+// The line of all rows: how many chunks it has, and whether every request has as many.
+struct Line {
+  int total;
+  bool even;
+};
+
+// Called by full warps.
+template <Keys kKeys = Keys::kEither>
+__device__ inline Line whole_line(const DecodeParams& p) {
+  const int first = load_request<kKeys>(p, 0).chunks;
+  if (even_lengths(p)) return {first * rows_per_request(p) * p.batch, true};
+  int sum = 0;
+  bool differs = false;
+#pragma unroll 1
+  for (int i = threadIdx.x % 32; i < p.batch; i += 32) {
+    const int chunks = load_request<kKeys>(p, i).chunks;
+    sum += chunks;
+    differs |= chunks != first;
+  }
+  return {__reduce_add_sync(0xffffffffu, sum) * rows_per_request(p),
+          !__any_sync(0xffffffffu, differs)};
+}
+
+// Chunks of the requests before `b`. Called by full warps.
 template <Keys kKeys = Keys::kEither>
 __device__ inline int chunks_before(const DecodeParams& p, int b) {
   if (even_lengths(p)) return load_request<kKeys>(p, 0).chunks * rows_per_request(p) * b;
@@ -143,6 +166,11 @@ struct EvenCut {
 __device__ __forceinline__ EvenCut even_cut(int chunks, int pieces) {
   const unsigned quotient = static_cast<unsigned>(chunks) / static_cast<unsigned>(pieces);
   return {quotient, chunks - quotient * pieces};
+}
+
+// How the stream is cut. Where all requests have as many chunks fewer CTAs may take part, so that rows end with a CTA.
+__device__ __forceinline__ EvenCut stream_cut(const DecodeParams& p, const Line& line) {
+  return even_cut(line.total, min(line.even ? p.even_ctas : p.ctas, line.total));
 }
 
 // A request, key/value head and block of its query heads.
@@ -216,9 +244,9 @@ __device__ inline Cursor first_chunk_of_even(const DecodeParams& p, unsigned cta
   const Request request = load_request<kKeys>(p, 0);
   const unsigned per_request = request.chunks * rows_per_request(p);
   const int total = per_request * p.batch;
-  if (cta >= total) return no_chunk(p);
-  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const EvenCut cut = stream_cut(p, {total, true});
   const unsigned position = cut.begin(cta);
+  if (position >= static_cast<unsigned>(total)) return no_chunk(p);
   const unsigned b = p.batch == 1 ? 0 : position / per_request;
   const unsigned offset = position - b * per_request;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
@@ -239,9 +267,11 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
     if (lane >= offset) end += other;
   }
   const int total = __shfl_sync(kAll, end, 31);
-  if (cta >= total) return no_chunk(p);
-  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const int first = __shfl_sync(kAll, own, 0);
+  const bool even = __all_sync(kAll, lane >= p.batch || own == first);
+  const EvenCut cut = stream_cut(p, {total, even});
   const int position = cut.begin(cta);
+  if (position >= total) return no_chunk(p);
   const int b = __ffs(__ballot_sync(kAll, end > position)) - 1;
   const unsigned offset = position - __shfl_sync(kAll, end - own, b);
   request.length = __shfl_sync(kAll, request.length, b);
@@ -277,10 +307,10 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   }
   if (even_lengths(p)) return first_chunk_of_even<kKeys>(p, cta);
   if (p.batch <= 32) return first_chunk_of_few<kKeys>(p, cta);
-  const int total = chunks_before<kKeys>(p, p.batch);
-  if (cta >= total) return no_chunk(p);
-  const EvenCut cut = even_cut(total, min(p.ctas, total));
+  const Line line = whole_line<kKeys>(p);
+  const EvenCut cut = stream_cut(p, line);
   const int position = cut.begin(cta);
+  if (position >= line.total) return no_chunk(p);
   const Place place = find_position<kKeys>(p, position);
   const Request request = load_request<kKeys>(p, place.b);
   const unsigned offset = position - place.line_begin;

@@ -90,6 +90,8 @@ class PagedSource {
 // the i-th four of them where the source stands. Otherwise as above; start() is called by all warps of the CTA.
 class ContiguousFours : public ContiguousSource {
  public:
+  static constexpr bool kAdjacent = true;  // the fours of a tile lie side by side
+
   __device__ ContiguousFours(const DecodeParams& p, int token_offset, const void*)
       : ContiguousSource(p, token_offset) {}
   __device__ int64_t find_four(const DecodeParams&, int i) const { return find(4 * i); }
@@ -102,6 +104,7 @@ template <int kTokens>
 class PagedFours {
  public:
   static constexpr Keys kKeys = Keys::kPaged;
+  static constexpr bool kAdjacent = false;
 
   __device__ PagedFours(const DecodeParams& p, int token_offset, void* shared)
       : token_offset_(token_offset), table_(0) {

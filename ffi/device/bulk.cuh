@@ -16,6 +16,13 @@ __device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, i
       : "memory");
 }
 
+// The hint of what is read once: it is the first to leave the L2 cache.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+
 // The same with a hint to the L2 cache.
 __device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, int bytes,
                                           uint32_t barrier, uint64_t policy) {
@@ -58,6 +65,11 @@ __device__ __forceinline__ void bulk_commit() {
 // Waits until shared memory has been read by all of this thread's groups.
 __device__ __forceinline__ void bulk_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+}
+// The same, but for the last kGroups of them.
+template <int kGroups>
+__device__ __forceinline__ void bulk_wait_read_but() {
+  asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(kGroups) : "memory");
 }
 // Waits until all of this thread's groups have ended.
 __device__ __forceinline__ void bulk_wait() {

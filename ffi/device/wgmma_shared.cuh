@@ -58,6 +58,25 @@ BARACUDA_WARPGROUP_MMA_SHARED_ALL(96, "%48", "%49")
 BARACUDA_WARPGROUP_MMA_SHARED_ALL(128, "%64", "%65")
 BARACUDA_WARPGROUP_MMA_SHARED_ALL(192, "%96", "%97")
 
+// begin() with A in registers, B [n][k].
+template <class T, int kN>
+struct WarpgroupMmaBegin;
+#define BARACUDA_WARPGROUP_MMA_BEGIN(T, TYPE, N, A, B)                                  \
+  template <>                                                                           \
+  struct WarpgroupMmaBegin<T, N> {                                                      \
+    static __device__ __forceinline__ void registers_transposed(float (&d)[N / 2],      \
+                                                                const uint32_t (&a)[4], \
+                                                                uint64_t b) {           \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE      \
+                   " {" BARACUDA_PLACES_##N "}, {" A "}, " B ", 0, 1, 1, 0;\n"          \
+                   : BARACUDA_NEW_##N                                                   \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));               \
+    }                                                                                   \
+  };
+BARACUDA_WARPGROUP_MMA_BEGIN(__half, "f16", 64, "%32, %33, %34, %35", "%36")
+BARACUDA_WARPGROUP_MMA_BEGIN(__nv_bfloat16, "bf16", 64, "%32, %33, %34, %35", "%36")
+
+#undef BARACUDA_WARPGROUP_MMA_BEGIN
 #undef BARACUDA_WARPGROUP_MMA_SHARED_ALL
 #undef BARACUDA_WARPGROUP_MMA_SHARED
 #undef BARACUDA_WARPGROUP_MMA_SHARED_TEXT

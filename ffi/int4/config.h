@@ -46,9 +46,9 @@ struct HopperInt4Tile {
 inline constexpr HopperInt4Tile kMediumTiles[] = {
     {4, 2, 32, 4, 389}, {2, 4, 32, 4, 188},  {1, 8, 32, 4, 118},
     {7, 1, 32, 5, 629}, {4, 1, 64, 6, 482},  {2, 2, 64, 4, 249},
-    {7, 1, 64, 4, 816}, {4, 1, 128, 4, 730}, {2, 2, 128, 4, 387},
+    {7, 1, 64, 4, 816}, {4, 1, 128, 8, 730}, {2, 2, 128, 8, 387},
 };
-inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
+inline constexpr int kMediumUnit = 2;  // tiles of the depth that splits leave together
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 
 // For many rows (large.cuh).

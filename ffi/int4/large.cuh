@@ -10,6 +10,7 @@
 
 #include "device/bulk.cuh"
 #include "device/divide.cuh"
+#include "device/elect.cuh"
 #include "device/mbarrier.cuh"
 #include "device/memory.cuh"
 #include "device/tma.cuh"
@@ -364,7 +365,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   launch_dependents();
   if (warpgroup == Traits::kChannelGroups) {
     registers_lower<Traits::kProducerRegisters>();
-    if (threadIdx.x == Traits::kConsumers) kernel.produce();
+    if (__shfl_sync(0xffffffffu, threadIdx.x / 32, 0) == Traits::kConsumers / 32 && elect_lane())
+      kernel.produce();
     __syncwarp();
     const auto exchange = kernel.exchange(0);
     exchange.arrive();

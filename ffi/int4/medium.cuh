@@ -12,6 +12,7 @@
 
 #include "device/bulk.cuh"
 #include "device/divide.cuh"
+#include "device/elect.cuh"
 #include "device/mbarrier.cuh"
 #include "device/memory.cuh"
 #include "device/tma.cuh"
@@ -23,19 +24,26 @@
 
 namespace jax_baracuda {
 
-// kN: rows of x. kMaxStages: as many as fit, at most. kScaleSteps: k-steps of 16 that share a scale, 2, 4 or 8.
+// kN: rows of x. kMaxStages: as many as fit, at most. kGroupSteps: k-steps of 16 that share a scale, 2, 4 or 8.
 template <class T_, int kN_, int kChannelGroups_, int kDepthGroups_, int kMaxStages,
-          int kScaleSteps_>
+          int kGroupSteps>
 struct MediumTraits {
   using T = T_;
-  static constexpr int kN = kN_, kScaleSteps = kScaleSteps_;
+  static constexpr int kN = kN_;
   static constexpr int kChannelGroups = kChannelGroups_, kDepthGroups = kDepthGroups_;
   static constexpr int kGroups = kChannelGroups * kDepthGroups, kThreads = 128 * kGroups;
   static constexpr int kChannels = kChannelGroups * kStrip;
+  // Tiles of a stage: a single one where those of two would leave room for few stages.
+  static constexpr int kUnit = kN == 128 ? 1 : kMediumUnit, kSteps = kUnit * 4;
+  static constexpr int kScaleSteps = kGroupSteps < kSteps ? kGroupSteps : kSteps;
   // A chunk of k-steps is made ready while the tensor cores work on the one before it. Many warpgroups leave registers for
   // one k-step alone.
-  static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kGroups > 4 ? 1 : 4;
-  static constexpr int kLoadAt = kChunk == 4 ? 4 : 6;  // k-steps before the next loads
+  static constexpr int kChunk = kGroups > 4 ? 1 : kSteps / 2;
+  static constexpr int kLoadAt = kGroups > 4 ? 6 : kChunk;  // k-steps before the next loads
+  static_assert(kLoadAt < kSteps, "a warpgroup waits for loads by how many came after them");
+
+  // Whether registers suffice for copies next to each other: device/elect.cuh.
+  static constexpr bool kElects = kGroups != 7 || kN == 32;
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
@@ -111,15 +119,15 @@ struct MediumKernel {
     return channel_group * kStrip + warp * 16 + lane / 4 * 2;
   }
 
-  // The part of the depth that this CTA has, in units and in tiles: the last one may have half a unit.
+  // The part of the depth that this CTA has, in units of kMediumUnit tiles and in tiles: the last one may have half a unit.
   __device__ __forceinline__ int first_unit(int split) const {
     return split * p.split_units + min(split, p.longer_splits);
   }
   __device__ __forceinline__ int first_tile() const {  // of this warpgroup
-    return (first_unit(split) + depth_group) * Traits::kUnit;
+    return first_unit(split) * kMediumUnit + depth_group * Traits::kUnit;
   }
   __device__ __forceinline__ int end_tile() const {
-    return min(first_unit(split + 1) * Traits::kUnit, p.depth_tiles);
+    return min(first_unit(split + 1) * kMediumUnit, p.depth_tiles);
   }
 
   // This warpgroup's strip. One that is not there: the last one again, for nobody.
@@ -166,7 +174,7 @@ struct MediumKernel {
   __device__ __forceinline__ void load_own(int stage, int left, const uint8_t* from) const {
     const uint32_t to = weights + stage * (Traits::kGroups * Traits::kWeightBytes);
     copy_async_16(to, from, left > 0);
-    copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
+    if constexpr (Traits::kUnit > 1) copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
     copy_async_commit();
   }
 
@@ -174,8 +182,7 @@ struct MediumKernel {
   // warpgroup, so that none falls behind. Columns of x past the end become zeros, and meet the scales of some group: those
   // of one that is there.
   __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) const {
-    if (thread % 32 == 0 && warp == channel_group % 4 && channel_group < Traits::kJobs &&
-        left > 0) {
+    if (warp == channel_group % 4 && channel_group < Traits::kJobs && left > 0 && is_loader()) {
       mbarrier_wait(empty(stage), empty_parity);
       const int first_tile = end_tile() - left;
 #pragma unroll
@@ -188,6 +195,10 @@ struct MediumKernel {
       }
     }
     __syncwarp();
+  }
+  // One lane of the warp.
+  __device__ __forceinline__ bool is_loader() const {
+    return Traits::kElects ? elect_lane() : thread % 32 == 0;
   }
   __device__ __forceinline__ void load_panel(int stage, int panel, int tile) const {
     mbarrier_arrive_expect(full(stage), Rows::kPanelBytes);
@@ -204,7 +215,7 @@ struct MediumKernel {
     for (int row = 0; row < Traits::kScaleRows; ++row) {
       const int tile =
           min(first_tile + row * Traits::kUnit / Traits::kScaleRows, p.depth_tiles - 1);
-      const int group = Traits::kScaleRows == 4 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
+      const int group = Traits::kScaleSteps == 2 ? 2 * tile + row % 2 : divide(tile, p.group_tiles);
       const int64_t at = static_cast<int64_t>(group) * width + first;
       if (zeros)
         bulk_load(scales_of(stage) + zero_row(row), p.zeros + at, bytes, full(stage));

@@ -51,9 +51,10 @@ def define_pair(op: Op) -> tuple[Primitive, Primitive]:
 
     In shard_map nothing needs devices, and a program can be lowered for an AbstractMesh.
     """
-    primitive = _define(op, op.target, op.partitioned(op.kernel))
+    kernel = _run_once(op.kernel)
+    primitive = _define(op, op.target, op.partitioned(kernel))
     compat.require_devices_during_lowering(primitive)
-    return primitive, _define(op, f"{op.target}_local", op.kernel)
+    return primitive, _define(op, f"{op.target}_local", kernel)
 
 
 def choose(pair: tuple[Primitive, Primitive]) -> Primitive:
@@ -84,6 +85,21 @@ def attributes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options, plain Python numbers, as an FFI target takes them."""
     types: dict[type, Any] = {bool: bool, float: np.float32, int: np.int64}
     return {name: types[type(value)](value) for name, value in options.items()}
+
+
+def _run_once(kernel: Call) -> Call:
+    """The kernel with a barrier behind it, which keeps XLA from running it twice.
+
+    A scan over layers may keep a result of each layer, for its backward pass or for its caller. XLA
+    makes one fusion of the call and of the write among those kept, and then one more call for
+    whatever else reads the result.
+    """
+
+    @functools.wraps(kernel)
+    def call(*operands: jax.Array, **options: Any) -> Results:
+        return tuple(jax.lax.optimization_barrier(kernel(*operands, **options)))
+
+    return call
 
 
 def _define(op: Op, name: str, on_cuda: Call) -> Primitive:

@@ -203,10 +203,15 @@ def _corner(state: Any) -> jax.Array:
 
 
 def sample(run: Callable[[int], float], calls: int, *, seconds: float, samples: int) -> Timing:
-    """Times ``run(programs)``, which returns the seconds that so many programs took."""
+    """Times ``run(programs)``, which returns the seconds that so many programs took.
+
+    With ``seconds`` 0 a sample is of one program.
+    """
     run(2)  # modules are loaded and graphs are built in the first runs
-    once = min(run(1) for _ in range(2))
-    programs = max(1, round(seconds / samples / once))
+    programs = 1
+    if seconds:
+        once = min(run(1) for _ in range(2))
+        programs = max(1, round(seconds / samples / once))
     times = [run(programs) / (programs * calls) * 1e3 for _ in range(samples)]
     return Timing(statistics.median(times), min(times), max(times), calls, programs)
 

@@ -54,10 +54,46 @@ def plan(
 @pytest.mark.parametrize("batch", [1, 2, 64, 256])
 @pytest.mark.parametrize("capacity", [1024, 8192, 131072])
 def test_a_stream_fills_the_device_and_no_more(batch, capacity):
-    chosen = plan(batch=batch, kv_capacity=capacity)
+    chosen = plan(batch=batch, kv_capacity=capacity, uneven_lengths=batch > 1)
     chunks = batch * 8 * -(-capacity // chosen["chunk_tokens"])
     assert chosen["splits"] == 0
     assert chosen["ctas"] == min(3 * SMS, chunks)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "warps", "stages", "ctas"),
+    [
+        (dict(batch=16, kv_capacity=1024), 8, 2, 128),
+        (dict(batch=64, kv_capacity=2048), 8, 2, 128),  # 537 MB
+        (dict(batch=48, kv_capacity=1024), 8, 2, 128),  # three rows a CTA
+        (dict(batch=64, kv_capacity=8192), 12, 0, 128),  # 2 GB of long rows
+        (dict(batch=256, kv_capacity=1024), 6, 0, 256),  # 1 GB of short rows
+        (dict(batch=64, kv_capacity=1024, head_dim=64), 4, 0, 256),
+        (dict(batch=16, kv_capacity=1024, head_dim=64), 12, 0, 128),
+        (dict(batch=64, kv_capacity=1024, head_dim=96), 4, 0, 256),
+    ],
+)
+def test_rows_of_one_length_are_not_split_where_every_cta_gets_as_many(sizes, warps, stages, ctas):
+    chosen = plan(hopper=True, **sizes)
+    assert (chosen["splits"], chosen["token_warps"]) == (0, warps)
+    assert (chosen["ring_stages"], chosen["ctas"]) == (stages, ctas)
+    assert chosen["workspace_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(batch=64, kv_capacity=1024, uneven_lengths=True),
+        dict(batch=20, kv_capacity=1024),  # 160 rows would leave 26 or 104 places idle
+        dict(batch=64, kv_capacity=1024, dtype="float32"),
+        dict(batch=64, kv_capacity=1024, head_dim=256),
+        dict(batch=64, kv_capacity=1024, group=16),
+    ],
+)
+def test_other_rows_are_split_as_the_stream_needs(sizes):
+    chosen = plan(hopper=True, **sizes)
+    assert chosen["splits"] == 0
+    assert chosen["workspace_bytes"] > 0
 
 
 def test_full_rows_that_half_fill_the_device_go_to_pairs():
@@ -104,15 +140,17 @@ def test_wide_clusters_leave_few_multiprocessors_idle_and_all_run_at_once():
 @pytest.mark.parametrize(
     ("sizes", "warps", "stages", "ctas_per_sm"),
     [
-        (dict(kv_capacity=4096), 4, 0, 3),  # 17 MB
+        (dict(kv_capacity=3000), 4, 0, None),  # 12 MB
+        (dict(kv_capacity=4096), 4, 2, 2),
         (dict(kv_capacity=8192), 4, 2, 2),  # 34 MB
-        (dict(kv_capacity=1024, batch=8, uneven_lengths=True), 4, 2, 2),
-        (dict(kv_capacity=32768), 8, 3, 1),  # 134 MB
-        (dict(kv_capacity=8192, kv_heads=32, group=1), 8, 3, 1),
-        (dict(kv_capacity=65536), 4, 0, 3),  # 268 MB
-        (dict(kv_capacity=16384, head_dim=64), 4, 2, 2),
-        (dict(kv_capacity=65536, head_dim=64), 4, 0, 3),
-        (dict(kv_capacity=8192, head_dim=256), 4, 3, 1),  # 67 MB
+        (dict(kv_capacity=8192, kv_heads=32, group=1), 4, 2, None),
+        (dict(kv_capacity=65536), 4, 2, 2),  # 268 MB
+        (dict(kv_capacity=131072), 8, 3, None),
+        (dict(kv_capacity=262144), 4, 0, 3),  # 1 GB
+        (dict(kv_capacity=8192, head_dim=64), 4, 2, 2),  # 17 MB
+        (dict(kv_capacity=131072, head_dim=64), 4, 2, 2),
+        (dict(kv_capacity=262144, head_dim=64), 4, 0, 3),
+        (dict(kv_capacity=8192, head_dim=256), 4, 3, None),  # 67 MB
         (dict(kv_capacity=16384, head_dim=256), 4, 0, None),
         (dict(kv_capacity=8192, dtype="float32"), 4, 0, 3),
         (dict(kv_capacity=8192, head_dim=96), 4, 0, 3),
@@ -126,6 +164,26 @@ def test_a_stream_reads_through_rings_where_that_is_faster(sizes, warps, stages,
     if ctas_per_sm is not None:
         assert (chosen["splits"], chosen["ctas"]) == (0, ctas_per_sm * SMS)
         assert (chosen["shared_bytes"] + 1024) * ctas_per_sm <= SM_SHARED
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stages", "even_ctas"),
+    [
+        (dict(kv_capacity=1024, batch=8), 2, 256),  # where lengths are even, four a row and not 4.1
+        (dict(kv_capacity=16384, batch=8), 2, 256),  # 537 MB, but few rows
+        (dict(kv_capacity=32768, batch=8), 0, 3 * SMS),
+        (dict(kv_capacity=1024, batch=20), 2, 2 * SMS),  # 160 rows
+        (dict(kv_capacity=1024, batch=32), 2, 256),  # a row each
+        (dict(kv_capacity=2048, batch=32), 0, 256),  # 268 MB of many rows
+        (dict(kv_capacity=4096, batch=32), 0, 3 * SMS),  # whose end is not what counts
+        (dict(kv_capacity=8192, batch=8, head_dim=64), 0, 3 * SMS),
+    ],
+)
+def test_where_uneven_lengths_are_read_through_rings(sizes, stages, even_ctas):
+    chosen = plan(hopper=True, uneven_lengths=True, **sizes)
+    assert (chosen["splits"], chosen["token_warps"]) == (0, 4)
+    assert chosen["ring_stages"] == stages
+    assert (chosen["ctas"], chosen["even_ctas"]) == ((2 if stages else 3) * SMS, even_ctas)
 
 
 @pytest.mark.parametrize("group", range(1, 9))
@@ -149,7 +207,7 @@ def paged_plan(tokens: int, *, page_size: int = 16, **sizes: object) -> dict[str
     )
 
 
-@pytest.mark.parametrize("tokens", [1024, 2048, 8192, 65536])
+@pytest.mark.parametrize("tokens", [1024, 2048, 8192, 32768, 262144])
 def test_one_request_in_pages_is_read_as_a_contiguous_one(tokens):
     paged, contiguous = paged_plan(tokens), plan(kv_capacity=tokens, hopper=True)
     for name in ("token_warps", "ring_stages", "splits", "cluster", "ctas"):
@@ -161,11 +219,15 @@ def test_one_request_in_pages_is_read_as_a_contiguous_one(tokens):
     [
         (4096, 1, 8, 3, 64),  # wide clusters, of which there are none for contiguous rows as long
         (4112, 1, 4, 2, 2 * SMS),
-        (12000, 1, 4, 2, 2 * SMS),
-        (13008, 1, 4, 0, 3 * SMS),  # 53 MB
+        (32768, 1, 4, 2, 2 * SMS),  # 134 MB
+        (36000, 1, 4, 0, 3 * SMS),
         (8 * 1024, 8, 4, 2, 2 * SMS),  # 34 MB, whoever has them
-        (8 * 2048, 8, 4, 0, 3 * SMS),
-        (8 * 1024, 9, 4, 0, 3 * SMS),  # rows are many
+        (8 * 4096, 8, 4, 2, 2 * SMS),
+        (8 * 8192, 8, 4, 0, 3 * SMS),
+        (16 * 1024, 16, 4, 2, 2 * SMS),  # rows are many, but not too short
+        (32 * 1024, 32, 4, 2, 2 * SMS),
+        (8 * 1024, 9, 4, 0, 3 * SMS),  # many and few bytes
+        (64 * 400, 64, 4, 0, 3 * SMS),  # many and short
     ],
 )
 def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
@@ -174,16 +236,34 @@ def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
     assert chosen["ctas"] == ctas
 
 
+def test_pages_of_even_requests_are_not_split_where_every_cta_gets_as_many_rows():
+    assert paged_plan(32 * 1024, batch=32)["even_ctas"] == 256
+    assert paged_plan(64 * 1024, batch=64)["even_ctas"] == 256  # without rings
+    assert paged_plan(8 * 1024, batch=8)["even_ctas"] == 2 * SMS
+
+
 def test_small_page_tables_are_brought_to_shared_memory():
-    for tokens in (1024, 2048, 8192):
+    for tokens in (1024, 2048, 12288):
         assert paged_plan(tokens)["table_offset"] > 0, tokens
-    assert not paged_plan(8192, page_size=2)["table_offset"]  # 4096 entries
+    assert not paged_plan(16384)["table_offset"]  # 1024 entries
     assert plan(kv_capacity=8192, hopper=True)["table_offset"] == 0
 
 
-def test_pairs_go_before_rings():
-    chosen = plan(batch=8, kv_capacity=1024, hopper=True)
-    assert (chosen["splits"], chosen["cluster"], chosen["ring_stages"]) == (2, True, 0)
+@pytest.mark.parametrize(
+    ("sizes", "warps", "stages"),
+    [
+        (dict(kv_capacity=1024), 8, 2),
+        (dict(kv_capacity=2048), 8, 3),
+        (dict(kv_capacity=32768), 8, 3),  # 1 GB
+        (dict(kv_capacity=65536), 12, 0),
+        (dict(kv_capacity=1024, head_dim=64), 12, 0),
+        (dict(kv_capacity=4096, kv_heads=7), 12, 0),  # 112 CTAs
+    ],
+)
+def test_pairs_read_through_rings_where_that_is_faster(sizes, warps, stages):
+    chosen = plan(hopper=True, batch=8, **sizes)
+    assert (chosen["splits"], chosen["cluster"]) == (2, True)
+    assert (chosen["token_warps"], chosen["ring_stages"]) == (warps, stages)
 
 
 def test_one_chunk_is_not_split():

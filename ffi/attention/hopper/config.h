@@ -42,7 +42,8 @@ struct HopperTile {
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {0, 64, 64, 128, 3, 1, true, false, 1024, 4096},
+    {0, 64, 64, 128, 3, 2, true, false, 4096, 8192},
+    {0, 64, 64, 128, 3, 1, true, false, 512, 2048},
     {0, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {0, 96, 96, 176, 2, 1, true, false, 1024, 4096},
     {0, 96, 96, 128, 2, 2, true, false, 0, 0},

@@ -43,7 +43,9 @@ struct Consumer : ConsumerOutput<Traits> {
   }
 
   __device__ __forceinline__ void issue_scores(FlatScores& s) const {
-    const uint64_t q = advance(queries, query_place.stage * Query::kBytes);
+    uint64_t q = advance(queries, query_place.stage * Query::kBytes);
+    // With three warpgroups there are no registers to keep the sums in.
+    if constexpr (Traits::kGroups == 3) asm volatile("" : "+l"(q));
     const uint64_t k = advance(keys, key_place.stage * Key::kBytes);
 #pragma unroll
     for (int d = 0; d < Traits::kDim; d += 16)
@@ -160,7 +162,7 @@ struct Consumer : ConsumerOutput<Traits> {
   // The first block of a tile that this warpgroup multiplies in full, with nothing to overlap with.
   __device__ __forceinline__ void begin(State& r) {
     float rescale[2];
-    const bool turn = is_later_block(r);
+    const bool turn = Traits::kSkips && is_later_block(r);
     wait(control.query_full[query_place.stage], query_place.parity);
     if (turn) take_turn();
     warpgroup_arrive();
@@ -177,7 +179,7 @@ struct Consumer : ConsumerOutput<Traits> {
 
   // Of the blocks of a tile, every warpgroup takes a turn for each but the first, whatever it does with it.
   __device__ __forceinline__ bool is_later_block(const State& r) const {
-    return Traits::kSkips && !(r.block.flags & kFirstBlock);
+    return !(r.block.flags & kFirstBlock);
   }
   __device__ __forceinline__ bool is_hidden(const KeyBlock& block) const {
     return __any_sync(0xffffffffu, block.flags & kHidden << (threadIdx.x / 128 - 1));
@@ -195,6 +197,16 @@ struct Consumer : ConsumerOutput<Traits> {
     wait_values();
     release(control.value_empty[value_place.stage]);
     value_place.next();
+  }
+
+  // Passes over a tile that this warpgroup has no rows of.
+  __device__ __forceinline__ void pass_tile(State& r) {
+    while (true) {
+      pass_over(r);
+      if (r.block.flags & kLastBlock) break;
+      next_block(r);
+    }
+    next_tile();
   }
 
   // Passes over the first blocks of a tile that are hidden. Whether a block is left: it has then been waited for.
@@ -320,6 +332,10 @@ struct Consumer : ConsumerOutput<Traits> {
   // Tile by tile, each a sequence of blocks.
   __device__ __forceinline__ void run_tiles(State& r, uint32_t shared_values) {
     while (next_block(r)) {
+      if (Traits::kIdles && is_hidden(r.block)) {
+        pass_tile(r);
+        continue;
+      }
       bool seen = true;
       if constexpr (Traits::kSkips) seen = pass_hidden(r);
       if (seen)

@@ -26,6 +26,50 @@ __device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& vis
   }
 }
 
+// The largest of three numbers, by their bits. One instruction does it for integers: for numbers that are not all negative, and for
+// negative ones.
+struct Greatest {
+  static __device__ __forceinline__ int of(int a, int b, int c) {
+    return __float_as_int(fmaxf(fmaxf(__int_as_float(a), __int_as_float(b)), __int_as_float(c)));
+  }
+};
+struct GreatestPositive {
+  static __device__ __forceinline__ int of(int a, int b, int c) { return __vimax3_s32(a, b, c); }
+};
+struct GreatestNegative {
+  static __device__ __forceinline__ int of(int a, int b, int c) {
+    return static_cast<int>(__vimin3_u32(a, b, c));
+  }
+};
+
+// Of a lane's scores of a row, and a number besides.
+template <class Choice, int kN>
+__device__ __forceinline__ int best_of_lane(const Scores<1, kN>& s, int half, float other) {
+  const auto at = [&](int n, int e) { return __float_as_int(s[0][n][2 * half + e]); };
+  int even = Choice::of(__float_as_int(other), at(0, 0), at(0, 1));
+  int odd = Choice::of(at(1, 0), at(1, 1), at(1, 1));
+#pragma unroll
+  for (int n = 2; n < kN / 8; ++n) {
+    int& best = n % 2 ? odd : even;
+    best = Choice::of(best, at(n, 0), at(n, 1));
+  }
+  return Choice::of(even, odd, odd);
+}
+// Of the quad of lanes that has a row.
+template <class Choice>
+__device__ __forceinline__ int best_of_quad(int best) {
+#pragma unroll
+  for (int lanes = 1; lanes <= 2; lanes *= 2) {
+    const int there = __shfl_xor_sync(0xffffffffu, best, lanes);
+    best = Choice::of(best, there, there);
+  }
+  return best;
+}
+template <class Choice, int kN>
+__device__ __forceinline__ int best_of_row(const Scores<1, kN>& s, int half, float other) {
+  return best_of_quad<Choice>(best_of_lane<Choice, kN>(s, half, other));
+}
+
 template <class Traits>
 struct ConsumerWeights : ConsumerBase<Traits> {
   using Base = ConsumerBase<Traits>;
@@ -164,6 +208,51 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       pairs.template add<__half>(s, factor());
   }
 
+  // The largest number so far of each of the lane's two rows.
+  static __device__ __forceinline__ void find_tops(const Scores<1, kN>& s,
+                                                   const OnlineSoftmax<1>& softmax,
+                                                   float (&tops)[2]) {
+    using First = std::conditional_t<Traits::kIntegerMaxima, GreatestPositive, Greatest>;
+    int bits[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      bits[half] = best_of_row<First, kN>(s, half, softmax.maximum[0][half]);
+    // Rows that have seen nothing but negative numbers: few, and on a diagonal.
+    if (Traits::kIntegerMaxima && __any_sync(0xffffffffu, (bits[0] | bits[1]) < 0)) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int top = best_of_row<GreatestNegative, kN>(s, half, softmax.maximum[0][half]);
+        if (bits[half] < 0) bits[half] = top;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) tops[half] = __int_as_float(bits[half]);
+  }
+
+  // The same of the tangents of scores.
+  static __device__ __forceinline__ void find_tangent_tops(const Scores<1, kN>& s,
+                                                           const OnlineSoftmax<1>& softmax,
+                                                           float factor, float (&tops)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int best = best_of_row<Greatest, kN>(s, half, negative_infinity());
+      tops[half] = fmaxf(softmax.maximum[0][half], tanh_approx(__int_as_float(best) * factor));
+    }
+  }
+  // And of scores that lie `below`: see slope().
+  static __device__ __forceinline__ void find_raised_tops(const Scores<1, kN>& s,
+                                                          const OnlineSoftmax<1>& softmax,
+                                                          const float (&below)[2],
+                                                          float (&tops)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int best = best_of_lane<Greatest, kN>(s, half, negative_infinity());
+      const float raised = __int_as_float(best) - below[half];
+      tops[half] = fmaxf(softmax.maximum[0][half],
+                         __int_as_float(best_of_quad<Greatest>(__float_as_int(raised))));
+    }
+  }
+
   // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
   // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
   // whether that is anything but 1 in some row of the warp. below: see slope(). kCaps: the scores are still those before
@@ -172,21 +261,18 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
                                         float (&rescale)[2], const float (&below)[2]) const {
     const float factor = kCaps ? this->factor() : 1.0f;
+    float tops[2];
+    if constexpr (kCaps)
+      find_tangent_tops(s, softmax, factor, tops);
+    else if constexpr (Traits::kFeatures == kAlibi)
+      find_raised_tops(s, softmax, below, tops);
+    else
+      find_tops(s, softmax, tops);
     bool moved = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float top0 = s[0][0][2 * half], top1 = s[0][0][2 * half + 1];
-#pragma unroll
-      for (int n = 1; n < kN / 8; ++n) {
-        top0 = fmaxf(top0, s[0][n][2 * half]);
-        top1 = fmaxf(top1, s[0][n][2 * half + 1]);
-      }
       const float before = softmax.maximum[0][half];
-      float top = fmaxf(top0, top1);
-      if constexpr (Traits::kFeatures == kAlibi) top -= below[half];
-      top = butterfly_max<1, 2>(top);
-      if constexpr (kCaps) top = tanh_approx(top * factor);
-      top = fmaxf(before, top);
+      float top = tops[half];
       const float jump = (top - before) * scale;  // not a number as long as no key was seen
       const bool moves = jump > kTolerated;
       if (!moves) top = before;

@@ -233,8 +233,18 @@ struct Producer {
     }
   }
 
-  // All blocks of one tile, or of a split of it.
-  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0, int split) {
+  // The warpgroups that have no rows of a tile see nothing of its blocks.
+  __device__ __forceinline__ int idle_parts(const Sequence& sequence, int i0) const {
+    if constexpr (!Traits::kIdles) return 0;
+    const int used = min((sequence.q_rows - i0 + 63) / 64, Traits::kGroups);
+    return (kHidden << Traits::kGroups) - (kHidden << used);
+  }
+
+  // All blocks of one tile, or of a split of it. `ask` is called before the last one is loaded, if there is any; for tiles of
+  // few blocks, before that waits for buffers.
+  template <class Ask>
+  __device__ __forceinline__ void load_tile(const Sequence& sequence, int head, int i0, int split,
+                                            Ask ask) {
     constexpr int kN = Traits::kN;
     const ForwardParams& problem = p.problem;
     const Visibility visible(problem, sequence);
@@ -256,6 +266,8 @@ struct Producer {
       store_nothing(sequence, pack_row, head, i0, split);
       return;
     }
+    const bool few = block <= stop + Traits::kFewBlocks;
+    if (few) ask();
     const int kv_head = head / problem.group;
     BoxPlace place = find_block(sequence, kv_head, block * kN);
     // The only buffer of queries is free when all products of the last tile with keys are done, which is no time to
@@ -273,11 +285,15 @@ struct Producer {
     }
     tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
 
+    const int idle = idle_parts(sequence, i0);
     int flags = kFirstBlock;
     while (block > stop) {
       const int next = walk.before(blocks, block);
-      if (next <= stop) flags |= kLastBlock;
-      flags |= hidden_parts(visible, i0, block * kN);
+      if (next <= stop) {
+        flags |= kLastBlock;
+        if (!few) ask();
+      }
+      flags |= idle | hidden_parts(visible, i0, block * kN);
       if (!blocks.whole(block))
         flags |= Traits::kAnything || visible.has_window() ? kPositionMasked : kEndMasked;
       if (walk.has_mixed_segments(block)) flags |= kSegmentMasked;
@@ -305,7 +321,8 @@ struct Producer {
     const ForwardParams& problem = p.problem;
     SequenceWalk walk(problem, p.order.counter, tile_rows(), problem.heads / packed_heads());
     for (int index, head, tile; walk.next(&index, &head, &tile);)
-      load_tile(find_request(problem, index), head * packed_heads(), tile * tile_rows(), 0);
+      load_tile(find_request(problem, index), head * packed_heads(), tile * tile_rows(), 0,
+                [&] { walk.ask(); });
   }
   __device__ __forceinline__ void load_sequences() {
     const ForwardParams& problem = p.problem;
@@ -313,6 +330,7 @@ struct Producer {
     for (int row, tile; walk.next(&row, &tile);) {
       int split = 0, packed = 1;
       if constexpr (Traits::kFewTiles) {
+        walk.ask();  // there are no registers to do so later
         split = row % p.few.splits;
         row /= p.few.splits;
         packed = p.few.packed.divisor;
@@ -321,7 +339,10 @@ struct Producer {
       const Sequence sequence = find_sequence(problem, row / heads);
       // A sequence longer than max_q: the first CTA of its row goes on.
       for (int i0 = tile * tile_rows(); i0 < sequence.q_rows; i0 += p.order.tiles * tile_rows())
-        load_tile(sequence, row % heads * packed, i0, split);
+        load_tile(sequence, row % heads * packed, i0, split, [&] {
+          if constexpr (!Traits::kFewTiles)
+            if (i0 + p.order.tiles * tile_rows() >= sequence.q_rows) walk.ask();
+        });
     }
   }
 

@@ -13,12 +13,16 @@ class PlaceWalk {
   __device__ __forceinline__ explicit PlaceWalk(int* counter)
       : counter_(counter), taken_(blockIdx.x - gridDim.x) {}
 
-  __device__ __forceinline__ int place() const {
-    return __shfl_sync(0xffffffffu, taken_, 0) + gridDim.x;
+  // The next place; asks for it unless that has been done.
+  __device__ __forceinline__ int next() {
+    if (threadIdx.x % 32 == 0 && taken_ == kUnasked) ask();
+    const int place = __shfl_sync(0xffffffffu, taken_, 0) + gridDim.x;
+    taken_ = kUnasked;
+    return place;
   }
-  // Asks for the next place, of which nothing but place() a tile later may look at the answer. An increment that wraps at
+  // Asks for the next place, once between two calls of next(), which alone may look at the answer. An increment that wraps at
   // 2^31 and no addition: of one of those ptxas makes one for the warp, whose lanes wait for the answer on the spot.
-  __device__ __forceinline__ void take() {
+  __device__ __forceinline__ void ask() {
     if (threadIdx.x % 32 != 0) return;
     taken_ = kNone;
     if (counter_)
@@ -30,6 +34,7 @@ class PlaceWalk {
 
  private:
   static constexpr int kNone = 1 << 30;  // there are fewer tiles
+  static constexpr int kUnasked = -kNone;
 
   int* counter_;
   int taken_;  // of lane 0: how many before, beyond one a CTA
@@ -43,9 +48,8 @@ class TileWalk {
 
   // Finds the next tile; false if there is none.
   __device__ __forceinline__ bool next(int* row, int* tile) {
-    const int place = walk_.place();
+    const int place = walk_.next();
     if (place >= order_.tiles * order_.rows) return false;
-    walk_.take();
     const int section = place / (order_.section * order_.tiles);
     const int in_section = place - section * order_.section * order_.tiles;
     const int first = section * order_.section;
@@ -54,6 +58,9 @@ class TileWalk {
     *row = first + in_section % rows;
     return true;
   }
+  // Asks for the one after it, when nearly all of this one has been loaded: a CTA that asks as it begins with a long tile gets the
+  // next one, and others have nothing to do at the end.
+  __device__ __forceinline__ void ask() { walk_.ask(); }
 
  private:
   const TileOrder& order_;
@@ -71,14 +78,13 @@ class SequenceWalk {
   }
 
   __device__ __forceinline__ bool next(int* index, int* head, int* tile) {
-    const unsigned place = walk_.place();
+    const unsigned place = walk_.next();
     while (place - before_ >= __shfl_sync(kAll, end_, 31)) {
       before_ += __shfl_sync(kAll, end_, 31);
       first_ += 32;
       if (first_ >= p_.sequences) return false;
       add_up();
     }
-    walk_.take();
     const int owner = __ffs(__ballot_sync(kAll, place - before_ < end_)) - 1;
     const unsigned to_end = __shfl_sync(kAll, end_, owner) - 1 - (place - before_);
     *index = first_ + owner;
@@ -86,6 +92,7 @@ class SequenceWalk {
     *tile = to_end / heads_;
     return true;
   }
+  __device__ __forceinline__ void ask() { walk_.ask(); }
 
  private:
   static constexpr unsigned kAll = 0xffffffffu;

@@ -25,7 +25,7 @@ enum BlockFlags {
   kPaddedBlock = 32,  // rows past the sequence's last key may hold anything
   kNoBlock = 64,      // all tiles are done
   kHidden = 1
-      << 8,  // of the first blocks of a tile, for warpgroup g shifted by g: it sees nothing of the block
+      << 8,  // of the first blocks of a tile or of all, for warpgroup g shifted by g: it sees nothing of the block
 };
 
 struct KeyBlock {
@@ -79,11 +79,18 @@ struct HopperTraits {
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
+  // They pass over tiles that they have no rows of: of three warpgroups the last ones often are past a sequence's end.
+  static constexpr bool kIdles = kGroups == 3 && kQueryStages == 1 && !kFeatures;
   static constexpr bool kTwoCtas = kUse_ == TileUse::kTwoCtas;
   static constexpr bool kFewTiles = kUse_ == TileUse::kFewTiles;
   static constexpr bool kPaged = kUse_ == TileUse::kPages;
   static constexpr bool kPacked = kFewTiles || (kPaged && !kFeatures);  // rows of several heads
   static_assert(!kFewTiles || !(kFeatures || kSkips));
+  static_assert(!kIdles || !(kPacked || kSkips));
+  // Rows' maxima with half the instructions: elsewhere nothing is gained by it.
+  static constexpr bool kIntegerMaxima = !kFeatures && (kOverlap || kTwoCtas || kGroups == 3);
+  // The next tile is asked for while a tile's last block is loaded, or at its start if it has no more than so many.
+  static constexpr int kFewBlocks = kOverlap || kTwoCtas ? 2 : 0;
   static constexpr int kStages = kTwoCtas ? 4 : 2;
   // At the barriers of keys and values that are loaded. In pages all lanes say where.
   static constexpr int kFullArrivals = kPaged ? kWarpArrivals : 1;

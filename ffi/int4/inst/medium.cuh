@@ -11,7 +11,7 @@ HopperInt4Kernel medium_int4_kernel_entry() {
   static constexpr HopperInt4Tile tile = kMediumTiles[index];
   using Traits = MediumTraits<Int4Element<dtype>, tile.n, tile.channel_groups, tile.depth_groups,
                               tile.stages, scale_steps>;
-  static_assert(Traits::kUnit == kMediumUnit);
+  static_assert(kMediumUnit % Traits::kUnit == 0);
   static constexpr auto kernel = int4_medium_kernel<Traits>;
   return {dtype,
           true,

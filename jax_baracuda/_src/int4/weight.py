@@ -49,6 +49,11 @@ class Int4Weight:
       out_features: OC.
       group_size: input channels of a group: 32 or a multiple of 64.
 
+    Raises:
+      ValueError: by whatever makes a weight, for arrays whose shapes or dtypes do not fit together
+        and for a ``group_size`` that is neither -1 nor a multiple of 32; it names the argument,
+        what was given and what is supported.
+
     Example::
 
       >>> import jax.numpy as jnp

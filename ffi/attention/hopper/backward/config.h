@@ -22,7 +22,8 @@ struct HopperBackwardTile {
   // Where registers are short: dP is asked for when the weights are there, and the gradients of the scores are computed
   // from weights that have been rounded to 16 bits, as the products take them.
   bool late, rounded_weights;
-  bool features = false;  // see has_features()
+  bool features = false;   // see has_features()
+  bool sum_group = false;  // see sum_group.cuh; not in deterministic calls
 
   constexpr int ctas() const { return split == QuerySplit::kPair ? 2 : 1; }
   constexpr int cta_keys() const { return kHopperBackwardKeys / ctas(); }
@@ -39,8 +40,8 @@ struct HopperBackwardTile {
 // The compiled tiles, which instantiations.cmake names; the first that fits is taken.
 constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {64, 64, 128, QuerySplit::kRows, true, true},
-    {96, 96, 64, QuerySplit::kTurns, true, true},
-    {128, 128, 64, QuerySplit::kColumns, false, false},
+    {96, 96, 64, QuerySplit::kTurns, true, true, false, true},
+    {128, 128, 64, QuerySplit::kColumns, false, false, false, true},
     {192, 128, 64, QuerySplit::kPair, false, true},
     {192, 192, 64, QuerySplit::kPair, false, true},
     {256, 256, 64, QuerySplit::kPair, false, true},

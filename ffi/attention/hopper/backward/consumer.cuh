@@ -5,7 +5,8 @@
 // What the tensor cores get, of row block i:
 //   dP(i) | dV(i) | dK(i) | dQ(i - 1), S(i + 1) | dP(i + 1) ...
 // A warpgroup computes P(i) with dP(i) and half of dV(i) under way, dS(i) with dV(i) and half of dK(i), and leaves dQ(i - 1)
-// in shared memory with S(i + 1) under way.
+// in shared memory with S(i + 1) under way. Where another warpgroup computes dQ (sum_group.cuh), it has registers for less:
+//   half of dV(i), dP(i), half of dV(i) | dK(i), S(i + 1) | half of dV(i + 1) ...
 #pragma once
 
 #include "attention/hopper/backward/conversion.cuh"
@@ -33,9 +34,11 @@ struct BackwardConsumer {
   static constexpr int kHalf = kRows / 2, kLastPart = Traits::kInterleaves ? kHalf : 0;
   // Whether the second warpgroup begins a tile half a row block behind the first one, where both begin with the same block:
   // else they would compute at the same time, and issue products at the same time.
-  static constexpr bool kShifts = Traits::kSplit == QuerySplit::kColumns && !Traits::kFeatures;
+  static constexpr bool kShifts =
+      Traits::kSplit == QuerySplit::kColumns && !Traits::kFeatures && !Traits::kSumGroup;
   // Whether dK and dV leave by way of the warps' buffers of dQ, while the last products are under way.
-  static constexpr bool kStoresEarly = !Traits::kInOrder && !Traits::kFeatures;
+  static constexpr bool kStoresEarly =
+      !Traits::kInOrder && !Traits::kFeatures && !Traits::kSumGroup;
 
   using Scores = KeyScores<Traits>;
   using Operand = KeyOperand<Traits>;
@@ -92,6 +95,10 @@ struct BackwardConsumer {
     return shared + key_stage() * Key::kBytes;
   }
 
+  __device__ __forceinline__ uint32_t value_address(int row) const {
+    return shared + Traits::kValueOffset + Value::row_offset(row);
+  }
+
   // Statistics of the rows of a lane's scores.
   __device__ __forceinline__ uint32_t lse_address() const {
     return shared + Traits::kLseOffset + query_place.stage * (kRows * 4) + lane % 4 * 8;
@@ -109,9 +116,12 @@ struct BackwardConsumer {
   __device__ __forceinline__ void issue_scores(Scores& s) const {
     multiply_rows<T, Key, Query>(s, key_address() + Key::row_offset(64 * group), query_address());
   }
-  __device__ __forceinline__ void issue_weight_gradients(Scores& dp) const {
-    multiply_rows<T, Value, DOut>(dp, shared + Traits::kValueOffset + Value::row_offset(64 * group),
-                                  dout_address());
+  template <class StateT>
+  __device__ __forceinline__ void issue_weight_gradients(StateT& r) const {
+    if constexpr (Traits::kHoldsValues)
+      multiply_rows<T, Value, DOut>(r.dp, r.values, value_address(64 * group), dout_address());
+    else
+      multiply_rows<T, Value, DOut>(r.dp, value_address(64 * group), dout_address());
   }
   // dQ = dS K
   __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {
@@ -266,6 +276,7 @@ struct BackwardConsumer {
     Operand weights, gradients;
     QuerySum dq;
     float dk[kDim / 2], dv[kDimV / 2];
+    uint32_t values[4];  // see kHoldsValues
   };
 
   // From scores, which are under way, to weights and gradients of a row block, and dV; if it interleaves, dK is under way
@@ -301,7 +312,7 @@ struct BackwardConsumer {
                                              bool due, bool accumulate) {
     if (!Traits::kLate) {
       warpgroup_arrive();
-      issue_weight_gradients(r.dp);
+      issue_weight_gradients(r);
       warpgroup_commit();
       warpgroup_wait<1>();
     } else {
@@ -309,7 +320,8 @@ struct BackwardConsumer {
     }
     hold(r.s);
     // dK of the block before is there, too.
-    if (!Traits::kInterleaves && accumulate) release(control.query_empty[query_stage_before()]);
+    if ((!Traits::kInterleaves || Traits::kSumGroup) && accumulate)
+      release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
     if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
@@ -319,14 +331,14 @@ struct BackwardConsumer {
     pack_scores<Traits, kLastPart, kRows>(r.s, r.weights);
     warpgroup_arrive();
     if (Traits::kLate) {
-      issue_weight_gradients(r.dp);
+      issue_weight_gradients(r);
       warpgroup_commit();
     }
     multiply_weights<T, DOut, kRows, kLastPart, kRows>(r.dv, r.weights, dout_address(), accumulate);
     warpgroup_commit();
     if (kShifts && group == 0 && !due && !passes(flags, 1))
       named_barrier_arrive(3, Traits::kConsumers);
-    send_query_gradient(tile);
+    if (!Traits::kSumGroup) send_query_gradient(tile);
     warpgroup_wait<1>();
     hold(r.dp);
   }
@@ -350,7 +362,7 @@ struct BackwardConsumer {
   __device__ __forceinline__ void weigh_with_features(State& r, const KeyTile& tile,
                                                       const RowBlock& block, bool accumulate) {
     warpgroup_arrive();
-    issue_weight_gradients(r.dp);
+    issue_weight_gradients(r);
     warpgroup_commit();
     warpgroup_wait<0>();
     hold(r.s);
@@ -416,6 +428,19 @@ struct BackwardConsumer {
     ++count;
   }
 
+  // The end of a block of keys where another warpgroup computes dQ.
+  __device__ __forceinline__ void end_with_key_gradient(State& r, bool accumulate) {
+    issue_key_gradient(r, accumulate);
+    query_place.next();
+    publish_gradients();
+    hold(r.dv);
+    warpgroup_wait<0>();
+    hold(r.dk);
+    release(control.query_empty[query_stage_before()]);
+    release(control.key_empty[key_stage()]);
+    ++count;
+  }
+
   // A block of keys, from its first row block to the last.
   __device__ __forceinline__ void process(State& r, const KeyTile& tile) {
     wait_query(tile);
@@ -433,11 +458,12 @@ struct BackwardConsumer {
     issue_scores(r.s);
     warpgroup_commit();
     wait(control.value_full, tiles & 1);
-    if (tile.padded)
-      clear<Value>(shared + Traits::kValueOffset, tile.visible.kv_len - tile.first_key);
+    if (tile.padded) clear<Value>(value_address(0), tile.visible.kv_len - tile.first_key);
+    if constexpr (Traits::kHoldsValues)
+      hold_first_columns<Value>(r.values, value_address(64 * group + 16 * warp), lane);
 #pragma unroll 1
     while (!differentiate_rows(r, tile, due, Traits::kPasses ? accumulate : due)) {
-      issue_query_gradient(r, due);
+      if (!Traits::kSumGroup) issue_query_gradient(r, due);
       issue_key_gradient(r, Traits::kPasses ? accumulate : due);
       query_place.next();
       wait_query(tile);
@@ -445,15 +471,19 @@ struct BackwardConsumer {
       issue_scores(r.s);
       warpgroup_commit();
       publish_gradients();
-      warpgroup_wait<Traits::kInterleaves ? 1 : 2>();
-      hold(r.dq);
-      if (due) finish_query_gradient(r);
-      copy_block_before();
-      if (Traits::kInterleaves) release(control.query_empty[query_stage_before()]);
+      if constexpr (!Traits::kSumGroup) {
+        warpgroup_wait<Traits::kInterleaves ? 1 : 2>();
+        hold(r.dq);
+        if (due) finish_query_gradient(r);
+        copy_block_before();
+        if (Traits::kInterleaves) release(control.query_empty[query_stage_before()]);
+      }
       accumulate = due = true;
       ++count;
     }
     release(control.value_empty);
+    if constexpr (Traits::kSumGroup)
+      return end_with_key_gradient(r, Traits::kPasses ? accumulate : due);
     issue_query_gradient(r, due);
     issue_key_gradient(r, Traits::kPasses ? accumulate : due);
     query_place.next();
@@ -509,6 +539,19 @@ struct BackwardConsumer {
     store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
   }
 
+  // When there are no more tiles: until buffers are free.
+  __device__ __forceinline__ void end_additions() {
+    if constexpr (Traits::kSumGroup) {
+      if (launch.done) named_barrier_sync(kSumsEnded, Traits::kConsumers + 128);
+    } else if (adds_in_order<Traits>(p)) {
+      end_query_gradients();
+    } else if (Traits::kConverts && launch.done) {
+      end_tiles();
+    } else if (lane == 0) {
+      bulk_wait();
+    }
+  }
+
   __device__ __forceinline__ void run() {
     if (lane == 0) control.left[4 * group + warp] = -1;
     __syncwarp();
@@ -526,16 +569,11 @@ struct BackwardConsumer {
         if (kStoresEarly) store(r, tile);
       }
       if (!kStoresEarly) store(r, tile);
-      if (Traits::kConverts && launch.done) tell_added(tile);
+      if (!Traits::kSumGroup && Traits::kConverts && launch.done) tell_added(tile);
       ++tiles;
     }
-    if (adds_in_order<Traits>(p))
-      end_query_gradients();
-    else if (Traits::kConverts && launch.done)
-      end_tiles();
-    else if (lane == 0)
-      bulk_wait();
-    if (Traits::kConverts && launch.done) {
+    end_additions();
+    if (Traits::kConverts && launch.done && 4 * group + warp < Traits::kWarpBuffers) {
       int index = 4 * group + warp, lane_of_converter = lane;
       // Nothing of it before the tiles: there are no registers for it.
       asm volatile("" : "+r"(index), "+r"(lane_of_converter));

@@ -22,15 +22,16 @@ __device__ __forceinline__ void wait_for_count(const int* counter, int count) {
   fence_async_all();
 }
 
-// Says, for the consumers, which tiles' terms have been added: the fence would cost them time. One thread.
+// Says, for the warpgroups that add, which tiles' terms have been added: the fence would cost them time. One thread.
 template <class Traits>
 __device__ __forceinline__ void tell_done(const HopperBackwardParams& p,
                                           typename Traits::Control& control) {
+  constexpr int kGroups = Traits::kSumGroup ? 1 : Traits::kGroups;
   for (int parity = 0;; parity ^= 1) {
-    for (AddedTile& added : control.added) mbarrier_wait(shared_address(&added.full), parity);
+    for (int i = 0; i < kGroups; ++i) mbarrier_wait(shared_address(&control.added[i].full), parity);
     const int row = control.added[0].row;
     if (row < 0) return;
-    for (AddedTile& added : control.added) mbarrier_arrive(shared_address(&added.empty));
+    for (int i = 0; i < kGroups; ++i) mbarrier_arrive(shared_address(&control.added[i].empty));
     fence_async_all();
     pass_turn(p.done + row);
   }
@@ -59,7 +60,8 @@ struct QueryGradientConverter {
 
   __device__ __forceinline__ QueryGradientPlace& place() const { return control.place[index]; }
   __device__ __forceinline__ uint32_t buffer(int load) const {
-    return shared + Traits::kSumOffset + index * Traits::kWarpQueryBytes + load * kLoadBytes;
+    const int at = index < 8 ? index : Traits::kWarpBuffers + index - 8;
+    return shared + Traits::kSumOffset + at * Traits::kWarpQueryBytes + load * kLoadBytes;
   }
   __device__ __forceinline__ uint32_t full(int load) const {
     return shared_address(&control.place_full[index][load]);

@@ -57,6 +57,22 @@ bool is_masked(const BackwardParams& p) {
   return p.causal || p.window_left >= 0 || p.window_right >= 0;
 }
 
+// Whether what the tiles under way share is more than the L2 cache keeps, if they are spread over all query rows of a section:
+// Q, dO and sums.
+bool shares_much(const BackwardParams& p, int section, int slots) {
+  constexpr int64_t kCacheBytes = 40 << 20;
+  const int64_t rows =
+      std::min(int64_t{section} * p.max_q, int64_t{2} * slots * kHopperBackwardKeys);
+  return rows * p.group * (2 * p.dim + 2 * p.dim_v + 4 * p.dim) > kCacheBytes;
+}
+
+// In rows, half of the time that the last one of so many tiles of a row lags behind the first one: as far from its beginning
+// the next wave would have to wait for it.
+int lag_of_waves(const BackwardParams& p, const HopperBackwardTile& tile, int tiles) {
+  constexpr double kAddition = 1.2;  // in the time of a row block
+  return static_cast<int>(kAddition / 2 * tiles / p.group) * tile.rows;
+}
+
 // Sets the order of the tiles, of which so many run at once.
 //
 // Rows one by one share the cache best where one has little to share. The last ones come together, long tiles first, so that
@@ -69,24 +85,28 @@ bool is_masked(const BackwardParams& p) {
 //
 // In order, tiles of a row wait for one another, the less the further apart they begin: as many rows as the CTAs hold come
 // together, their first tiles, then their second ones. Where a diagonal bounds what tiles see, the last ones of a row are
-// short, and nobody waits for long if they begin; but the last rows have the long ones first, so that CTAs end together.
+// short, and nobody waits for long if they begin; but the last rows have the long ones first, so that CTAs end together. What
+// they share is spread over all rows of the diagonal: where that is more than the L2 cache keeps, they come in waves, too.
 void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* params) {
   const BackwardParams& p = params->problem;
   const int tiles = std::max(params->tiles, 1), rows = params->rows;
-  const int two_waves = (2 * slots + tiles - 1) / tiles;
-  constexpr int kMinTiles = 16;  // of a row
+  const int two_waves = (2 * slots + tiles - 1) / tiles, wave_rows = std::max(2 * slots / tiles, 1);
+  const int at_once = std::clamp(slots / tiles, 1, std::max(rows, 1));
+  const int min_tiles = p.deterministic ? 8 : 16;  // of a row
   params->section = 1;
   params->last = std::min(rows, two_waves);
-  params->wave = params->reverse = 0;
-  if (p.deterministic) {
-    params->section = std::clamp(slots / tiles, 1, std::max(rows, 1));
-    params->last = std::min(rows, std::max(two_waves, params->section));
-    params->reverse = is_masked(p) ? rows - params->last : 0;
-  } else if (p.causal && p.window_left < 0 && tile.ctas() == 1 && !tile.features &&
-             tiles >= kMinTiles) {
-    params->section = std::max(2 * slots / tiles, 1);
-    params->last = std::min(rows, params->section + rows % params->section);
+  params->wave = params->lag = params->reverse = 0;
+  const bool long_causal = p.causal && p.window_left < 0 && tiles >= min_tiles;
+  if (long_causal &&
+      (p.deterministic ? shares_much(p, at_once, slots) : tile.ctas() == 1 && !tile.features)) {
+    params->section = wave_rows;
+    params->last = std::min(rows, wave_rows + rows % wave_rows);
     params->wave = slots;
+    if (p.deterministic) params->lag = lag_of_waves(p, tile, slots / wave_rows);
+  } else if (p.deterministic) {
+    params->section = at_once;
+    params->last = std::min(rows, std::max(two_waves, at_once));
+    params->reverse = is_masked(p) ? rows - params->last : 0;
   }
 }
 

@@ -1,9 +1,10 @@
-// The Hopper backward kernel: one CTA an SM, a warp that loads and two warpgroups that compute (FlashAttention-3, Shah et
-// al., 2024, arXiv:2407.08608).
+// The Hopper backward kernel: one CTA an SM, a warp that loads and two or three warpgroups that compute (FlashAttention-3,
+// Shah et al., 2024, arXiv:2407.08608).
 #pragma once
 
 #include "attention/hopper/backward/consumer.cuh"
 #include "attention/hopper/backward/producer.cuh"
+#include "attention/hopper/backward/sum_group.cuh"
 #include "attention/hopper/backward/writer.cuh"
 
 namespace jax_baracuda {
@@ -17,7 +18,7 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   control.loaded = 0;
   for (int i = 0; i < Traits::kKeyStages; ++i) {
     init(control.key_full[i], 1);
-    init(control.key_empty[i], kWarps);
+    init(control.key_empty[i], kWarps + Traits::kSumWarps);
   }
   init(control.value_full, 1);
   init(control.value_empty, kWarps);
@@ -39,7 +40,7 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
     for (uint64_t& full : of_warp) init(full, 1);
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], kWarps);
-    init(control.gradient_empty[i], Traits::kQueryParts);
+    init(control.gradient_empty[i], Traits::kSumGroup ? 4 : Traits::kQueryParts);
   }
   mbarrier_init_fence();
 }
@@ -91,8 +92,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     else if (converts && threadIdx.x % 32 == 0)
       tell_done<Traits>(p, control);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP
-    if (threadIdx.x == 97) watch(&done, 9);
+    if (threadIdx.x == 97) watch(&done, 9 + Traits::kSumWarps);
 #endif
+  } else if (Traits::kSumGroup && warpgroup > Traits::kGroups) {
+    if constexpr (Traits::kSumGroup) {
+      registers_lower<Traits::kSumRegisters>();
+      QueryGradientGroup<Traits>(p, control, shared).run();
+    }
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     BackwardConsumer<Traits>(p, control, shared, warpgroup - 1).run();

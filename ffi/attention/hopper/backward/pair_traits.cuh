@@ -30,8 +30,10 @@ struct HopperPairControl {
   RowBlock due[8];  // for each consumer warp, the row block whose dQ it adds next
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
-  RowWalk<kKeys, kRows> walk;  // the producer's
-  int place;                   // of the pair's tile; the first CTA's counts
+  RowBlock upcoming;  // that is loaded next
+  KeyOrder order;     // of the blocks of keys of the tile that is gone over, the producer's
+  TurningWalk<kKeys, kRows> walk;  // the same
+  int place;                       // of the pair's tile; the first CTA's counts
 };
 
 // A tile of config.h with its element type and the numbers of buffers. CTA c of a pair has keys 64c .. 64c + 63 of the

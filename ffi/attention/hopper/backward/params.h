@@ -16,6 +16,7 @@ struct HopperBackwardParams {
   int section;  // rows whose first tiles come first, then their second ones
   int last;     // the same for so many rows at the end, that the CTAs end together
   int wave;  // so many tiles of a section go over their rows backwards, the next ones forwards; 0: all forwards
+  int lag;  // in order, so many rows of a wave that goes forwards come last, backwards, see TurningWalk
   int reverse;   // so many rows, the first ones, have their last tile first, see reversed()
   int* counter;  // of tiles handed out
 

@@ -18,10 +18,15 @@ struct BackwardProducer {
   using Value = typename Traits::Value;
   using Query = typename Traits::Query;
   using DOut = typename Traits::DOut;
-  using OrderedRows = RowWalk<Traits::kKeys, Traits::kRows>;
-  // Pairs go head by head, forwards, where nothing has to be in order: the other way takes registers.
-  using Rows = std::conditional_t<Traits::kCtas == 2 && !Traits::kInOrder,
+  // Whether it may have to add in order. If so it may turn; pairs that have not go head by head, forwards: another way takes
+  // registers.
+  static constexpr bool kOrders = Traits::kInOrder || Traits::kFeatures;
+  using OrderedRows = std::conditional_t<kOrders, TurningWalk<Traits::kKeys, Traits::kRows>,
+                                         RowWalk<Traits::kKeys, Traits::kRows>>;
+  using Rows = std::conditional_t<Traits::kCtas == 2 && !kOrders,
                                   Walk<Traits::kKeys, Traits::kRows>, OrderedRows>;
+  // Whether the next row block is looked at early, see load_rows_ahead(): pairs have few buffers of Q and dO.
+  static constexpr bool kAhead = Traits::kCtas == 2;
   static constexpr int kRows = Traits::kRows, kKeys = Traits::kKeys;
   // A pair of CTAs: each loads half of the columns of Q and dO, for both; LSE and delta come with Q.
   static constexpr bool kPair = Traits::kCtas == 2;
@@ -159,6 +164,19 @@ struct BackwardProducer {
     key_place.next();
   }
 
+  __device__ __forceinline__ void begin_walk(const Sequence& sequence, int block,
+                                             bool backward) const {
+    if constexpr (!kOrders) {
+      static_cast<OrderedRows&>(control.walk) = OrderedRows(p.problem, sequence, block, backward);
+    } else {
+      control.walk = OrderedRows(p.problem, sequence, block);
+      control.walk.set_from(backward ? 1 << 30
+                                     : control.walk.units(control.order.begin).begin + p.lag);
+    }
+  }
+
+  static __device__ __forceinline__ void forget_registers() { asm volatile("" ::: "memory"); }
+
   // What the warp knows of a block of keys is in shared memory: it has few registers.
   __device__ __forceinline__ void begin_tile(KeyTile& tile, int row, int block,
                                              bool backward) const {
@@ -167,10 +185,8 @@ struct BackwardProducer {
       const BackwardParams& problem = p.problem;
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
-      // With features there are no registers for both ways.
-      const bool in_wave = !in_order() && !Traits::kFeatures;
-      control.walk = OrderedRows(problem, sequence, block,
-                                 in_wave ? backward : in_order() && !p.reversed(row));
+      begin_walk(sequence, block, backward);
+      if (kAhead) forget_registers();
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
       tile.kv_head = kv_head;
@@ -205,18 +221,20 @@ struct BackwardProducer {
   // How many blocks of keys add to dQ of the unit of rows before this one.
   __device__ __forceinline__ int turn(int unit) const {
     const OrderedRows& rows = control.walk;
+    const KeyOrder& order = control.order;
     if (!rows.segments.any()) {
       const Visibility::Keys keys = rows.visible.keys_of_rows(unit, unit + kRows);
-      return rows.backward ? blocks_below(keys, rows.block)
-                           : blocks_below(keys, 1 << 24) - blocks_below(keys, rows.block + 1);
+      if (!order.descending()) return blocks_below(keys, rows.block);
+      return blocks_below(keys, order.begin) + blocks_below(keys, order.end) -
+             blocks_below(keys, rows.block + 1);
     }
-    const int first = rows.backward ? 0 : rows.block + 1;
-    const int end = rows.backward ? rows.block : (rows.k_rows + kKeys - 1) / kKeys;
+    const int end =
+        order.descending() ? min(order.end, (rows.k_rows + kKeys - 1) / kKeys) : rows.block;
     int count = 0;
-    for (int base = first; base < end; base += 32) {
+    for (int base = 0; base < end; base += 32) {
       const int other = base + lane;
       bool meets = false;
-      if (other < end) {
+      if (other < order.begin || (other < end && (!order.descending() || other > rows.block))) {
         const Visibility::Rows range = rows.units(other);
         meets =
             range.begin <= unit && unit < range.end && rows.overlap(other, unit) != Overlap::kNone;
@@ -226,6 +244,13 @@ struct BackwardProducer {
     return count;
   }
 
+  // In the workspace.
+  __device__ __forceinline__ int block_number(const KeyTile& tile, typename Rows::Place at) const {
+    return tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
+  }
+  __device__ __forceinline__ int query_head(const KeyTile& tile, typename Rows::Place at) const {
+    return tile.kv_head * p.problem.group + at.head;
+  }
   __device__ __forceinline__ RowBlock row_block(const KeyTile& tile, typename Rows::Place at,
                                                 bool last) const {
     RowBlock block;
@@ -243,7 +268,7 @@ struct BackwardProducer {
     const int q_len = tile.visible.q_len;
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
       block.flags |= kPaddedRows;
-    block.block = tile.first_block + at.head * p.problem.turn_count + at.row / kRows;
+    block.block = block_number(tile, at);
     block.turn = in_order() ? turn(at.row) : 0;
     return block;
   }
@@ -260,6 +285,7 @@ struct BackwardProducer {
       if (lane == 0) tile.kind = KeyTileKind::kUnseen;
       return pass_keys();
     }
+    if constexpr (kAhead) return load_rows_ahead(tile, rows, at);
     bool begins = true;
     while (!rows.at_end(at)) {
       const typename Rows::Place next = rows.after(at);
@@ -273,18 +299,42 @@ struct BackwardProducer {
     }
   }
 
+  // What is said of a row block is found out before the warp waits for room for the dO of the one before: then there is room
+  // for its Q at once.
+  __device__ __forceinline__ void load_rows_ahead(const KeyTile& tile, const Rows& rows,
+                                                  typename Rows::Place at) {
+    typename Rows::Place before = {0, -1};
+    while (true) {
+      typename Rows::Place next = at;
+      if (!rows.at_end(at)) {
+        next = rows.after(at);
+        const RowBlock block = row_block(tile, at, rows.at_end(next));
+        if (lane == 0) control.upcoming = block;
+      }
+      if (before.row >= 0)
+        load_dout(block_number(tile, before), tile.q_begin + before.row, query_head(tile, before),
+                  tile.sequence.pack);
+      if (rows.at_end(at)) return;
+      load_query(control.upcoming, tile.q_begin + at.row, query_head(tile, at), tile.sequence.pack);
+      if (before.row < 0) load_keys(tile, tile.k_begin + tile.first_key);
+      before = at;
+      at = next;
+    }
+  }
+
   // `first`: place of the first tile.
   __device__ __forceinline__ void run(int first) {
     // With features there is no register for the first place: it comes from the counter, too.
-    KeyTileWalk<kPair> walk(p, first, Traits::kFeatures || in_order());
-    bool backward;
-    for (int row, slot; walk.next(&row, &slot, &backward);) {
+    KeyTileWalk<kPair> walk(p, first, in_order(), kOrders);
+    for (TilePlace at; walk.next(&at);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
-      const int keys = find_sequence(p.problem, row / p.problem.kv_heads).k_rows;
+      const int keys = find_sequence(p.problem, at.row / p.problem.kv_heads).k_rows;
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
-      const int begin = slot * share, end = min(begin + share, blocks);
+      const int begin = at.tile * share, end = min(begin + share, blocks);
+      const KeyOrder order = {at.order.begin * share, at.order.end * share, at.order.way};
+      if (kOrders && lane == 0) control.order = order;  // all lanes were in next()
       for (int i = begin; i < end; ++i)
-        load_tile(row, p.reversed(row) ? begin + end - 1 - i : i, backward);
+        load_tile(at.row, order.descending() ? begin + end - 1 - i : i, order.backward());
     }
     wait_keys_empty();
     if (lane == 0) {

@@ -1,6 +1,7 @@
 // The products of the Hopper backward kernels, by a warpgroup, asynchronous: see device/wgmma.cuh. Tiles are PanelTiles.
 #pragma once
 
+#include "device/fragment.cuh"
 #include "device/mbarrier.cuh"
 #include "device/memory.cuh"
 #include "device/tma.cuh"
@@ -25,6 +26,25 @@ __device__ __forceinline__ void multiply_rows(float (&d)[B::kRows / 2], uint32_t
   for (int column = 0; column < A::kDim; column += 16)
     multiply<T, B::kRows, false>(d, advance(from_a, A::column_offset(column)),
                                  advance(from_b, B::column_offset(column)), column == 0);
+}
+
+// The same where the first 16 columns of a warp's rows of A are in registers: they are not read from shared memory again.
+template <class T, class A, class B>
+__device__ __forceinline__ void multiply_rows(float (&d)[B::kRows / 2], const uint32_t (&held)[4],
+                                              uint32_t a, uint32_t b) {
+  static_assert(A::kDim == B::kDim);
+  const uint64_t from_a = A::descriptor(a), from_b = B::descriptor(b);
+  WarpgroupMmaBegin<T, B::kRows>::registers_transposed(d, held, from_b);
+#pragma unroll
+  for (int column = 16; column < A::kDim; column += 16)
+    multiply<T, B::kRows, false>(d, advance(from_a, A::column_offset(column)),
+                                 advance(from_b, B::column_offset(column)), false);
+}
+// Those of 16 rows that begin at an address.
+template <class TileT>
+__device__ __forceinline__ void hold_first_columns(uint32_t (&held)[4], uint32_t rows, int lane) {
+  static_assert(TileT::kColumns == 64, "rows of 128 bytes are swizzled so");
+  load_matrices(held, rows + TileT::row_offset(lane % 16) + (lane / 16 ^ lane % 8) * 16);
 }
 
 // d += W B, W in registers: of the depth, kDepth rows of B, those from kBegin to kEnd.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/hopper/backward/params.h"
+#include "attention/hopper/backward/row_walk.cuh"
 
 namespace jax_baracuda {
 
@@ -14,10 +15,15 @@ template <bool kOnce>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
   int upcoming;  // of lane 0; -1: to be asked for
-  const bool in_order;
+  const bool in_order, asks_first;
 
-  __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first, bool in_order)
-      : p(p), upcoming(!kOnce && in_order ? -1 : first), in_order(in_order) {}
+  // `asks_first`: the first place comes from the counter, too.
+  __device__ __forceinline__ KeyTileWalk(const HopperBackwardParams& p, int first, bool in_order,
+                                         bool asks_first)
+      : p(p),
+        upcoming(!kOnce && asks_first ? -1 : first),
+        in_order(in_order),
+        asks_first(asks_first) {}
 
   // The place of the next tile.
   __device__ __forceinline__ int take() {
@@ -32,12 +38,11 @@ struct KeyTileWalk {
     return place;
   }
   __device__ __forceinline__ int ask() const {
-    return (in_order ? 0 : int(gridDim.x)) + atomicAdd(p.counter, 1);
+    return (asks_first ? 0 : int(gridDim.x)) + atomicAdd(p.counter, 1);
   }
 
-  // Finds the next tile, and whether it goes over its query rows backwards (in order, see begin_tile()); false if there is
-  // none.
-  __device__ __forceinline__ bool next(int* row, int* tile, bool* backward) {
+  // Finds the next tile; false if there is none.
+  __device__ __forceinline__ bool next(TilePlace* to) {
     const int place = take();
     if (place >= p.tiles * p.rows) return false;
     const int before = p.rows - p.last;  // rows
@@ -48,10 +53,33 @@ struct KeyTileWalk {
     const int index = place - base * p.tiles;
     const int first = base + index / (section * p.tiles) * section;
     const int within = index % (section * p.tiles), rows = min(section, end - first);
-    *row = first + within % rows;
-    *tile = in_order && p.reversed(*row) ? p.tiles - 1 - within / rows : within / rows;
-    *backward = !kOnce && !in_order && p.wave > 0 && within / p.wave % 2 == 0;
+    const bool waves = (!kOnce || in_order) && p.wave > 0;
+    *to = waves ? in_wave(within, rows) : in_section(within, rows, first);
+    to->row += first;
     return true;
+  }
+
+ private:
+  // The tile of place `within` in a section of so many rows that begins at row `first`; rows count from there.
+  __device__ __forceinline__ TilePlace in_section(int within, int rows, int first) const {
+    const int row = within % rows, tile = within / rows;
+    if (in_order && p.reversed(first + row))
+      return {row, p.tiles - 1 - tile, {0, p.tiles, KeyOrder::kDescending}};
+    return {row, tile, {0, p.tiles, in_order ? KeyOrder::kBackward : 0}};
+  }
+  // The same where tiles come in waves: there and back. In order, the tiles of a wave that goes backwards begin with the
+  // shortest one, so that a tile lags behind the one before it by an addition, and the next wave finds the CTAs in its own
+  // order.
+  __device__ __forceinline__ TilePlace in_wave(int within, int rows) const {
+    const int number = within / p.wave, begin = number * p.wave;
+    const int end = min(begin + p.wave, rows * p.tiles);
+    int way = 0;
+    if (number % 2 == 0) way = KeyOrder::kBackward | (in_order ? KeyOrder::kDescending : 0);
+    const int place = way & KeyOrder::kDescending ? begin + end - 1 - within : within;
+    const int row = place % rows;
+    // The row's tiles at places [begin, end).
+    return {
+        row, place / rows, {(begin + rows - 1 - row) / rows, (end + rows - 1 - row) / rows, way}};
   }
 };
 

@@ -9,6 +9,9 @@
 
 namespace jax_baracuda {
 
+// Named barrier at which the warpgroup for dQ says that it has ended. (1 and 2 are a warpgroup's own, 3 shifts one.)
+inline constexpr int kSumsEnded = 4;
+
 // What the producer says of a block of query rows.
 enum RowBlockFlags {
   kMaskedForFirstGroup = 1,  // << group: positions hide some of the block from the group's keys
@@ -85,15 +88,18 @@ struct HopperBackwardControl {
       [8];  // for each consumer warp, the row block whose dQ it has left in shared memory, or -1
   // The one that ends, the current one, and the one being loaded.
   KeyTile tile[3];
-  RowWalk<kKeys, kRows> walk;  // the producer's
-  AddedTile added[2];          // by warpgroups
+  RowBlock upcoming;  // that is loaded next
+  KeyOrder order;     // of the blocks of keys of the tile that is gone over, the producer's
+  TurningWalk<kKeys, kRows> walk;  // the same
+  AddedTile added[2];              // by warpgroups
   uint64_t place_full[8 + kHopperConverters][4];
   QueryGradientPlace place[8 + kHopperConverters];
 };
 
-// A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads.
+// A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads; with
+// kSumGroup_, one more computes dQ for both.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
-          bool kRoundedWeights_ = false, bool kFeatures_ = false>
+          bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kSumGroup_ = false>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -101,10 +107,12 @@ struct HopperBackwardTraits {
   static constexpr int kCtas = 1, kCtaKeys = kKeys;
   static constexpr int kCounters = 2;  // see HopperBackwardTile
   static constexpr QuerySplit kSplit = kSplit_;
-  static constexpr bool kLate = kLate_, kRoundedWeights = kRoundedWeights_;
+  static constexpr bool kSumGroup = kSumGroup_;  // see sum_group.cuh
+  static constexpr bool kLate = kLate_ || kSumGroup;
+  static constexpr bool kRoundedWeights = kRoundedWeights_ || kSumGroup;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
   // Where there is room for it, the next keys are loaded while these are in use still.
-  static constexpr int kKeyStages = kDim <= 96 && !kFeatures ? 2 : 1;
+  static constexpr int kKeyStages = kSumGroup || (kDim <= 96 && !kFeatures) ? 2 : 1;
   static constexpr int kQueryStages = kKeyStages == 2 ? 2 : 3;
   static constexpr int kDOutStages = 2, kGradientStages = 2;
   static constexpr bool kInOrder = false;  // see InOrder
@@ -114,8 +122,14 @@ struct HopperBackwardTraits {
   static constexpr bool kPasses = kRows == 64 && !kFeatures;
   // Whether it can turn sums into dQ itself. With features there are no registers for that.
   static constexpr bool kConverts = !kFeatures;
-  static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
-  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  // Whether a warp has the first 16 columns of its values in registers.
+  static constexpr bool kHoldsValues = kSumGroup && kDimV == 128;
+  static constexpr int kConsumers = 128 * kGroups;
+  static constexpr int kSumWarps = kSumGroup ? 4 : 0;
+  static constexpr int kThreads = kConsumers + 128 + 32 * kSumWarps;
+  static constexpr int kProducerRegisters = 24;
+  static constexpr int kConsumerRegisters = kSumGroup ? (kDim == 96 ? 200 : 208) : 240;
+  static constexpr int kSumRegisters = 488 - 2 * kConsumerRegisters;  // of the 512 of four threads
 
   using Key = PanelTile<kKeys, kDim>;
   using Value = PanelTile<kKeys, kDimV>;
@@ -134,6 +148,8 @@ struct HopperBackwardTraits {
   // A row block's part of dQ, all of it, and how many of them fit; where warpgroups take turns, each has its own.
   static constexpr int kSumBytes = kQueryParts * kWarpQueryBytes;
   static constexpr int kSumBuffers = kSplit == QuerySplit::kTurns ? 2 : 1;
+  // Buffers of kWarpQueryBytes in all. The warpgroup for dQ has one a warp where there is no room for two.
+  static constexpr int kWarpBuffers = kSumGroup && kDim > 96 ? 4 : kSumBuffers * kQueryParts;
   // Threads that add dQ in deterministic calls, a row block each in turn.
   static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
 
@@ -146,7 +162,7 @@ struct HopperBackwardTraits {
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
   static constexpr int kZeroOffset =
-      kSumOffset + kSumBuffers * kSumBytes + kHopperConverters * kWarpQueryBytes;
+      kSumOffset + (kWarpBuffers + kHopperConverters) * kWarpQueryBytes;
   static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;

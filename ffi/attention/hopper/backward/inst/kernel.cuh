@@ -21,41 +21,47 @@ constexpr auto main_kernel() {
 }
 
 // Kernels with features serve deterministic calls, too.
-template <class Traits>
-using InOrderOf = std::conditional_t<Traits::kFeatures, Traits, InOrder<Traits>>;
-
-// The buffers that fit, where two CTAs share a tile.
 template <class T, int dim, int dim_v, bool features, bool pair>
 struct TraitsOfTile {
   static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
-  using Traits = HopperBackwardTraits<T, dim, dim_v, tile.rows, tile.split, tile.late,
-                                      tile.rounded_weights, features>;
+  template <bool sum_group>
+  using Of = HopperBackwardTraits<T, dim, dim_v, tile.rows, tile.split, tile.late,
+                                  tile.rounded_weights, features, sum_group>;
+  using Traits = Of<tile.sum_group>;
+  using Ordered = std::conditional_t<features, Traits, InOrder<Of<false>>>;
 };
+// The buffers that fit, where two CTAs share a tile.
 template <class T, int dim, int dim_v, bool features>
 struct TraitsOfTile<T, dim, dim_v, features, true> {
   static constexpr int query_stages = dim > 192 ? 2 : 3;
   static constexpr int dout_stages = dim > 192 ? 1 : dim_v > 128 ? 2 : 3;
   using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages>;
+  using Ordered = InOrder<Traits>;
 };
 
 template <DType dtype, int dim, int dim_v, bool features>
 HopperBackwardKernel hopper_backward_kernel_entry() {
   static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
   static_assert(tile.rows > 0, "no such tile in config.h");
-  using Traits = typename TraitsOfTile<Element<dtype>, dim, dim_v, features,
-                                       tile.split == QuerySplit::kPair>::Traits;
+  using OfTile =
+      TraitsOfTile<Element<dtype>, dim, dim_v, features, tile.split == QuerySplit::kPair>;
+  using Traits = typename OfTile::Traits;
+  using Ordered = typename OfTile::Ordered;
   static constexpr auto before = hopper_preprocess_kernel<Traits>;
-  static constexpr auto kernel = main_kernel<Traits>(), in_order = main_kernel<InOrderOf<Traits>>();
+  static constexpr auto kernel = main_kernel<Traits>(), in_order = main_kernel<Ordered>();
   static constexpr auto after = hopper_postprocess_kernel<Traits>;
   return {dtype, tile,
           [] {
             cudaFuncAttributes attributes;  // asking for them loads the kernel's module
             cudaError_t error = cudaFuncGetAttributes(&attributes, before);
             if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, after);
-            for (auto* main : {kernel, in_order})
+            const auto raise = [&](auto* main, int bytes) {
               if (error == cudaSuccess)
-                error = cudaFuncSetAttribute(main, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             Traits::kSharedBytes);
+                error =
+                    cudaFuncSetAttribute(main, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+            };
+            raise(kernel, Traits::kSharedBytes);
+            raise(in_order, Ordered::kSharedBytes);
             return error;
           },
           [](const HopperBackwardParams& params, int row_blocks, int ctas, cudaStream_t stream) {
@@ -65,8 +71,10 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
             if (around == 0) return cudaSuccess;
             before<<<around, kAroundThreads, 0, stream>>>(p, row_blocks, params.counter,
                                                           params.sum_blocks);
-            const auto main = p.deterministic ? in_order : kernel;
-            if (ctas > 0) main<<<ctas, Traits::kThreads, Traits::kSharedBytes, stream>>>(params);
+            if (ctas > 0 && p.deterministic)
+              in_order<<<ctas, Ordered::kThreads, Ordered::kSharedBytes, stream>>>(params);
+            else if (ctas > 0)
+              kernel<<<ctas, Traits::kThreads, Traits::kSharedBytes, stream>>>(params);
             if (!params.done) after<<<around, kAroundThreads, 0, stream>>>(p, row_blocks);
             return cudaGetLastError();
           }};

@@ -1,0 +1,136 @@
+// A warpgroup that computes dQ = dS K from what the others leave in shared memory. What dQ needs on its way out, waits,
+// stores and fences, and the products themselves then lie between those of two other warpgroups, and a tile's last ones
+// beside the first ones of the next tile.
+#pragma once
+
+#include "attention/hopper/backward/conversion.cuh"
+#include "attention/hopper/backward/products.cuh"
+#include "attention/hopper/backward/results.cuh"
+#include "attention/hopper/backward/traits.cuh"
+#include "device/bulk.cuh"
+#include "device/tma.cuh"
+
+namespace jax_baracuda {
+
+template <class Traits>
+struct QueryGradientGroup {
+  using T = typename Traits::T;
+  using Key = typename Traits::Key;
+  using Gradient = typename Traits::Gradient;
+  static constexpr int kRows = Traits::kRows, kColumns = Traits::kQueryColumns;
+  static_assert(kRows == 64 && Traits::kSplit != QuerySplit::kRows);
+  static constexpr int kParts = Traits::kQueryParts / 4;  // of kColumns columns
+  static constexpr int kPartFloats = Traits::kWarpQueryBytes / 4;
+  static constexpr int kBuffers = Traits::kWarpBuffers / 4;  // of a warp
+  using Sum = float[kColumns / 2];
+
+  const HopperBackwardParams& launch;
+  typename Traits::Control& control;
+  const uint32_t shared;
+  uint32_t count = 0;  // row blocks so far
+  uint32_t tiles = 0;  // blocks of keys so far
+
+  __device__ __forceinline__ QueryGradientGroup(const HopperBackwardParams& params,
+                                                typename Traits::Control& control, uint32_t shared)
+      : launch(params), control(control), shared(shared) {}
+
+  // Asked for anew, as all that follows from it: there are registers for accumulators and little else.
+  static __device__ __forceinline__ int thread() {
+    int index = threadIdx.x % 128;
+    asm volatile("" : "+r"(index));
+    return index;
+  }
+  static __device__ __forceinline__ bool leads_warp() { return thread() % 32 == 0; }
+
+  static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
+    mbarrier_wait(shared_address(&barrier), parity);
+  }
+  static __device__ __forceinline__ void release(uint64_t& barrier) {
+    if (leads_warp()) mbarrier_arrive(shared_address(&barrier));
+  }
+
+  __device__ __forceinline__ int key_stage() const { return tiles % Traits::kKeyStages; }
+  __device__ __forceinline__ int stage() const { return count % Traits::kGradientStages; }
+  // What the producer has written there is not overwritten before the row block's dS, or the tile's keys, have been released.
+  __device__ __forceinline__ const RowBlock& block() const { return control.recent[count % 8]; }
+  __device__ __forceinline__ const KeyTile& tile() const { return control.tile[tiles % 3]; }
+
+  __device__ __forceinline__ void multiply_part(Sum& dq, int part) const {
+    warpgroup_arrive();
+    multiply_columns<T, Gradient, Key, kColumns, Traits::kKeys>(
+        dq, shared + Traits::kGradientOffset + stage() * Gradient::kBytes,
+        shared + key_stage() * Key::kBytes + Key::column_offset(kColumns * part), true);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    hold(dq);
+  }
+
+  // A warp's part to the sum in global memory, by way of shared memory.
+  __device__ __forceinline__ void add(const Sum& dq, int part) const {
+    const uint32_t buffers = shared + Traits::kSumOffset +
+                             (count * kParts + part) % kBuffers * (4 * Traits::kWarpQueryBytes);
+    if (leads_warp()) bulk_wait_read_but<kBuffers - 1>();
+    __syncwarp();
+    const int own = thread();
+    store_query_sum(buffers + own / 32 * Traits::kWarpQueryBytes, dq, own % 32);
+    fence_async_shared();
+    __syncwarp();
+    if (leads_warp()) {
+      const int warp = thread() / 32;
+      bulk_add(tile().sums + int64_t{block().block} * (kRows * Traits::kDim) +
+                   (4 * part + warp) * kPartFloats,
+               buffers + warp * Traits::kWarpQueryBytes, Traits::kWarpQueryBytes);
+      bulk_commit();
+    }
+  }
+
+  // A row block; returns whether it is the tile's last one.
+  __device__ __forceinline__ bool process() {
+    wait(control.gradient_full[stage()], count / Traits::kGradientStages & 1);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      Sum dq;
+      multiply_part(dq, part);
+      if (part == kParts - 1) release(control.gradient_empty[stage()]);
+      add(dq, part);
+    }
+    const bool last = __any_sync(0xffffffffu, block().flags & kLastRows);
+    ++count;
+    return last;
+  }
+
+  // Says that a tile's terms have been added, or, with row -1, that there are no more.
+  __device__ __forceinline__ void tell_added(int row) {
+    AddedTile& added = control.added[0];
+    wait(added.empty, tiles & 1 ^ 1);
+    if (thread() == 0) added.row = row;
+    if (leads_warp()) bulk_wait();
+    __syncwarp();
+    release(added.full);
+  }
+
+  __device__ __forceinline__ void run() {
+    const bool tells = Traits::kConverts && launch.done;
+#pragma unroll 1
+    for (;; ++tiles) {
+      wait(control.key_full[key_stage()], tiles / Traits::kKeyStages & 1);
+      if (__any_sync(0xffffffffu, tile().kind == KeyTileKind::kNone)) break;
+      if (__any_sync(0xffffffffu, tile().kind == KeyTileKind::kSeen)) {
+#pragma unroll 1
+        while (!process()) {
+        }
+      }
+      const int row = tile().sequence.index * launch.problem.kv_heads + tile().kv_head;
+      release(control.key_empty[key_stage()]);
+      if (tells) tell_added(row);
+    }
+    if (tells) {
+      tell_added(-1);
+      named_barrier_arrive(kSumsEnded, Traits::kConsumers + 128);
+    } else if (leads_warp()) {
+      bulk_wait();
+    }
+  }
+};
+
+}  // namespace jax_baracuda
