@@ -187,15 +187,14 @@ nb::dict int4_plan(int64_t rows, int in_channels, int out_channels, int group_si
 
 // What the Hopper forward kernel would do with a call: the tile, how many heads share its rows, over how many CTAs its
 // keys are split. Empty: it does not take the head dims. `query_rows`: of a sequence; with `paged` of all of them.
-// `split_bytes`: of the workspace, for splits.
-nb::dict hopper_plan(bool features, bool causal, int packs, int sequences, int query_rows, int keys,
+// `features`: a sum of Feature. `split_bytes`: of the workspace, for splits.
+nb::dict hopper_plan(int features, bool causal, int packs, int sequences, int query_rows, int keys,
                      int q_heads, int kv_heads, int head_dim, int value_dim, int64_t split_bytes,
                      bool paged) {
   AttentionProblem p = {};
   const int32_t bounds = 0;
   p.pages.indptr = paged ? &bounds : nullptr;  // is looked at, not read
   p.scale = 1.0f;
-  p.soft_cap = features ? 1.0f : 0.0f;
   p.vector_q = p.vector_v = 1;
   p.window_left = p.window_right = -1;
   p.causal = causal;
@@ -208,7 +207,7 @@ nb::dict hopper_plan(bool features, bool causal, int packs, int sequences, int q
   p.group = q_heads / kv_heads;
   p.dim = head_dim;
   p.dim_v = value_dim;
-  const HopperPlan chosen = choose_hopper_plan(p, split_bytes);
+  const HopperPlan chosen = choose_hopper_plan(p, features, split_bytes);
   nb::dict plan;
   if (!chosen.tile) return plan;
   plan["dim"] = chosen.tile->dim;

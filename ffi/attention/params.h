@@ -64,6 +64,22 @@ inline bool has_features(const AttentionProblem& p) {
          p.soft_cap > 0.0f || p.dropout_seed || !(p.scale > 0.0f);
 }
 
+// What scores go through besides a positive scale and a mask, and what weights do.
+enum Feature {
+  kSoftCap = 1,
+  kAlibi = 2,
+  kBias = 4,
+  kDropout = 8,
+  kAllFeatures = 31,  // and scales that are not positive
+};
+
+inline int features_of(const AttentionProblem& p) {
+  if (!has_features(p)) return 0;
+  if (!(p.scale > 0.0f)) return kAllFeatures;
+  return (p.soft_cap > 0.0f ? kSoftCap : 0) | (p.alibi_slopes ? kAlibi : 0) |
+         (p.bias.type != BiasType::kNone ? kBias : 0) | (p.dropout_seed ? kDropout : 0);
+}
+
 struct ForwardParams : AttentionProblem {
   void* out;
   float* lse;  // [packs, Hq, q_rows], paged [q_rows, Hq]

@@ -29,13 +29,17 @@ struct ScoreModifier {
     const int64_t start = s.index * bias.sequence_stride + head * bias.head_stride;
     const int64_t size = bias.type == BiasType::kMask ? 1 : bias.type == BiasType::kF32 ? 4 : 2;
     bias.data = static_cast<const char*>(bias.data) + start * size;
+    if (p.dropout_seed) set_dropout(p, s, head);
+  }
+
+  // All that a call with dropout alone needs of it.
+  __device__ __forceinline__ void set_dropout(const AttentionProblem& p, const Sequence& s,
+                                              int head) {
     threshold = p.dropout_threshold;
-    if (p.dropout_seed) {
-      const uint4 row = p.dropout_seed[static_cast<int64_t>(s.index) * p.heads + head];
-      seed = make_uint2(row.x, row.y);
-      this->head = row.z;
-      batch = row.w;
-    }
+    const uint4 row = p.dropout_seed[static_cast<int64_t>(s.index) * p.heads + head];
+    seed = make_uint2(row.x, row.y);
+    this->head = row.z;
+    batch = row.w;
   }
 
   // All that a call without bias and dropout needs of it to modify whole blocks.

@@ -114,7 +114,9 @@ def check(operands: Operands, **options: object) -> None:
 @pytest.mark.parametrize("dims", [(64, 64), (96, 96), (128, 128), (192, 192), (256, 256)], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 1), (799, 1023), (300, 200)], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("feature", ["soft cap", "slopes", "bias", "mask", "dropout", "all"])
+@pytest.mark.parametrize(
+    "feature", ["soft cap", "slopes", "bias", "half bias", "mask", "dropout", "all"]
+)
 def test_both_kernels_agree_on_modified_scores(dims, sizes, causal, feature):
     rows, keys = sizes
     operands = make(*sizes, *dims, "bfloat16")
@@ -125,6 +127,8 @@ def test_both_kernels_agree_on_modified_scores(dims, sizes, causal, feature):
         operands["alibi_slopes"] = np.linspace(0, 0.1, Q_HEADS, dtype=np.float32)[None]
     if feature in ("bias", "all"):
         operands["bias"] = normal((2, 1, rows, keys), "float32", 7)
+    if feature == "half bias":
+        operands["bias"] = normal((1, Q_HEADS, rows, keys), "float16", 7)
     if feature == "mask":
         operands["bias"] = normal((1, Q_HEADS, 1, keys), "float32", 8) > 0
     if feature in ("dropout", "all"):

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from jax_baracuda._src.attention import shapes
+from jax_baracuda._src.explain.attention import ALIBI, ALL_FEATURES, BIAS, DROPOUT, SOFT_CAP
 
 ffi = pytest.importorskip(
     "jax_baracuda._ffi", reason="this installation has no kernels", exc_type=ImportError
@@ -82,6 +83,7 @@ def test_no_kernel_where_nothing_fits():
 # ---- the Hopper kernel
 
 ANY, TWO_CTAS, FEW, PAGES = range(4)
+FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, SOFT_CAP | ALIBI, ALL_FEATURES)
 
 
 def hopper(
@@ -90,7 +92,7 @@ def hopper(
     """With the workspace that shapes.py gives, unless told otherwise."""
     shape = shapes.AttentionShape(batch, rows, keys, *heads, *dims, "bfloat16", 1, False)
     return ffi.hopper_plan(
-        **{"features": False, "causal": False, "split_bytes": shapes.split_bytes(shape)} | kind,
+        **{"features": 0, "causal": False, "split_bytes": shapes.split_bytes(shape)} | kind,
         packs=batch,
         sequences=1,
         query_rows=rows,
@@ -175,10 +177,10 @@ def test_plans_fill_the_sms_and_not_more():
 def test_no_splits_without_workspace_or_with_features():
     sizes = (1, 16, 8192, (32, 8), (128, 128))
     assert hopper(*sizes, split_bytes=0)["splits"] == 1
-    assert hopper(*sizes, features=True)["use"] == ANY
+    assert all(hopper(*sizes, features=some)["use"] == ANY for some in FEATURES)
 
 
-@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("features", [0, *FEATURES])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dims", [(8, 8), (64, 64), (96, 40), (128, 192), (256, 256)], ids=str)
 def test_every_head_dim_has_a_hopper_tile(features, causal, dims):
@@ -188,8 +190,17 @@ def test_every_head_dim_has_a_hopper_tile(features, causal, dims):
         assert tile["dim_v"] >= dims[1]
 
 
+@pytest.mark.parametrize("features", [SOFT_CAP, ALIBI, BIAS, DROPOUT])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_one_feature_has_wider_blocks_than_many(features, dim):
+    sizes = (2, 300, 500, (4, 4), (dim, dim))
+    many = hopper(*sizes, features=SOFT_CAP | ALIBI | BIAS | DROPOUT)
+    assert hopper(*sizes, features=features)["keys"] == 128 >= many["keys"]
+    assert hopper(*sizes, features=ALL_FEATURES) == many
+
+
 @pytest.mark.parametrize("dim", [8, 64, 96, 128, 192, 256])
-@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("features", [0, *FEATURES])
 def test_keys_in_pages_have_one_tile_a_head_dim(dim, features):
     """Whatever the sizes, so that no request's bits depend on the others."""
     tiles = [

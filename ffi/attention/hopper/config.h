@@ -18,7 +18,7 @@ enum class TileUse {
 
 // A CTA has `groups` warpgroups of 64 query rows each and goes over the keys n at a time.
 struct HopperTile {
-  bool features;   // see has_features()
+  int features;    // a Feature by itself, kAllFeatures for any of them, or 0
   int dim, dim_v;  // head dims rounded up to these
   int n, groups;
   int query_stages;       // 2: the next tile's queries are loaded while this one is at work
@@ -42,49 +42,63 @@ struct HopperTile {
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {false, 64, 64, 128, 3, 2, true, false, 4096, 8192},
-    {false, 64, 64, 128, 3, 1, true, false, 512, 2048},
-    {false, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
-    {false, 96, 96, 176, 2, 1, true, false, 1024, 4096},
-    {false, 96, 96, 128, 2, 2, true, false, 0, 0},
-    {false, 128, 128, 128, 2, 1, false, true, 0, 0},
-    {false, 192, 128, 128, 2, 1, false, false, 0, 0},
-    {false, 192, 192, 112, 2, 1, false, false, 0, 0},
-    {false, 256, 256, 80, 2, 1, false, false, 0, 0},
-    {true, 64, 64, 128, 2, 1, false, true, 0, 0},
-    {true, 128, 128, 112, 2, 1, false, true, 0, 0},
-    {true, 192, 192, 112, 2, 1, false, false, 0, 0},
-    {true, 256, 256, 80, 2, 1, false, false, 0, 0},
-    {false, 64, 64, 64, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
-    {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
-    {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
-    {false, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
-    {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
-    {false, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
-    {false, 96, 96, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
-    {false, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kPages},
-    {false, 192, 192, 112, 2, 1, false, false, 0, 0, TileUse::kPages},
-    {false, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kPages},
-    {true, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
-    {true, 128, 128, 112, 2, 1, true, false, 0, 0, TileUse::kPages},
-    {true, 192, 192, 112, 2, 1, false, false, 0, 0, TileUse::kPages},
-    {true, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kPages},
+    {0, 64, 64, 128, 3, 2, true, false, 4096, 8192},
+    {0, 64, 64, 128, 3, 1, true, false, 512, 2048},
+    {0, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
+    {0, 96, 96, 176, 2, 1, true, false, 1024, 4096},
+    {0, 96, 96, 128, 2, 2, true, false, 0, 0},
+    {0, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {0, 192, 128, 128, 2, 1, false, false, 0, 0},
+    {0, 192, 192, 112, 2, 1, false, false, 0, 0},
+    {0, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {kSoftCap, 64, 64, 128, 2, 1, false, true, 0, 0},
+    {kSoftCap, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kAlibi, 64, 64, 128, 3, 1, true, false, 512, 2048},
+    {kAlibi, 64, 64, 128, 2, 1, false, true, 0, 0},
+    {kAlibi, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kBias, 64, 64, 128, 3, 1, false, false, 512, 2048},
+    {kBias, 64, 64, 128, 2, 1, false, false, 0, 0},
+    {kBias, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kDropout, 64, 64, 128, 2, 1, false, true, 0, 0},
+    {kDropout, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kAllFeatures, 64, 64, 128, 2, 1, false, true, 0, 0},
+    {kAllFeatures, 128, 128, 112, 2, 1, false, true, 0, 0},
+    {kAllFeatures, 192, 192, 112, 2, 1, false, false, 0, 0},
+    {kAllFeatures, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {0, 64, 64, 64, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
+    {0, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
+    {0, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
+    {0, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
+    {0, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
+    {0, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {0, 96, 96, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {0, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kPages},
+    {0, 192, 192, 112, 2, 1, false, false, 0, 0, TileUse::kPages},
+    {0, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kPages},
+    {kAllFeatures, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {kAllFeatures, 128, 128, 112, 2, 1, true, false, 0, 0, TileUse::kPages},
+    {kAllFeatures, 192, 192, 112, 2, 1, false, false, 0, 0, TileUse::kPages},
+    {kAllFeatures, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kPages},
 };
 // clang-format on
 
-inline const HopperTile* choose_hopper_tile(bool features, int dim, int dim_v, bool causal,
+// Whether a tile serves these of the features: there are tiles for one of them and for all.
+inline bool serves(const HopperTile& tile, int features) {
+  return tile.features == features || (features && tile.features == kAllFeatures);
+}
+
+inline const HopperTile* choose_hopper_tile(int features, int dim, int dim_v, bool causal,
                                             int keys) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.features == features && tile.use != TileUse::kFewTiles &&
-        tile.use != TileUse::kPages && dim <= tile.dim && dim_v <= tile.dim_v &&
-        keys >= (causal ? tile.causal_keys : tile.keys))
+    if (serves(tile, features) && tile.use != TileUse::kFewTiles && tile.use != TileUse::kPages &&
+        dim <= tile.dim && dim_v <= tile.dim_v && keys >= (causal ? tile.causal_keys : tile.keys))
       return &tile;
   return nullptr;
 }
 
-inline const HopperTile* choose_paged_tile(bool features, int dim) {
+inline const HopperTile* choose_paged_tile(int features, int dim) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.use == TileUse::kPages && tile.features == features && dim <= tile.dim) return &tile;
+    if (tile.use == TileUse::kPages && serves(tile, features) && dim <= tile.dim) return &tile;
   return nullptr;
 }
 
@@ -98,7 +112,7 @@ inline const HopperTile* few_tile_like(const HopperTile& usual) {
   return nullptr;
 }
 
-constexpr HopperTile hopper_tile(bool features, int dim, int dim_v, int n, int groups,
+constexpr HopperTile hopper_tile(int features, int dim, int dim_v, int n, int groups,
                                  int query_stages, TileUse use) {
   for (const HopperTile& tile : kHopperTiles)
     if (tile.features == features && tile.dim == dim && tile.dim_v == dim_v && tile.n == n &&
@@ -159,19 +173,31 @@ inline int choose_packed_heads(int group, int m) {
 }
 
 // The plan for keys in pages, which are never split.
-inline HopperPlan choose_paged_plan(const AttentionProblem& p) {
+inline HopperPlan choose_paged_plan(const AttentionProblem& p, int features) {
   HopperPlan plan;
-  const bool features = has_features(p);
   plan.tile = choose_paged_tile(features, std::max(p.dim, p.dim_v));
   if (plan.tile && !features) plan.packed = choose_packed_heads(p.group, plan.tile->m());
   return plan;
 }
 
-// The plan of a problem; without a tile where the kernel does not take it. `spare`: bytes of the workspace for splits.
-inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int64_t spare) {
-  if (p.pages.indptr) return choose_paged_plan(p);
+// The features that a call has, as the choice of a tile sees them. A bias has a tile if boxes can be made of it: rows of
+// 16-bit elements, each a multiple of 16 bytes behind the last.
+inline int hopper_features(const AttentionProblem& p) {
+  const int features = features_of(p);
+  const AttentionBias& bias = p.bias;
+  const bool halves = bias.type == BiasType::kF16 || bias.type == BiasType::kBF16;
+  const int64_t strides = bias.row_stride | bias.head_stride | bias.sequence_stride;
+  const bool aligned = (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % 8) == 0;
+  if (features == kBias && !(halves && aligned && bias.row_stride)) return kAllFeatures;
+  return features;
+}
+
+// The plan of a problem with these features; without a tile where the kernel does not take it. `spare`: bytes of the
+// workspace for splits.
+inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int features, int64_t spare) {
+  if (p.pages.indptr) return choose_paged_plan(p, features);
   HopperPlan plan;
-  plan.tile = choose_hopper_tile(has_features(p), p.dim, p.dim_v, p.causal, p.max_k);
+  plan.tile = choose_hopper_tile(features, p.dim, p.dim_v, p.causal, p.max_k);
   HopperPlan best;
   best.tile = plan.tile ? few_tile_like(*plan.tile) : nullptr;
   if (!best.tile || p.max_q < 1 || p.max_k < 1) return plan;

@@ -10,9 +10,9 @@ namespace jax_baracuda {
 template <class Traits>
 struct Consumer : ConsumerOutput<Traits> {
   using Stage = ConsumerOutput<Traits>;
+  using Stage::add_bias_block, Stage::bias, Stage::finish, Stage::pack, Stage::score, Stage::store;
   using Stage::ConsumerOutput, Stage::kDimV, Stage::kN;
   using Stage::control, Stage::key_place, Stage::keys, Stage::queries, Stage::query_place;
-  using Stage::finish, Stage::pack, Stage::score, Stage::store;
   using Stage::tile_slot, Stage::value_place, Stage::values;
   using typename Stage::Key, typename Stage::Query, typename Stage::Value;
   using typename Stage::T, typename Stage::Weights;
@@ -150,6 +150,15 @@ struct Consumer : ConsumerOutput<Traits> {
     key_place.next();
   }
 
+  // The bias of a block whose keys are still held lies in the buffer of the same place.
+  __device__ __forceinline__ void add_bias(State& r) const {
+    if constexpr (Traits::kBiased) {
+      wait(control.bias_full[key_place.stage], key_place.parity);
+      add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
+      release(control.bias_empty[key_place.stage]);
+    }
+  }
+
   // The first block of a tile that this warpgroup multiplies in full, with nothing to overlap with.
   __device__ __forceinline__ void begin(State& r) {
     float rescale[2];
@@ -161,6 +170,7 @@ struct Consumer : ConsumerOutput<Traits> {
     warpgroup_wait<0>();
     hold(r.scores());
     if (turn) give_turn();
+    add_bias(r);
     release_keys(r.block);
     score(r.s, r.block, r.softmax, rescale);  // the first: there is no output to rescale
     look_ahead(r);
@@ -232,6 +242,7 @@ struct Consumer : ConsumerOutput<Traits> {
     }
     warpgroup_wait<1>();
     hold(r.scores());
+    add_bias(r);
     release_keys(r.block);
     if constexpr (!Traits::kOverlap) end_output(r);
     const bool moved = score(r.s, r.block, r.softmax, rescale);

@@ -19,10 +19,11 @@ struct ConsumerBase {
   const HopperForwardParams& all;
   const ForwardParams& p;
   typename Traits::Control& control;
-  const float scale;  // of scores, to base 2; modified ones are logits in base 2 already
+  const float scale;  // of what the softmax gets, to base 2
 
   const uint64_t queries, keys, values;  // descriptors
   const uint32_t staging;                // of the first warp
+  const uint32_t bias;
   RingPlace<Traits::kStages> key_place, value_place;
   RingPlace<Traits::kQueryStages> query_place;
   int tile_slot = 0;
@@ -33,11 +34,18 @@ struct ConsumerBase {
       : all(params),
         p(params.problem),
         control(control),
-        scale(Traits::kFeatures ? 1.0f : params.problem.scale * kLog2E),
+        scale(scale_of(params.problem)),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
         values(Value::descriptor(shared + Traits::kValueOffset)),
-        staging(shared + Traits::kStagingOffset) {}
+        staging(shared + Traits::kStagingOffset),
+        bias(shared + Traits::kBiasOffset) {}
+
+  // Of scores; of hyperbolic tangents; of logits that are in base 2 already.
+  static __device__ __forceinline__ float scale_of(const ForwardParams& p) {
+    if constexpr (Traits::kAnything) return 1.0f;
+    return (Traits::kFeatures == kSoftCap ? p.soft_cap : p.scale) * kLog2E;
+  }
 
   // Where this thread is: read anew where it is seldom needed, so that it takes no register in between.
   struct Place {

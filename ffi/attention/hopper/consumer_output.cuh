@@ -34,7 +34,7 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
       }
     }
     finish_rows(sequence, sinks, softmax, scale, at.lane, row_at, lse_at, factor);
-    if constexpr (Traits::kFeatures) {
+    if constexpr (Traits::kFeatures & kDropout) {
       factor[0] *= p.dropout_scale;
       factor[1] *= p.dropout_scale;
     }

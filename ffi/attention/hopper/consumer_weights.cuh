@@ -1,6 +1,7 @@
 // From the scores of a block of keys to the weights of its values, in the registers of a computing warpgroup.
 #pragma once
 
+#include "attention/hopper/bias_pairs.cuh"
 #include "attention/hopper/consumer_base.cuh"
 #include "attention/hopper/logits.cuh"
 
@@ -41,9 +42,9 @@ struct GreatestNegative {
   }
 };
 
-// Of a row's scores, which a quad of lanes has, and a number besides.
+// Of a lane's scores of a row, and a number besides.
 template <class Choice, int kN>
-__device__ __forceinline__ int best_of_row(const Scores<1, kN>& s, int half, float other) {
+__device__ __forceinline__ int best_of_lane(const Scores<1, kN>& s, int half, float other) {
   const auto at = [&](int n, int e) { return __float_as_int(s[0][n][2 * half + e]); };
   int even = Choice::of(__float_as_int(other), at(0, 0), at(0, 1));
   int odd = Choice::of(at(1, 0), at(1, 1), at(1, 1));
@@ -52,13 +53,21 @@ __device__ __forceinline__ int best_of_row(const Scores<1, kN>& s, int half, flo
     int& best = n % 2 ? odd : even;
     best = Choice::of(best, at(n, 0), at(n, 1));
   }
-  int best = Choice::of(even, odd, odd);
+  return Choice::of(even, odd, odd);
+}
+// Of the quad of lanes that has a row.
+template <class Choice>
+__device__ __forceinline__ int best_of_quad(int best) {
 #pragma unroll
   for (int lanes = 1; lanes <= 2; lanes *= 2) {
     const int there = __shfl_xor_sync(0xffffffffu, best, lanes);
     best = Choice::of(best, there, there);
   }
   return best;
+}
+template <class Choice, int kN>
+__device__ __forceinline__ int best_of_row(const Scores<1, kN>& s, int half, float other) {
+  return best_of_quad<Choice>(best_of_lane<Choice, kN>(s, half, other));
 }
 
 template <class Traits>
@@ -72,9 +81,11 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   static constexpr int kN = Traits::kN;
   using Weights = uint32_t[kN / 16][4];
   static constexpr float kTolerated = 8.0f;
+  // Weights are found together with the hyperbolic tangents: the other tiles have no issue slots to win by it.
+  static constexpr bool kCapsLate = Traits::kFeatures == kSoftCap && Traits::kDim > 64;
 
   __device__ __forceinline__ void mask(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) {
+    if (block.flags & kMasked) {
       const auto& tile = control.tile[tile_slot];
       const Place at = place();
       const auto row = [&](int half) { return row_of(tile, at, half); };
@@ -140,9 +151,7 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   // Looked up where scores are visible: the others may lie outside of it.
   __device__ __forceinline__ void add_bias(Scores<1, kN>& s, const KeyBlock& block) const {
     if (Traits::kPaged || p.bias.type == BiasType::kNone) return;
-    if (!(block.flags & (kEndMasked | kPositionMasked | kSegmentMasked)) &&
-        add_whole_bias(s, block))
-      return;
+    if (!(block.flags & kMasked) && add_whole_bias(s, block)) return;
     const auto& tile = control.tile[tile_slot];
     const Place at = place();
     tile.modify.with_bias([&](auto bias_at) {
@@ -151,10 +160,52 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     });
   }
   __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (Traits::kPaged || !p.dropout_seed) return;
+    if (Traits::kPaged || (Traits::kAnything && !p.dropout_seed)) return;
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    if constexpr (Traits::kAnything)
+      drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    else
+      multiply_dropped<kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+  }
+
+  // ALiBi. What is left is that scores lie `below` of what they should be, a number for each of the lane's rows: up to the
+  // diagonal biases grow by a slope a key, and fall after it.
+  __device__ __forceinline__ void slope(Scores<1, kN>& s, const KeyBlock& block,
+                                        float (&below)[2]) const {
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    const float slope = tile.modify.slope;
+    const int diagonal = tile.first_row + warp_row + tile.modify.offset;  // key of the first row
+    const int distance =
+        diagonal + score_row(0, 0, lane) - block.first_key - score_column(0, 0, lane);
+    const float distances[2] = {static_cast<float>(distance), static_cast<float>(distance + 8)};
+    const bool after = block.first_key >= diagonal + 15;
+    if (p.causal || after || block.first_key + kN - 1 <= diagonal) {
+      const float growth = after && !p.causal ? -slope : slope;
+      add_columns<kN>(s, growth);
+      below[0] = growth * distances[0];
+      below[1] = growth * distances[1];
+      return;
+    }
+    add_slope<kN>(s, 1.0f, slope, distances);
+    below[0] = below[1] = 0.0f;
+  }
+  // Of scores before the hyperbolic tangent, or of a bias.
+  __device__ __forceinline__ float factor() const {
+    if constexpr (Traits::kFeatures == 0)
+      return 1.0f;
+    else
+      return control.tile[tile_slot].modify.scale;
+  }
+  // at: the block of the bias in shared memory.
+  __device__ __forceinline__ void add_bias_block(Scores<1, kN>& s, uint32_t at) const {
+    const auto [lane, warp_row] = place();
+    const BiasPairs<typename Traits::Bias> pairs(at, warp_row, lane);
+    if (p.bias.type == BiasType::kBF16)
+      pairs.template add<__nv_bfloat16>(s, factor());
+    else
+      pairs.template add<__half>(s, factor());
   }
 
   // The largest number so far of each of the lane's two rows.
@@ -178,13 +229,45 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     for (int half = 0; half < 2; ++half) tops[half] = __int_as_float(bits[half]);
   }
 
+  // The same of the tangents of scores.
+  static __device__ __forceinline__ void find_tangent_tops(const Scores<1, kN>& s,
+                                                           const OnlineSoftmax<1>& softmax,
+                                                           float factor, float (&tops)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int best = best_of_row<Greatest, kN>(s, half, negative_infinity());
+      tops[half] = fmaxf(softmax.maximum[0][half], tanh_approx(__int_as_float(best) * factor));
+    }
+  }
+  // And of scores that lie `below`: see slope().
+  static __device__ __forceinline__ void find_raised_tops(const Scores<1, kN>& s,
+                                                          const OnlineSoftmax<1>& softmax,
+                                                          const float (&below)[2],
+                                                          float (&tops)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int best = best_of_lane<Greatest, kN>(s, half, negative_infinity());
+      const float raised = __int_as_float(best) - below[half];
+      tops[half] = fmaxf(softmax.maximum[0][half],
+                         __int_as_float(best_of_quad<Greatest>(__float_as_int(raised))));
+    }
+  }
+
   // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
   // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
-  // whether that is anything but 1 in some row of the warp.
+  // whether that is anything but 1 in some row of the warp. below: see slope(). kCaps: the scores are still those before
+  // the soft cap.
+  template <bool kCaps>
   __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
-                                        float (&rescale)[2]) const {
+                                        float (&rescale)[2], const float (&below)[2]) const {
+    const float factor = kCaps ? this->factor() : 1.0f;
     float tops[2];
-    find_tops(s, softmax, tops);
+    if constexpr (kCaps)
+      find_tangent_tops(s, softmax, factor, tops);
+    else if constexpr (Traits::kFeatures == kAlibi)
+      find_raised_tops(s, softmax, below, tops);
+    else
+      find_tops(s, softmax, tops);
     bool moved = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -194,7 +277,8 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       const bool moves = jump > kTolerated;
       if (!moves) top = before;
       moved = moved || moves;
-      const float shift = top == negative_infinity() ? 0.0f : top * scale;
+      float shift = top == negative_infinity() ? 0.0f : top * scale;
+      if constexpr (Traits::kFeatures == kAlibi) shift += below[half] * scale;
       softmax.maximum[0][half] = top;
       // Exactly 1 for a row that did not move: another row of the warp, maybe another request's, may have.
       rescale[half] = exp2_approx(moves ? -jump : 0.0f);
@@ -203,6 +287,10 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       for (int n = 0; n < kN / 8; ++n) {
         float& a = s[0][n][2 * half];
         float& b = s[0][n][2 * half + 1];
+        if constexpr (kCaps) {
+          a = tanh_approx(a * factor);
+          b = tanh_approx(b * factor);
+        }
         a = exp2_approx(a * scale - shift);
         b = exp2_approx(b * scale - shift);
         sum0 += a;
@@ -224,11 +312,17 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   // From products to weights, as weigh().
   __device__ __forceinline__ bool score(Scores<1, kN>& s, const KeyBlock& block,
                                         OnlineSoftmax<1>& softmax, float (&rescale)[2]) const {
-    if constexpr (Traits::kFeatures) modify(s, block);
+    float below[2];
+    if constexpr (Traits::kAnything) modify(s, block);
+    if constexpr (Traits::kFeatures == kAlibi) slope(s, block, below);
+    if constexpr (Traits::kFeatures == kSoftCap) {
+      if (kCapsLate && !(block.flags & kMasked)) return weigh<true>(s, softmax, rescale, below);
+      to_tangents<kN>(s, factor());
+    }
     mask(s, block);
-    if constexpr (Traits::kFeatures) add_bias(s, block);
-    const bool moved = weigh(s, softmax, rescale);
-    if constexpr (Traits::kFeatures) drop(s, block);
+    if constexpr (Traits::kAnything) add_bias(s, block);
+    const bool moved = weigh<false>(s, softmax, rescale, below);
+    if constexpr (Traits::kFeatures & kDropout) drop(s, block);
     return moved;
   }
 };

@@ -99,6 +99,21 @@ cudaError_t encode_keys(const HopperCall& call, const ForwardParams& p, const Pa
   return encode_tensor_map(dtype, data, store, map);
 }
 
+// The bias, of which a repeated head or sequence is there once.
+cudaError_t encode_bias(const AttentionProblem& p, const HopperTile& tile, CUtensorMap* map) {
+  const AttentionBias& bias = p.bias;
+  const bool packed = p.cu_seqlens_q != nullptr;
+  const int64_t rows = packed ? bias.rows : p.q_rows, keys = packed ? bias.keys : p.k_rows;
+  const auto stride_of = [&](int64_t stride) { return stride ? stride : rows * bias.row_stride; };
+  const int sequences = p.cu_seqlens_q ? p.packs * p.sequences : p.packs;
+  const TensorBoxes boxes = {
+      {keys, rows, bias.head_stride ? p.heads : 1, bias.sequence_stride ? sequences : 1},
+      {bias.row_stride, stride_of(bias.head_stride), stride_of(bias.sequence_stride)},
+      {64, tile.m(), 1, 1}};
+  return encode_tensor_map(bias.type == BiasType::kF16 ? DType::kF16 : DType::kBF16, bias.data,
+                           boxes, map);
+}
+
 FewTiles few_tiles(const AttentionProblem& p, const HopperPlan& plan, void* splits) {
   FewTiles few;
   few.packed = Divisor(plan.packed);
@@ -119,7 +134,8 @@ cudaError_t plan_hopper_forward(int device, DType dtype, const AttentionProblem&
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperPlan plan = choose_hopper_plan(p, workspace_bytes - kHopperWorkspaceBytes);
+  const HopperPlan plan =
+      choose_hopper_plan(p, hopper_features(p), workspace_bytes - kHopperWorkspaceBytes);
   if (major != 9 || !plan.tile || plan.total(p) >= kMaxTiles) return cudaSuccess;
   for (const HopperKernel& candidate : hopper_kernels()) {
     if (candidate.dtype != dtype || !(candidate.tile == *plan.tile)) continue;
@@ -143,6 +159,9 @@ cudaError_t launch_hopper_forward(const HopperCall& call, const ForwardParams& p
       few_tiles(p, call.plan, static_cast<unsigned char*>(workspace) + kHopperWorkspaceBytes);
   if (cudaError_t error = encode_queries(call, p, &params.query); error != cudaSuccess)
     return error;
+  if (tile.features == kBias) {
+    if (cudaError_t error = encode_bias(p, tile, &params.bias); error != cudaSuccess) return error;
+  }
   params.boxes = p.pages.indptr ? page_boxes(p.pages, tile.n) : PageBoxes{};
   if (cudaError_t error = encode_keys(call, p, params.boxes, p.key, p.dim, tile.dim, &params.key);
       error != cudaSuccess)

@@ -1,4 +1,4 @@
-# The compiled Hopper kernels: dtype, head dims, keys a block, warpgroups, buffers of queries, features, use
+# The compiled Hopper kernels: dtype, head dims, keys a block, warpgroups, buffers of queries, features (0: none, 31: any), use
 # (the tiles of config.h). One generated file each,
 # for sm_90a alone, and a table of them, empty in a build without it.
 set(HOPPER_INSTANTIATIONS "")
@@ -6,17 +6,25 @@ if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
   foreach(dtype kF16 kBF16)
     foreach(tile "64 64 128 3 1" "64 64 128 3 2" "96 96 176 2 1" "96 96 128 2 2" "128 128 128 2 1"
                  "192 128 128 2 1" "192 192 112 2 1" "256 256 80 2 1")
-      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} false kAny")
+      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 0 kAny")
     endforeach()
-    list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 64 2 1 false kTwoCtas")
+    list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 64 2 1 0 kTwoCtas")
     foreach(tile "64 64 64 2 1" "64 64 128 2 1" "128 128 128 2 1" "192 128 128 2 1" "256 256 80 2 1")
-      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} false kFewTiles")
+      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 0 kFewTiles")
     endforeach()
     foreach(tile "64 64 128 2 1" "96 96 128 2 1" "128 128 128 2 1" "192 192 112 2 1" "256 256 80 2 1")
-      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} false kPages")
+      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 0 kPages")
     endforeach()
     foreach(tile "64 64 128 2 1" "128 128 112 2 1" "192 192 112 2 1" "256 256 80 2 1")
-      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} true kAny" "${dtype} ${tile} true kPages")
+      list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 31 kAny" "${dtype} ${tile} 31 kPages")
+    endforeach()
+    foreach(feature 1 2 4 8) # soft cap, ALiBi, bias, dropout
+      foreach(tile "64 64 128 2 1" "128 128 128 2 1")
+        list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} ${feature} kAny")
+      endforeach()
+    endforeach()
+    foreach(feature 2 4)
+      list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 128 3 1 ${feature} kAny")
     endforeach()
   endforeach()
 endif()

@@ -20,6 +20,10 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
                   kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
     mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
+    if constexpr (Traits::kBiased) {
+      mbarrier_init(shared_address(&control.bias_full[i]), 1);
+      mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
+    }
   }
   mbarrier_init_fence();
 }

@@ -21,7 +21,7 @@ struct HopperKernel {
 };
 
 // Defined by ffi/attention/hopper/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v, int n, int groups, int query_stages, bool features,
+template <DType dtype, int dim, int dim_v, int n, int groups, int query_stages, int features,
           TileUse use>
 HopperKernel hopper_kernel_entry();
 

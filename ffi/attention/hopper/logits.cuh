@@ -12,6 +12,12 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
   return y;
 }
 
+__device__ __forceinline__ float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Turns each number into one over it: four numbers from 1 to 2^31 share a reciprocal, which is what there is least of.
 __device__ __forceinline__ void invert(float (&x)[4]) {
   const float first = x[0], third = x[2];
@@ -63,6 +69,49 @@ __device__ __forceinline__ void add_slope(Scores<1, kN>& s, float scale, float s
       const float distance = distances[e >> 1] - static_cast<float>(8 * n + (e & 1));
       s[0][n][e] = s[0][n][e] * scale - slope * fabsf(distance);
     }
+}
+
+// tanh(factor * s) to 11 bits: a soft cap alone is in the factors then.
+template <int kN>
+__device__ __forceinline__ void to_tangents(Scores<1, kN>& s, float factor) {
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[0][n][e] = tanh_approx(s[0][n][e] * factor);
+}
+
+// A weight whose word is below the threshold becomes 0 by a multiplication: a choice would take a slot of the pipe that
+// is busiest.
+__device__ __forceinline__ void multiply_below(float& weight, uint32_t word, uint32_t threshold) {
+  asm("{\n .reg .pred p;\n setp.lt.u32 p, %1, %2;\n @p mul.f32 %0, %0, 0f00000000;\n}\n"
+      : "+f"(weight)
+      : "r"(word), "r"(threshold));
+}
+
+// drop_weights() by multiplications.
+template <int kN>
+__device__ __forceinline__ void multiply_dropped(Scores<1, kN>& s, const ScoreModifier& modify,
+                                                 int i0, int j0, int lane) {
+#pragma unroll
+  for (int n = 0; n < kN / 8; n += 2)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const uint4 words =
+          modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(n, e, lane));
+      multiply_below(s[0][n][e], words.x, modify.threshold);
+      multiply_below(s[0][n + 1][e], words.y, modify.threshold);
+      multiply_below(s[0][n][e + 2], words.z, modify.threshold);
+      multiply_below(s[0][n + 1][e + 2], words.w, modify.threshold);
+    }
+}
+
+// Adds slope * column, counted from the lane's first one, to each score.
+template <int kN>
+__device__ __forceinline__ void add_columns(Scores<1, kN>& s, float slope) {
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[0][n][e] += slope * static_cast<float>(8 * n + (e & 1));
 }
 
 template <int kN>

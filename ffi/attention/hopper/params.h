@@ -39,6 +39,7 @@ struct HopperForwardParams {
   TileOrder order;  // with pages only the counter: see SequenceWalk
   FewTiles few;
   PageBoxes boxes;
+  CUtensorMap bias;  // for tiles of kBias
 };
 
 }  // namespace jax_baracuda

@@ -110,6 +110,23 @@ struct Producer {
     due_value.row = -1;
   }
 
+  // The bias of the block of keys that was loaded last, in the buffer of the same place. row: first of the tile.
+  __device__ __forceinline__ void load_bias(int first_key, int row, int head, int sequence) {
+    using Bias = typename Traits::Bias;
+    const auto at = key_place.before();
+    mbarrier_wait(shared_address(&control.bias_empty[at.stage]), at.parity ^ 1);
+    if (lane > 0) return;
+    const uint32_t barrier = shared_address(&control.bias_full[at.stage]);
+    const BoxPlace place = {row, p.problem.bias.head_stride ? head : 0,
+                            p.problem.bias.sequence_stride ? sequence : 0};
+    mbarrier_arrive_expect(barrier, Bias::kBytes);
+#pragma unroll
+    for (int panel = 0; panel < Bias::kPanels; ++panel)
+      tma_load(shared + Traits::kBiasOffset + at.stage * Bias::kBytes + panel * Bias::kPanelBytes,
+               &p.bias, barrier, first_key + panel * Bias::kColumns, place.row, place.head,
+               place.pack, kEvictNormal);
+  }
+
   // In pages a second warp loads the values: what takes longest is to start so many copies, one lane after the other. It
   // learns of the blocks as the consumers do, and gives the record of a block back as they do.
   __device__ __forceinline__ void load_values() {
@@ -198,6 +215,24 @@ struct Producer {
     return flags;
   }
 
+  // As much of it as the consumers need.
+  __device__ __forceinline__ void set_modifier(ScoreModifier* modify, const Sequence& sequence,
+                                               int head) {
+    const ForwardParams& problem = p.problem;
+    if constexpr (Traits::kFeatures == kDropout) {
+      modify->set_dropout(problem, sequence, head);
+    } else if constexpr (Traits::kFeatures == kSoftCap) {
+      modify->scale = problem.scale / problem.soft_cap;
+    } else if constexpr (Traits::kBiased) {
+      modify->scale = 1.0f / problem.scale;
+    } else if constexpr (Traits::kAnything && !Traits::kPaged) {
+      *modify = ScoreModifier(problem, sequence, head);
+    } else {
+      modify->set_slope(problem, sequence, head);
+      if constexpr (Traits::kFeatures == kAlibi) modify->slope /= problem.scale * kLog2E;
+    }
+  }
+
   // The warpgroups that have no rows of a tile see nothing of its blocks.
   __device__ __forceinline__ int idle_parts(const Sequence& sequence, int i0) const {
     if constexpr (!Traits::kIdles) return 0;
@@ -215,7 +250,7 @@ struct Producer {
     const Visibility visible(problem, sequence);
     const int i1 = min(i0 + tile_rows(), sequence.q_len);
     // Rows past the last one may see anything, unless what they see looks something up.
-    const KeyBlocks<kN> blocks(visible, i0, Traits::kFeatures ? i0 + Traits::kM : i1);
+    const KeyBlocks<kN> blocks(visible, i0, Traits::kAnything ? i0 + Traits::kM : i1);
     const BlockWalk<Traits> walk(problem, sequence, visible, i0, i1);
     int from = blocks.last, stop = -1;  // blocks before `from` and after `stop`
     if constexpr (Traits::kFewTiles) {
@@ -243,10 +278,7 @@ struct Producer {
       auto& tile = control.tile[tile_slot];
       static_cast<QueryTile&>(tile) = {sequence, visible, head, i0};
       if constexpr (Traits::kFewTiles) tile.split = split;
-      if constexpr (Traits::kFeatures && Traits::kPaged)
-        tile.modify.set_slope(problem, sequence, head);
-      else if constexpr (Traits::kFeatures)
-        tile.modify = ScoreModifier(problem, sequence, head);
+      if constexpr (Traits::kModifies) set_modifier(&tile.modify, sequence, head);
       load_query(pack_row + i0, head, sequence.pack);
     } else {
       query_place.next();
@@ -263,7 +295,7 @@ struct Producer {
       }
       flags |= idle | hidden_parts(visible, i0, block * kN);
       if (!blocks.whole(block))
-        flags |= Traits::kFeatures || visible.has_window() ? kPositionMasked : kEndMasked;
+        flags |= Traits::kAnything || visible.has_window() ? kPositionMasked : kEndMasked;
       if (walk.has_mixed_segments(block)) flags |= kSegmentMasked;
       if (is_padded(sequence, block)) flags |= kPaddedBlock;
       const BoxPlace following = find_block(sequence, kv_head, max(next, 0) * kN);
@@ -275,6 +307,7 @@ struct Producer {
       }
       load_key(place);
       load_due_value();
+      if constexpr (Traits::kBiased) load_bias(block * kN, i0, head, sequence.index);
       due_value = place;
       if constexpr (Traits::kTwoCtas) load_due_value();  // there are buffers enough
       place = following;

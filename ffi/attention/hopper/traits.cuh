@@ -21,6 +21,7 @@ enum BlockFlags {
   kEndMasked = 4,       // the last keys of it are hidden from some rows
   kPositionMasked = 8,  // the same, and other keys, too
   kSegmentMasked = 16,
+  kMasked = kEndMasked | kPositionMasked | kSegmentMasked,
   kPaddedBlock = 32,  // rows past the sequence's last key may hold anything
   kNoBlock = 64,      // all tiles are done
   kHidden = 1
@@ -60,22 +61,26 @@ struct HopperControl {
   KeyBlock block[kStages];
   QueryTile tile[kTiles];
   BoxPlace box[kStages][kLanes];  // in pages: for the warp that loads the values
+  uint64_t bias_full[kStages], bias_empty[kStages];
 };
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
 template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_,
-          bool kPingpong_, bool kOverlap_, bool kFeatures_, TileUse kUse_, bool kSkips_>
+          bool kPingpong_, bool kOverlap_, int kFeatures_, TileUse kUse_, bool kSkips_>
 struct HopperTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
   static constexpr int kM = 64 * kGroups;
   static constexpr int kQueryStages = kQueryStages_;
-  static constexpr bool kFeatures = kFeatures_;  // soft cap, ALiBi, bias, dropout
+  static constexpr int kFeatures = kFeatures_;  // a Feature that scores go through alone, or all
+  static constexpr bool kAnything = kFeatures == kAllFeatures;  // which, is looked up
+  static constexpr bool kBiased = kFeatures == kBias;
+  static constexpr bool kModifies = kFeatures != 0;
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
   // They pass over tiles that they have no rows of: of three warpgroups the last ones often are past a sequence's end.
-  static constexpr bool kIdles = kGroups == 3 && kQueryStages == 1 && !kFeatures_;
+  static constexpr bool kIdles = kGroups == 3 && kQueryStages == 1 && !kFeatures;
   static constexpr bool kTwoCtas = kUse_ == TileUse::kTwoCtas;
   static constexpr bool kFewTiles = kUse_ == TileUse::kFewTiles;
   static constexpr bool kPaged = kUse_ == TileUse::kPages;
@@ -99,17 +104,19 @@ struct HopperTraits {
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;
   using Value = PanelTile<kN, kDimV>;
-  using Tile = std::conditional_t<kFeatures, ModifiedQueryTile,
+  using Bias = PanelTile<kM, kBiased ? kN : 64>;
+  using Tile = std::conditional_t<kModifies, ModifiedQueryTile,
                                   std::conditional_t<kFewTiles, SplitQueryTile, QueryTile>>;
   using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   // The output goes through shared memory, which leaves the computing warps less to do at the end of a tile.
-  static constexpr bool kStaged = kOverlap && !kFeatures && kUse_ == TileUse::kAny;
+  static constexpr bool kStaged = kOverlap && !kAnything && !kBiased && kUse_ == TileUse::kAny;
   static constexpr int kStagedBytes = 16 * 64 * 2;  // of a warp: its rows, 64 columns at a time
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
-  static constexpr int kControlOffset =
+  static constexpr int kBiasOffset =
       kStagingOffset + (kStaged ? kConsumers / 32 * kStagedBytes : 0);
+  static constexpr int kControlOffset = kBiasOffset + (kBiased ? kStages * Bias::kBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static constexpr int kCtas = kTwoCtas ? 2 : 1;
   static_assert(kCtas * (kSharedBytes + 1024) <= 233472, "an SM has 228 KB, a CTA takes one more");
@@ -126,6 +133,9 @@ __device__ __forceinline__ float& split_lse(const HopperForwardParams& p, int sp
 template <int kStages>
 struct RingPlace {
   int stage = 0, parity = 0;
+  __device__ __forceinline__ RingPlace before() const {
+    return stage > 0 ? RingPlace{stage - 1, parity} : RingPlace{kStages - 1, parity ^ 1};
+  }
   __device__ __forceinline__ void next() {
     if (++stage == kStages) {
       stage = 0;

@@ -13,6 +13,7 @@ from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.explain import info
 
 HOPPER = "flash_attention_wgmma"  # the forward kernel for Hopper GPUs
+SOFT_CAP, ALIBI, BIAS, DROPOUT, ALL_FEATURES = 1, 2, 4, 8, 31  # as in ffi/attention/params.h
 
 
 def flash_attention(
@@ -29,7 +30,7 @@ def flash_attention(
     arrays = _take_arrays(options)
     shape = shapes.check_operands(query, key, value, **arrays)
     static = shapes.check_options(shape.head_dim, **options)
-    features = _has_features(static, arrays)
+    features = _features(static, arrays)
     return _attention("flash_attention", shape, static, implementation, features)
 
 
@@ -53,7 +54,7 @@ def flash_attention_varlen(
     longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
     shape = shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
     static = shapes.check_options(shape.head_dim, **longest, **options)
-    features = _has_features(static, arrays)
+    features = _features(static, arrays)
     return _attention("flash_attention_varlen", shape, static, implementation, features)
 
 
@@ -93,9 +94,9 @@ def dot_product_attention(
     shape = shapes.check_operands(query, key, value)
     shape = dataclasses.replace(shape, segments=masked.by_segments(bias, mask))
     static = shapes.check_options(shape.head_dim, scale=scale)
-    added = not shape.segments and (bias is not None or mask is not None)
+    added = None if shape.segments else bias if mask is None else mask
     static["causal"] = bool(is_causal)
-    return _attention(op, shape, static, implementation, added or static["scale"] <= 0)
+    return _attention(op, shape, static, implementation, _features(static, {"bias": added}))
 
 
 def products(dtype: str) -> str:
@@ -118,7 +119,7 @@ def _attention(
     shape: shapes.AttentionShape,
     options: shapes.AttentionOptions,
     implementation: str | None,
-    features: bool,
+    features: int,
 ) -> info.KernelInfo:
     validation.check_implementation(implementation)
     if implementation != "reference":
@@ -150,14 +151,27 @@ def _attention(
     )
 
 
-def _has_features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> bool:
-    """Whether scores go through more than a positive scale and a mask."""
-    added = any(arrays.get(name) is not None for name in ("bias", "alibi_slopes"))
-    dropped = options["dropout_rate"] > 0 or options["logits_soft_cap"] > 0
-    return added or dropped or options["scale"] <= 0
+def _features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
+    """What scores go through besides a positive scale and a mask, as the kernels count it."""
+    if options["scale"] <= 0:
+        return ALL_FEATURES
+    bias = arrays.get("bias")
+    features = (
+        (SOFT_CAP if options["logits_soft_cap"] > 0 else 0)
+        | (ALIBI if arrays.get("alibi_slopes") is not None else 0)
+        | (BIAS if bias is not None else 0)
+        | (DROPOUT if options["dropout_rate"] > 0 else 0)
+    )
+    return ALL_FEATURES if features == BIAS and not _in_boxes(bias) else features
 
 
-def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, features: bool) -> str:
+def _in_boxes(bias: Any) -> bool:
+    """Whether the Hopper kernel can load it in boxes, which it does where nothing else is added."""
+    rows, keys = bias.shape[-2:]
+    return bool(bias.dtype.itemsize == 2 and rows > 1 and keys % 8 == 0)
+
+
+def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, features: int) -> str:
     """The plan of the Hopper kernel, which it makes from the shapes alone."""
     plan = registry.hopper_plan(
         features=features,
@@ -180,7 +194,7 @@ def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, featu
     return text + (f", the keys split over {plan['splits']} CTAs" if plan["splits"] > 1 else "")
 
 
-def _kernels(shape: shapes.AttentionShape, features: bool) -> tuple[str, str, str]:
+def _kernels(shape: shapes.AttentionShape, features: int) -> tuple[str, str, str]:
     """The kernels of both passes; on a Hopper GPU, what keeps a call from its own kernels."""
     forward, backward = "flash_attention_mma", "flash_attention_backward_mma"
     if registry.serving_architecture() != "90a":

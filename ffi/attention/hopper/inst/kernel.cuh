@@ -26,7 +26,7 @@ cudaError_t launch_hopper_kernel(const HopperForwardParams& params, int ctas, cu
   return cudaGetLastError();
 }
 
-template <DType dtype, int dim, int dim_v, int n, int groups, int query_stages, bool features,
+template <DType dtype, int dim, int dim_v, int n, int groups, int query_stages, int features,
           TileUse use>
 HopperKernel hopper_kernel_entry() {
   static constexpr HopperTile tile =
