@@ -56,7 +56,6 @@ constexpr HopperTile kHopperTiles[] = {
     {kAlibi, 64, 64, 128, 3, 1, true, false, 512, 2048},
     {kAlibi, 64, 64, 128, 2, 1, false, true, 0, 0},
     {kAlibi, 128, 128, 128, 2, 1, false, true, 0, 0},
-    {kBias, 64, 64, 128, 3, 1, false, false, 512, 2048},
     {kBias, 64, 64, 128, 2, 1, false, false, 0, 0},
     {kBias, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kDropout, 64, 64, 128, 2, 1, false, true, 0, 0},
