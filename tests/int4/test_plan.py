@@ -23,7 +23,7 @@ MEASURED = {
     ),
     (4096, 4096): (
         *("small 32x8 d16 s1", "small 32x8 d16 s1", "small 64x16 d8 s2", "medium 64x32 d8 s2"),
-        *("medium 64x32 d8 s1", "medium 128x64 d2 s2", "medium 128x128 d2 s2"),
+        *("medium 64x32 d8 s1", "medium 128x64 d2 s2", "medium 128x64 d2 s1"),
         *("medium 128x128 d2 s1", LARGE, LARGE),
     ),
     (4096, 14336): (
