@@ -1,7 +1,8 @@
-"""The rows of a result file: one an implementation and case, all of one run."""
+"""The rows of a result file: one an implementation and case, of one run or several."""
 
 from __future__ import annotations
 
+import collections
 import datetime
 import json
 import pathlib
@@ -64,7 +65,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def origin(rows: list[dict[str, Any]]) -> str:
-    """Where and with what the rows were measured."""
-    first = rows[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    return f"{first['gpu']}, {first['date']}, commit {first['commit']}; {versions}."
+    """Where and with what the rows were measured; of several runs, how many rows are of each."""
+    runs = collections.Counter((row["date"], row["commit"]) for row in rows)
+    dates = [
+        f"{date}, commit {commit}" + (f" ({count} rows)" if len(runs) > 1 else "")
+        for (date, commit), count in sorted(runs.items())
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
+    return f"{rows[0]['gpu']}, {', '.join(dates)}; {versions}."

@@ -46,6 +46,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "packed-everything": {**_EVERYTHING, **_PACKED, "query_lengths": (9, 5, 40)},
     "mask": {"bias": "q", "bias_dtype": "bool"},
     "bias-of-keys": {"bias": "", "bias_dtype": "bfloat16"},
+    # Options that have kernels of their own on Hopper GPUs when they are alone.
+    "soft-cap": {"is_causal": True, "logits_soft_cap": 8.0},
+    "alibi": {"is_causal": True, "alibi_slopes": "batch"},
+    "bias": {"bias": "bhq", "bias_dtype": "bfloat16", "key_length": 176},
+    "dropout": {"dropout_rate": 0.1},
 }
 
 

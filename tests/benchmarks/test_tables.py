@@ -161,3 +161,11 @@ def test_the_readme_has_a_place_for_every_table():
     for name in ("graphs", "attention", "training", "decode", "paged", "int4"):
         assert readme.count(f"<!-- bench:{name} -->") == 1
         assert readme.count(f"<!-- /bench:{name} -->") == 1
+
+
+def test_origin_names_every_run():
+    one = {**ORIGIN, "commit": "abd", "date": "2026-01-02"}
+    assert result_rows.origin([ORIGIN]) == "NVIDIA H200, 2026-01-01, commit abc; jax 0.0."
+    assert result_rows.origin([one, ORIGIN, ORIGIN]) == (
+        "NVIDIA H200, 2026-01-01, commit abc (2 rows), 2026-01-02, commit abd (1 rows); jax 0.0."
+    )
