@@ -226,6 +226,8 @@ bool compare(const Case& c, const char* what, const void* x, const float* wanted
 }
 
 int repeats = 50;
+bool nodet = false;
+size_t case_limit = 1000;
 bool check(const Case& c) {
   
   Call call(c);
@@ -304,7 +306,7 @@ bool check_dims(int D, int V) {
     cases.back().deterministic = true;
   }
   bool ok = true;
-  for (const Case& c : cases) ok &= check(c);
+  for (const Case& c : cases) if ((!nodet || !c.deterministic) && size_t(&c - &cases[0]) < case_limit) ok &= check(c);
   printf("%s D=%d/%d\n", ok ? "ok" : "FAIL", D, V);
   return ok;
 }
@@ -319,7 +321,7 @@ struct Nvml {
     if (!lib) return;
     auto init = (int (*)())dlsym(lib, "nvmlInit_v2");
     auto get = (int (*)(unsigned, void**))dlsym(lib, "nvmlDeviceGetHandleByIndex_v2");
-    if (!init || init() || get(0, &device)) { device = nullptr; return; }
+    if (!init || init() || get(getenv("CUDA_VISIBLE_DEVICES") ? atoi(getenv("CUDA_VISIBLE_DEVICES")) : 0, &device)) { device = nullptr; return; }
     power = (int (*)(void*, unsigned*))dlsym(lib, "nvmlDeviceGetPowerUsage");
     clock = (int (*)(void*, int, unsigned*))dlsym(lib, "nvmlDeviceGetClockInfo");
   }
@@ -458,6 +460,8 @@ int main(int argc, char** argv) {
     const char* v = argv[at] + 2;
     if (o == 'c') causal = true;
     if (o == 'd') det = true;
+    if (o == 'x') nodet = true;
+    if (o == 'k') case_limit = atoi(v);
     if (o == 'r') reps = repeats = atoi(v);
     if (o == 't') seconds = atof(v);
     if (o == 's') {

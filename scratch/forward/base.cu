@@ -3,10 +3,7 @@
 #include "attention/hopper/launch.h"
 using namespace jax_baracuda;
 #define E(name, ...) extern "C" void name(void* to) { new (to) HopperKernel(hopper_kernel_entry<DType::kBF16, __VA_ARGS__>()); }
-E(b128j, 128, 128, 128, 2, 2, false, TileUse::kAny)
 E(b128, 128, 128, 128, 2, 1, false, TileUse::kAny)
 E(b64t, 64, 64, 64, 2, 1, false, TileUse::kTwoCtas)
 E(b64, 64, 64, 128, 3, 1, false, TileUse::kAny)
 E(b256, 256, 256, 80, 2, 1, false, TileUse::kAny)
-E(f128, 128, 128, 112, 2, 1, true, TileUse::kAny)
-E(f64, 64, 64, 128, 2, 1, true, TileUse::kAny)

@@ -138,12 +138,7 @@ std::vector<Variant> of_dim(int dim, bool features) {
   for (auto& x : all()) if (x.plan.tile->dim == dim && x.plan.tile->features == features) v.push_back(x);
   return v;
 }
-// What served a cell before.
-const HopperTile* usual_tile(int dim, bool causal, int keys) {
-  static const HopperTile joined = {false, 128, 128, 128, 2, 2, true, true, 0, 0}, tiles = {false, 128, 128, 128, 2, 1, true, true, 0, 0};
-  if (dim == 128) return keys >= 2048 ? &joined : &tiles;
-  return choose_hopper_tile(false, dim, dim, causal, keys);
-}
+const HopperTile* usual_tile(int dim, bool causal, int keys) { return choose_hopper_tile(false, dim, dim, causal, keys); }
 int sms() { int n = 0; CHECK(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, 0)); return n; }
 void launch(const Variant& v, const Buffers& b) {
   const ForwardParams& p = b.p;
@@ -157,6 +152,7 @@ void launch(const Variant& v, const Buffers& b) {
   CHECK(encode_queries({&v.kernel, v.plan}, p, &params.query));
   CHECK(encode_tensor_map(DType::kBF16, p.key, p.packs, p.k_rows, p.kv_heads, p.dim, key_box, panel_columns(tile.dim), &params.key));
   CHECK(encode_tensor_map(DType::kBF16, p.value, p.packs, p.k_rows, p.kv_heads, p.dim_v, key_box, panel_columns(tile.dim_v), &params.value));
+  if (const char* at = std::strchr(v.name.c_str(), '@')) params.order.section = std::min(std::atoi(at + 1), params.order.rows);
   if (params.order.counter && v.name[0] == 'w') clear_counter<<<1, 32>>>(params.order.counter);
   else if (params.order.counter) CHECK(cudaMemsetAsync(params.order.counter, 0, 4));
   CHECK(v.kernel.launch(params, static_cast<int>(std::min<int64_t>(v.plan.total(p), n_sms * tile.ctas())), 0));
@@ -235,6 +231,88 @@ void cells(int dim, const char* only, int least, int most, int repeats, bool ver
       table(title, b, use, s > 4096 ? (repeats + 1) / 2 : repeats, verify);
     }
 }
+__global__ void clocks(long long* at) {
+  unsigned sm; asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
+  unsigned long long ns; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  if (threadIdx.x == 0) { at[2 * sm] = clock64(); at[2 * sm + 1] = ns; }
+}
+// Median of the SMs' clock rates between two marks, MHz.
+double rate(const std::vector<long long>& a, const std::vector<long long>& b) {
+  std::vector<double> r;
+  for (size_t i = 0; i + 1 < a.size(); i += 2) if (a[i] && b[i] && b[i + 1] > a[i + 1]) r.push_back(1e3 * double(b[i] - a[i]) / double(b[i + 1] - a[i + 1]));
+  std::sort(r.begin(), r.end());
+  return r.empty() ? 0 : r[r.size() / 2];
+}
+struct Run { double us, mhz; };
+// `calls` calls of each variant in a queue, `chunks` marks in between.
+std::vector<Run> queue(const Variant& v, const Buffers& b, int calls, int chunks) {
+  static long long* marks = nullptr;
+  static std::vector<cudaEvent_t> events(64);
+  const int kSms = 160;
+  if (!marks) { CHECK(cudaMalloc(&marks, 64 * kSms * 16)); for (auto& event : events) CHECK(cudaEventCreate(&event)); }
+  CHECK(cudaMemsetAsync(marks, 0, 64 * kSms * 16));
+  const auto mark = [&](int i) { clocks<<<528, 1024>>>(marks + i * 2 * kSms); CHECK(cudaEventRecord(events[i])); };
+  mark(0);
+  for (int c = 0; c < chunks; ++c) { for (int i = 0; i < calls / chunks; ++i) launch(v, b); mark(c + 1); }
+  CHECK(cudaDeviceSynchronize());
+  std::vector<Run> out;
+  std::vector<long long> h(64 * kSms * 2);
+  CHECK(cudaMemcpy(h.data(), marks, h.size() * 8, cudaMemcpyDeviceToHost));
+  for (int c = 0; c < chunks; ++c) {
+    float ms; CHECK(cudaEventElapsedTime(&ms, events[c], events[c + 1]));
+    const auto at = [&](int i) { return std::vector<long long>(h.begin() + i * 2 * kSms, h.begin() + (i + 1) * 2 * kSms); };
+    out.push_back({ms * 1e3 / (calls / chunks), rate(at(c), at(c + 1))});
+  }
+  return out;
+}
+std::vector<Variant> chosen(int dim, bool causal, int s, const char* only) {
+  std::vector<Variant> use;
+  const std::string list = std::string(" ") + only + " ";
+  const HopperTile* usual = usual_tile(dim, causal, s);
+  for (auto& x : of_dim(dim, false)) if (x.name[0] == '*' && *x.plan.tile == *usual) use.push_back(x);
+  const Variant base = use.empty() ? Variant() : use[0];
+  for (auto& x : of_dim(dim, false)) if (x.name[0] != '*' && !(causal && x.name[0] == 'm') && list.find(" " + x.name + " ") != std::string::npos) use.push_back(x);
+  for (size_t at = list.find(" @"); at != std::string::npos; at = list.find(" @", at + 1)) {  // other sections of the usual kernel
+    Variant x = base; x.name = list.substr(at + 1, list.find(' ', at + 1) - at - 1); use.push_back(x);
+  }
+  for (auto& x : of_dim(dim, false)) {  // other sections of a variant
+    const std::string key = " " + x.name + "@";
+    for (size_t at = list.find(key); at != std::string::npos; at = list.find(key, at + 1)) { Variant y = x; y.name = list.substr(at + 1, list.find(' ', at + 1) - at - 1); use.push_back(y); }
+  }
+  return use;
+}
+// Long queues in turns: us a call, MHz, millions of clocks a call.
+void queues(int dim, bool causal, int s, const char* only, int ms, int rounds, int chunks, bool verify) {
+  const bool gqa = std::getenv("GQA");
+  const Buffers b(16384 / s, s, s, (gqa ? 4096 : 2048) / dim, (gqa ? 1024 : 2048) / dim, dim, causal);
+  const double flops = 4.0 * s * s * (gqa ? 4096 : 2048) * (16384 / s) / (causal ? 2 : 1);
+  const auto use = chosen(dim, causal, s, only);
+  std::vector<std::vector<Run>> runs(use.size());
+  std::vector<int> calls(use.size());
+  for (size_t i = 0; i < use.size(); ++i) {
+    CHECK(use[i].kernel.prepare());
+    char what[64]; std::snprintf(what, sizeof what, "D%d %s %d", dim, causal ? "causal" : "full", s);
+    if (verify) check(use[i], b, what);
+    const double us = queue(use[i], b, 4, 1)[0].us;
+    calls[i] = std::max(chunks, int(ms * 1e3 / us) / chunks * chunks);
+  }
+  for (int r = 0; r < rounds; ++r)
+    for (size_t k = 0; k < use.size(); ++k) {
+      const size_t i = (k + r) % use.size();
+      for (auto& x : queue(use[i], b, calls[i], chunks)) runs[i].push_back(x);
+    }
+  std::printf("D%d %s %d, queues of %d ms:", dim, causal ? "causal" : "full", s, ms);
+  double base = 0;
+  for (size_t i = 0; i < use.size(); ++i) {
+    if (chunks > 1) { std::printf("\n  %s:", use[i].name.c_str()); for (auto& x : runs[i]) std::printf(" %.0f/%.0f", x.us, x.mhz); std::printf("\n   "); }
+    auto sorted = runs[i];
+    std::sort(sorted.begin(), sorted.end(), [](auto& a, auto& b) { return a.us < b.us; });
+    const Run m = sorted[sorted.size() / 2];
+    if (i == 0) base = m.us;
+    std::printf(" | %s %.1f us (%.1f-%.1f) %.0f TF %.0f MHz %.3f Mclk x%.3f", use[i].name.c_str(), m.us, sorted.front().us, sorted.back().us, flops / m.us * 1e-6, m.mhz, m.us * m.mhz * 1e-6, base / m.us);
+  }
+  std::printf("\n"); std::fflush(stdout);
+}
 void features(int dim, int s, int repeats) {
   std::vector<Variant> f = of_dim(dim, true), plain = of_dim(dim, false);
   for (bool causal : {true, false}) {
@@ -297,6 +375,11 @@ __global__ void ramp(T* k, int64_t n, int keys, int row, float amp, int step) {
     k[i] = T(float(k[i]) * f);
   }
 }
+// Numbers of one sign, of the other one in every `other`-th row.
+__global__ void signs(T* x, int64_t n, int row, float sign, int other) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n; i += int64_t{gridDim.x} * blockDim.x)
+    x[i] = T(fabsf(float(x[i])) * (other && i / row % other == 0 ? -sign : sign));
+}
 // Large logits and such that grow as blocks are visited, lengths that are no multiples, groups, lengths of keys, windows.
 void stress(int dim) {
   struct Case { const char* name; int b, s, k, h, hk; bool causal; float scale, amp; int step; int len, window; };
@@ -308,6 +391,8 @@ void stress(int dim) {
       {"ramp 15", 1, 1024, 2048, 4, 4, true, 1, 15, 0, 0, -1}, {"ramp 9 full", 1, 1024, 2048, 4, 4, false, 1, 9, 0, 0, -1},
       {"spikes 12", 1, 1024, 2048, 4, 4, true, 1, 12, 400, 0, -1}, {"spikes 20 full", 1, 1024, 2048, 4, 4, false, 1, 20, 700, 0, -1},
       {"lengths", 3, 500, 900, 4, 2, false, 1, 0, 0, 333, -1}, {"lengths causal", 3, 900, 900, 4, 2, true, 1, 0, 0, 640, -1},
+      {"negative", 1, 1024, 1024, 4, 4, true, 1, 0, -1, 0, -1}, {"negative full", 2, 700, 1100, 4, 2, false, 1, 0, -1, 0, -1},
+      {"half negative", 1, 1024, 1300, 4, 4, true, 1, 0, -2, 0, -1}, {"half negative full", 1, 1024, 1300, 4, 4, false, 6, 0, -2, 0, -1},
       {"window", 1, 2048, 2048, 4, 2, true, 1, 0, 0, 0, 300}, {"more rows than keys", 1, 1024, 600, 4, 4, true, 1, 0, 0, 0, -1}};
   int wrong = 0, done = 0;
   for (const Case& c : cases) {
@@ -315,6 +400,7 @@ void stress(int dim) {
     b.p.scale *= c.scale;
     b.p.window_left = c.window;
     const int64_t n = int64_t{c.b} * c.k * c.hk * dim;
+    if (c.step < 0) { signs<<<512, 256>>>((T*)b.p.query, b.elements, c.h * dim, 1.0f, c.step == -2 ? 3 : 0); signs<<<512, 256>>>((T*)b.p.key, n, c.hk * dim, -1.0f, 0); }
     if (c.amp) ramp<<<512, 256>>>((T*)b.p.key, n, c.k, c.hk * dim, c.amp, c.step);
     std::vector<int> lens(c.b, c.len);
     if (c.len) {
@@ -375,11 +461,24 @@ int main_(int n, char** a) {
   CHECK(cudaMalloc(&g_flush, 256 << 20)); CHECK(cudaMalloc(&g_first, 80 << 20)); CHECK(cudaMalloc(&g_sums, 64));
   const std::string mode = a[1];
   if (mode == "cells") cells(atoi(a[2]), a[3], atoi(a[4]), atoi(a[5]), atoi(a[6]), atoi(a[7]));
+  if (mode == "queues") queues(atoi(a[2]), atoi(a[3]), atoi(a[4]), a[5], atoi(a[6]), atoi(a[7]), atoi(a[8]), atoi(a[9]));
+  if (mode == "small") {  // dim, names
+    const int dim = atoi(a[2]);
+    const std::string list = std::string(" ") + a[3] + " ";
+    for (bool causal : {false, true})
+      for (int rows : {130, 300}) {
+        Buffers b(1, rows, rows + 40, 2, 1, dim, causal);
+        for (auto& x : of_dim(dim, false))
+          if (list.find(" " + x.name + " ") != std::string::npos) { CHECK(x.kernel.prepare()); launch(x, b); CHECK(cudaDeviceSynchronize()); }
+      }
+    std::printf("small D%d done\n", dim);
+  }
   if (mode == "stress") stress(atoi(a[2]));
   if (mode == "features") features(atoi(a[2]), atoi(a[3]), atoi(a[4]));
   if (mode == "one") {  // dim length causal label: two launches of it
     const int dim = atoi(a[2]), s = atoi(a[3]);
-    const Buffers b(16384 / s, s, s, 2048 / dim, 2048 / dim, dim, atoi(a[4]));
+    const bool gqa = std::getenv("GQA");
+    const Buffers b(16384 / s, s, s, (gqa ? 4096 : 2048) / dim, (gqa ? 1024 : 2048) / dim, dim, atoi(a[4]));
     for (auto& x : of_dim(dim, false)) if (x.name == a[5]) { CHECK(x.kernel.prepare()); for (int r = 0; r < 3; ++r) launch(x, b); CHECK(cudaDeviceSynchronize()); }
   }
   return 0;

@@ -1,1 +1,0 @@
-"""flash_attention: the primitives, their derivative, batching and partitioning, and the API."""

@@ -1,1 +1,0 @@
-"""Weights of four bits and the products with them."""

@@ -1,1 +1,0 @@
-nice -n 10 nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -cudart static --expt-relaxed-constexpr -I $ROOT/ffi -c $1.cu -o $1.o && nvcc -gencode=arch=compute_90a,code=sm_90a -cudart static obj_old/*.o obj_new/*.o obj_alt/*.o $1.o -o $1 -ldl -Xcompiler=-static-libstdc++,-static-libgcc && strip $1 && gzip -9 -k -f $1 && ls -la $1 $1.gz
