@@ -83,12 +83,12 @@ def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]
 
 
 def speed(row: Row | None, unit: str = "gbps") -> str:
-    """A rate; "-" where there is none, "failed" where it should be."""
+    """A rate; "-" where there is none, and why where it should be."""
     if row is None:
         return "-"
     if row.get(unit):
         return f"{row[unit]:.0f}"
-    return "late" if "not measured" in row.get("error", "") else "failed"
+    return result_rows.missing(row)
 
 
 def micros(row: Row | None) -> str:

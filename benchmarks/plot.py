@@ -85,7 +85,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             if row is None:
                 return "-"
             if not row["gbps"]:
-                return "late" if "not measured" in row.get("error", "") else "failed"
+                return result_rows.missing(row)
             ahead = row["gbps"] >= best if impl == OURS else False
             return f"**{row['gbps']:.0f}**" if ahead else f"{row['gbps']:.0f}"
 

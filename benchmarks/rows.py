@@ -73,3 +73,8 @@ def origin(rows: list[dict[str, Any]]) -> str:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
     return f"{rows[0]['gpu']}, {', '.join(dates)}; {versions}."
+
+
+def missing(row: dict[str, Any]) -> str:
+    """What a table says where a row has no figure."""
+    return "late" if "not measured" in row.get("error", "") else "failed"

@@ -51,7 +51,7 @@ def define_pair(op: Op) -> tuple[Primitive, Primitive]:
 
     In shard_map nothing needs devices, and a program can be lowered for an AbstractMesh.
     """
-    kernel = _run_once(op.kernel)
+    kernel = run_once(op.kernel)
     primitive = _define(op, op.target, op.partitioned(kernel))
     compat.require_devices_during_lowering(primitive)
     return primitive, _define(op, f"{op.target}_local", kernel)
@@ -87,7 +87,7 @@ def attributes(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: types[type(value)](value) for name, value in options.items()}
 
 
-def _run_once(kernel: Call) -> Call:
+def run_once(kernel: Call) -> Call:
     """The kernel with a barrier behind it, which keeps XLA from running it twice.
 
     A scan over layers may keep a result of each layer, for its backward pass or for its caller. XLA

@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_baracuda._src import compat, registry
+from jax_baracuda._src import compat, primitives, registry
 from jax_baracuda._src.attention import partition, shapes
 from jax_baracuda._src.attention.batching import batch
 from jax_baracuda._src.attention.reference import flash_attention_reference
@@ -44,10 +44,7 @@ def kernel_call(kind: shapes.Pass, *operands: jax.Array, **options: Any) -> Resu
     results = [jax.ShapeDtypeStruct(*like) for like in shapes.result_types(kind, named)]
     workspace = jax.ShapeDtypeStruct((scratch,), jnp.uint8)
     call = jax.ffi.ffi_call(TARGETS[kind], (*results, workspace))
-    returned = tuple(call(*operands, **_attributes(kind, **options)))[:-1]
-    # A scan over layers stacks what the backward pass needs. Without the barrier XLA runs the
-    # forward kernel twice a layer: for who reads its output, and in a fusion with the stacking.
-    return jax.lax.optimization_barrier(returned) if kind == "forward" else returned
+    return tuple(call(*operands, **_attributes(kind, **options)))[:-1]
 
 
 def _attributes(
@@ -192,7 +189,9 @@ def _define_pair(kind: shapes.Pass) -> tuple[Primitive, Primitive]:
 
     In shard_map nothing needs devices, and a program can be lowered for an AbstractMesh.
     """
-    call = functools.partial(kernel_call, kind)
+    call: Call = functools.partial(kernel_call, kind)
+    if kind == "forward":  # of which a scan over layers keeps what the backward pass needs
+        call = primitives.run_once(call)
     primitive = _define(kind, TARGETS[kind], partition.partitioned(kind, call))
     compat.require_devices_during_lowering(primitive)
     return primitive, _define(kind, f"{TARGETS[kind]}_local", call)

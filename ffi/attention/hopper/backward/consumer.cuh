@@ -9,27 +9,31 @@
 //   half of dV(i), dP(i), half of dV(i) | dK(i), S(i + 1) | half of dV(i + 1) ...
 #pragma once
 
+#include "attention/hopper/backward/consumer_sums.cuh"
 #include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
-#include "attention/hopper/backward/traits.cuh"
-#include "device/bulk.cuh"
-#include "device/math.cuh"
-#include "device/tma.cuh"
 
 namespace jax_baracuda {
 
 template <class Traits>
-struct BackwardConsumer {
-  using T = typename Traits::T;
-  using Key = typename Traits::Key;
-  using Value = typename Traits::Value;
-  using Query = typename Traits::Query;
-  using DOut = typename Traits::DOut;
-  using Gradient = typename Traits::Gradient;
-  static constexpr int kRows = Traits::kRows, kDim = Traits::kDim, kDimV = Traits::kDimV;
-  static constexpr int kKeys = Traits::kKeys, kQueryColumns = Traits::kQueryColumns;
+struct BackwardConsumer : BackwardConsumerSums<Traits> {
+  using Base = BackwardConsumerSums<Traits>;
+  using Base::BackwardConsumerSums, Base::buffer_address, Base::control;
+  using Base::copy_block_before, Base::count, Base::delta_address, Base::dout_address;
+  using Base::dout_stage, Base::end_additions, Base::gradient_parity, Base::gradient_stage;
+  using Base::group, Base::issue_query_gradient, Base::issue_scores, Base::issue_weight_gradients;
+  using Base::kDim, Base::kDimV, Base::kRows, Base::key_address, Base::key_stage, Base::lane;
+  using Base::launch, Base::leave_query_gradient, Base::lse_address, Base::p;
+  using Base::publish_gradients, Base::query_address, Base::query_place, Base::query_stage_before;
+  using Base::release, Base::scale, Base::send_query_gradient, Base::shared;
+  using Base::store_gradients, Base::tell_added, Base::tiles, Base::value_address, Base::wait;
+  using Base::wait_buffer, Base::wait_dout, Base::wait_query, Base::warp;
+  using typename Base::DOut, typename Base::Gradient, typename Base::Key, typename Base::Operand;
+  using typename Base::Query, typename Base::QuerySum, typename Base::Scores, typename Base::T;
+  using typename Base::Value;
+
   // Rows that are weighed at once: see weigh_rows().
   static constexpr int kHalf = kRows / 2, kLastPart = Traits::kInterleaves ? kHalf : 0;
   // Whether the second warpgroup begins a tile half a row block behind the first one, where both begin with the same block:
@@ -39,237 +43,6 @@ struct BackwardConsumer {
   // Whether dK and dV leave by way of the warps' buffers of dQ, while the last products are under way.
   static constexpr bool kStoresEarly =
       !Traits::kInOrder && !Traits::kFeatures && !Traits::kSumGroup;
-
-  using Scores = KeyScores<Traits>;
-  using Operand = KeyOperand<Traits>;
-  using QuerySum = float[kQueryColumns / 2];  // 64 rows
-
-  const HopperBackwardParams& launch;
-  const BackwardParams& p;
-  typename Traits::Control& control;
-  const uint32_t shared;
-  const int group, warp, lane;
-  const float scale;  // of scores, to base 2
-
-  RingPlace<Traits::kQueryStages> query_place;
-  uint32_t count = 0;  // row blocks so far: the place of dO and of gradients
-  uint32_t tiles = 0;  // blocks of keys so far
-  uint32_t told = 0;   // of which it has been said that their terms have been added
-
-  __device__ __forceinline__ BackwardConsumer(const HopperBackwardParams& params,
-                                              typename Traits::Control& control, uint32_t shared,
-                                              int group)
-      : launch(params),
-        p(params.problem),
-        control(control),
-        shared(shared),
-        group(group),
-        warp(threadIdx.x % 128 / 32),
-        lane(threadIdx.x % 32),
-        scale(params.problem.scale * kLog2E) {}
-
-  static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
-    mbarrier_wait(shared_address(&barrier), parity);
-  }
-  static __device__ __forceinline__ int dout_stage(uint32_t count) {
-    return count % Traits::kDOutStages;
-  }
-  static __device__ __forceinline__ int gradient_stage(uint32_t count) {
-    return count % Traits::kGradientStages;
-  }
-  static __device__ __forceinline__ int gradient_parity(uint32_t count) {
-    return count / Traits::kGradientStages & 1;
-  }
-  __device__ __forceinline__ int query_stage_before() const {
-    return query_place.stage == 0 ? Traits::kQueryStages - 1 : query_place.stage - 1;
-  }
-  __device__ __forceinline__ uint32_t query_address() const {
-    return shared + Traits::kQueryOffset + query_place.stage * Query::kBytes;
-  }
-  __device__ __forceinline__ uint32_t dout_address() const {
-    return shared + Traits::kDOutOffset + dout_stage(count) * DOut::kBytes;
-  }
-
-  __device__ __forceinline__ int key_stage() const { return tiles % Traits::kKeyStages; }
-  __device__ __forceinline__ uint32_t key_address() const {
-    return shared + key_stage() * Key::kBytes;
-  }
-
-  __device__ __forceinline__ uint32_t value_address(int row) const {
-    return shared + Traits::kValueOffset + Value::row_offset(row);
-  }
-
-  // Statistics of the rows of a lane's scores.
-  __device__ __forceinline__ uint32_t lse_address() const {
-    return shared + Traits::kLseOffset + query_place.stage * (kRows * 4) + lane % 4 * 8;
-  }
-  __device__ __forceinline__ uint32_t delta_address() const {
-    return shared + Traits::kDeltaOffset + dout_stage(count) * (kRows * 4) + lane % 4 * 8;
-  }
-
-  // One arrival a warp.
-  __device__ __forceinline__ void release(uint64_t& barrier) const {
-    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
-  }
-
-  // S^T = K Q^T and dP^T = V dO^T.
-  __device__ __forceinline__ void issue_scores(Scores& s) const {
-    multiply_rows<T, Key, Query>(s, key_address() + Key::row_offset(64 * group), query_address());
-  }
-  template <class StateT>
-  __device__ __forceinline__ void issue_weight_gradients(StateT& r) const {
-    if constexpr (Traits::kHoldsValues)
-      multiply_rows<T, Value, DOut>(r.dp, r.values, value_address(64 * group), dout_address());
-    else
-      multiply_rows<T, Value, DOut>(r.dp, value_address(64 * group), dout_address());
-  }
-  // dQ = dS K
-  __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {
-    const uint32_t first_row =
-        Traits::kSplit == QuerySplit::kRows ? Gradient::row_offset(64 * group) : 0;
-    const uint32_t first_column =
-        Traits::kSplit == QuerySplit::kColumns ? Key::column_offset(kQueryColumns * group) : 0;
-    multiply_columns<T, Gradient, Key, kQueryColumns, kKeys>(
-        dq, shared + Traits::kGradientOffset + stage * Gradient::kBytes + first_row,
-        key_address() + first_column, true);
-  }
-
-  // dS to shared memory, rows of queries.
-  __device__ __forceinline__ void store_gradients(const Operand& ds) const {
-    store_score_gradients<Traits>(shared + Traits::kGradientOffset +
-                                      gradient_stage(count) * Gradient::kBytes +
-                                      group * Gradient::kPanelBytes,
-                                  ds, warp, lane);
-  }
-  // Says that dS is there. The fence waits for what the warp has stored: not before products are under way.
-  __device__ __forceinline__ void publish_gradients() const {
-    fence_async_shared();
-    __syncwarp();
-    release(control.gradient_full[gradient_stage(count)]);
-  }
-
-  // Of the consumers' warps. With features there are no registers for addresses that follow from it.
-  __device__ __forceinline__ int warp_index() const {
-    int index = 4 * group + warp;
-    if (Traits::kFeatures) asm volatile("" : "+r"(index));
-    return index;
-  }
-
-  // The row block before the one at hand. With features, for want of registers, each warp has a copy.
-  __device__ __forceinline__ const RowBlock& block_before() const {
-    return control.recent[Traits::kFeatures ? warp_index() : (count - 1) % 8];
-  }
-  __device__ __forceinline__ void copy_block_before() const {
-    if (!Traits::kFeatures) return;
-    int own_lane = lane;
-    asm volatile("" : "+r"(own_lane));
-    if (own_lane == 0) control.recent[warp_index()] = control.block[query_stage_before()];
-    __syncwarp();
-  }
-
-  // A warp's part of shared memory, for what is on its way out.
-  __device__ __forceinline__ uint32_t buffer_address() const {
-    return shared + Traits::kSumOffset + warp_index() * Traits::kWarpQueryBytes;
-  }
-  // Waits until what was sent from there last has been read.
-  __device__ __forceinline__ void wait_buffer() const {
-    if (lane == 0) bulk_wait_read();
-    __syncwarp();
-  }
-
-  // A warp's part of dQ to shared memory.
-  __device__ __forceinline__ void leave_query_gradient(const QuerySum& dq) {
-    if (adds_in_order<Traits>(p)) return hand_query_gradient(dq);
-    const int block = block_before().block;  // now: a load would wait for the stores
-    wait_buffer();
-    store_query_sum(buffer_address(), dq, lane);
-    if (lane == 0) control.left[warp_index()] = block;
-  }
-  // From there it begins to be added to the sum in global memory. Not at once: the fence would wait for the stores.
-  __device__ __forceinline__ void send_query_gradient(const KeyTile& tile) const {
-    if (adds_in_order<Traits>(p)) return;
-    fence_async_shared();
-    __syncwarp();
-    if (lane == 0) {
-      const int buffer = warp_index();
-      const int64_t block = control.left[buffer];
-      if (block < 0) return;
-      control.left[buffer] = -1;
-      const int part = buffer % Traits::kQueryParts;
-      bulk_add(tile.sums + block * (kRows * kDim) + part * (Traits::kWarpQueryBytes / 4),
-               buffer_address(), Traits::kWarpQueryBytes);
-      bulk_commit();
-    }
-  }
-  // The same by another thread, at its turn.
-  __device__ __forceinline__ void hand_query_gradient(const QuerySum& dq) {
-    constexpr bool kTurns = Traits::kSplit == QuerySplit::kTurns;
-    const uint32_t number = count - 1;  // of the row block
-    const int part = kTurns ? warp : 4 * group + warp;
-    const uint32_t buffer = number % Traits::kSumBuffers;
-    wait(control.sum_empty[buffer], number / Traits::kSumBuffers & 1 ^ 1);
-    store_query_sum(
-        shared + Traits::kSumOffset + buffer * Traits::kSumBytes + part * Traits::kWarpQueryBytes,
-        dq, lane);
-    fence_async_shared();
-    QueryGradientSum& sum = control.sum[number % Traits::kAdders];
-    if (part == 0 && lane == 0) {
-      sum.block = block_before().block;
-      sum.turn = block_before().turn;
-    }
-    __syncwarp();
-    release(sum.full);
-  }
-  // No more of them, once the last ones have been taken. Where warpgroups take turns, each ends its own adder.
-  __device__ __forceinline__ void end_query_gradients() const {
-    constexpr bool kTurns = Traits::kSplit == QuerySplit::kTurns;
-    for (uint32_t i = 1; i <= Traits::kSumBuffers && i <= count; ++i)
-      wait(control.sum_empty[(count - i) % Traits::kSumBuffers],
-           (count - i) / Traits::kSumBuffers & 1);
-    for (int adder = 0; adder < Traits::kAdders; ++adder) {
-      if (kTurns && adder == group) continue;
-      if (warp == 0 && lane == 0 && (kTurns || group == 0)) control.sum[adder].block = -1;
-      __syncwarp();
-      release(control.sum[adder].full);
-    }
-  }
-  // Says that the tile's terms of dQ have been added.
-  __device__ __forceinline__ void tell_added(const KeyTile& tile) {
-    AddedTile& added = control.added[group];
-    wait(added.empty, told & 1 ^ 1);
-    ++told;
-    if (warp == 0 && lane == 0) added.row = tile.sequence.index * p.kv_heads + tile.kv_head;
-    if (lane == 0) bulk_wait();
-    __syncwarp();
-    release(added.full);
-  }
-  // No more of them.
-  __device__ __forceinline__ void end_tiles() {
-    AddedTile& added = control.added[group];
-    wait(added.empty, told & 1 ^ 1);
-    if (warp == 0 && lane == 0) added.row = -1;
-    __syncwarp();
-    release(added.full);
-  }
-
-  // Every warpgroup clears for itself.
-  template <class TileT>
-  __device__ __forceinline__ void clear(uint32_t tile, int first) const {
-    clear_rows<TileT>(tile, max(first, 0), 1 + group);
-  }
-
-  // Waits for the queries of the block at hand.
-  __device__ __forceinline__ void wait_query(const KeyTile& tile) const {
-    wait(control.query_full[query_place.stage], query_place.parity);
-    const RowBlock& block = control.block[query_place.stage];
-    if (block.flags & kPaddedRows)
-      clear<Query>(query_address(), tile.visible.q_len - block.first_row);
-  }
-  __device__ __forceinline__ void wait_dout(const KeyTile& tile, const RowBlock& block) const {
-    wait(control.dout_full[dout_stage(count)], count / Traits::kDOutStages & 1);
-    if (block.flags & kPaddedRows)
-      clear<DOut>(dout_address(), tile.visible.q_len - block.first_row);
-  }
 
   struct State {
     Scores s, dp;
@@ -458,7 +231,8 @@ struct BackwardConsumer {
     issue_scores(r.s);
     warpgroup_commit();
     wait(control.value_full, tiles & 1);
-    if (tile.padded) clear<Value>(value_address(0), tile.visible.kv_len - tile.first_key);
+    if (tile.padded)
+      this->template clear<Value>(value_address(0), tile.visible.kv_len - tile.first_key);
     if constexpr (Traits::kHoldsValues)
       hold_first_columns<Value>(r.values, value_address(64 * group + 16 * warp), lane);
 #pragma unroll 1
@@ -539,19 +313,6 @@ struct BackwardConsumer {
     store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
   }
 
-  // When there are no more tiles: until buffers are free.
-  __device__ __forceinline__ void end_additions() {
-    if constexpr (Traits::kSumGroup) {
-      if (launch.done) named_barrier_sync(kSumsEnded, Traits::kConsumers + 128);
-    } else if (adds_in_order<Traits>(p)) {
-      end_query_gradients();
-    } else if (Traits::kConverts && launch.done) {
-      end_tiles();
-    } else if (lane == 0) {
-      bulk_wait();
-    }
-  }
-
   __device__ __forceinline__ void run() {
     if (lane == 0) control.left[4 * group + warp] = -1;
     __syncwarp();
@@ -561,7 +322,8 @@ struct BackwardConsumer {
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kNone)) break;
       State r;
       if (__any_sync(0xffffffffu, tile.kind == KeyTileKind::kSeen)) {
-        if (tile.padded) clear<Key>(key_address(), tile.visible.kv_len - tile.first_key);
+        if (tile.padded)
+          this->template clear<Key>(key_address(), tile.visible.kv_len - tile.first_key);
         process(r, tile);
       } else {
         release(control.key_empty[key_stage()]);
