@@ -105,6 +105,15 @@ def _row_bias(cell: AttentionCell) -> np.ndarray:
     return np.sin(keys + heads).astype(np.float32)[None, :, None]
 
 
+def _full_bias(cell: AttentionCell) -> np.ndarray:
+    """[1, 1, S, K] in the inputs' 16 bits, in waves: a bias of its own for every query and key."""
+    import ml_dtypes
+
+    places = np.arange(cell.length)
+    waves = np.sin(places + 3 * places[:, None], dtype=np.float32)
+    return waves.astype(ml_dtypes.bfloat16)[None, None]
+
+
 def _slopes(cell: AttentionCell) -> np.ndarray:
     return np.exp2(-np.arange(1, cell.query_heads + 1) / 2).astype(np.float32)
 
@@ -115,6 +124,7 @@ VARIANTS: dict[str, Callable[[AttentionCell], dict[str, Any]]] = {
     "soft-cap": lambda cell: {"logits_soft_cap": SOFT_CAP},
     "alibi": lambda cell: {"alibi_slopes": _slopes(cell)},
     "bias": lambda cell: {"bias": _row_bias(cell)},
+    "bias-full": lambda cell: {"bias": _full_bias(cell)},
     "dropout": lambda cell: {"dropout_rate": 0.1, "dropout_seed": np.array([3, 5], np.uint32)},
     "uneven": lambda cell: {},
     "portable": lambda cell: {},
@@ -314,6 +324,8 @@ class JaxEngine:
                     scores -= float(_slopes(cell)[-1]) * jnp.abs(distance)
                 if cell.variant == "bias":
                     scores += _row_bias(cell)[0, -1]
+                if cell.variant == "bias-full":
+                    scores += _full_bias(cell)[0, 0, -rows:].astype(np.float32)
                 weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
                 return jnp.sum(weights[:, :, None] * v[None], axis=1)
 

@@ -28,7 +28,7 @@ GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
 WINDOW = grid_cell(16384, 128, True, window=1024)
 IDLE_SECONDS = 0.2  # what an idle GPU is kept busy for
 LENGTHS = (4096, 16384, 1024, 8192, 512, 2048)
-FEATURES = ("soft-cap", "alibi", "bias", "dropout", "uneven", "portable")
+FEATURES = ("soft-cap", "alibi", "bias", "bias-full", "dropout", "uneven", "portable")
 
 
 def varied(plain: AttentionCell) -> list[AttentionCell]:
