@@ -1,7 +1,7 @@
 // Tiles of the Hopper backward kernel and the choice among them. Host-safe.
 #pragma once
 
-#include "attention/params.h"
+#include "attention/backward/params.h"
 #include "common/dtype.h"
 
 namespace jax_baracuda {
@@ -22,7 +22,7 @@ struct HopperBackwardTile {
   // Where registers are short: dP is asked for when the weights are there, and the gradients of the scores are computed
   // from weights that have been rounded to 16 bits, as the products take them.
   bool late, rounded_weights;
-  bool features = false;   // see has_features()
+  int features = 0;        // see features_of(): one of them, or all
   bool sum_group = false;  // see sum_group.cuh; not in deterministic calls
 
   constexpr int ctas() const { return split == QuerySplit::kPair ? 2 : 1; }
@@ -32,6 +32,8 @@ struct HopperBackwardTile {
   // Counters of a row block: of turns to add to dQ, for a CTA or for the warpgroups of both; or, where these are no pair and
   // turn sums into dQ, two a row of tiles, which has a row block at least.
   constexpr int counters() const { return split == QuerySplit::kPair ? 4 : 2; }
+  // Whether it serves every option, which it finds out about as it runs, and deterministic calls, too.
+  constexpr bool serves_all() const { return features == kAllFeatures; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }
@@ -41,21 +43,39 @@ struct HopperBackwardTile {
 constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {64, 64, 128, QuerySplit::kRows, true, true},
     {96, 96, 64, QuerySplit::kTurns, true, true},
-    {128, 128, 64, QuerySplit::kColumns, false, false, false, true},
+    {128, 128, 64, QuerySplit::kColumns, false, false, 0, true},
     {192, 128, 64, QuerySplit::kPair, false, true},
     {192, 192, 64, QuerySplit::kPair, false, true},
     {256, 256, 64, QuerySplit::kPair, false, true},
-    {64, 64, 64, QuerySplit::kTurns, false, false, true},
-    {128, 128, 64, QuerySplit::kColumns, false, false, true},
+    {64, 64, 128, QuerySplit::kRows, true, true, kSoftCap},
+    {128, 128, 64, QuerySplit::kColumns, false, false, kSoftCap, true},
+    {64, 64, 128, QuerySplit::kRows, true, true, kAlibi},
+    {128, 128, 64, QuerySplit::kColumns, false, false, kAlibi, true},
+    {64, 64, 128, QuerySplit::kRows, true, true, kBias},
+    {128, 128, 64, QuerySplit::kColumns, false, false, kBias, true},
+    {64, 64, 128, QuerySplit::kRows, true, true, kDropout},
+    {128, 128, 64, QuerySplit::kColumns, false, false, kDropout, true},
+    {64, 64, 64, QuerySplit::kTurns, false, false, kAllFeatures},
+    {128, 128, 64, QuerySplit::kColumns, false, false, kAllFeatures},
 };
 
-inline const HopperBackwardTile* choose_hopper_backward_tile(int dim, int dim_v, bool features) {
+// The features of a call as the choice of a tile sees them: those for one feature serve no deterministic calls, and of biases
+// those that are one row for all queries.
+inline int hopper_backward_features(const BackwardParams& p) {
+  const int features = features_of(p);
+  const bool one = features == kSoftCap || features == kAlibi || features == kDropout ||
+                   (features == kBias && p.bias.row_stride == 0);
+  return features == 0 || (one && !p.deterministic) ? features : kAllFeatures;
+}
+
+inline const HopperBackwardTile* choose_hopper_backward_tile(const BackwardParams& p) {
+  const int features = hopper_backward_features(p);
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (dim <= tile.dim && dim_v <= tile.dim_v && features == tile.features) return &tile;
+    if (p.dim <= tile.dim && p.dim_v <= tile.dim_v && features == tile.features) return &tile;
   return nullptr;
 }
 
-constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v, bool features) {
+constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v, int features) {
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
     if (tile.dim == dim && tile.dim_v == dim_v && tile.features == features) return tile;
   return {};

@@ -11,6 +11,7 @@
 
 #include "attention/hopper/backward/consumer_sums.cuh"
 #include "attention/hopper/backward/conversion.cuh"
+#include "attention/hopper/backward/option.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
@@ -44,9 +45,12 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   static constexpr bool kStoresEarly =
       !Traits::kInOrder && !Traits::kFeatures && !Traits::kSumGroup;
 
+  using Option = BlockOption<Traits>;
+
   struct State {
     Scores s, dp;
     Operand weights, gradients;
+    Operand factors;  // see kFactors
     QuerySum dq;
     float dk[kDim / 2], dv[kDimV / 2];
     uint32_t values[4];  // see kHoldsValues
@@ -69,8 +73,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       differentiate_part<kHalf, kRows>(r, accumulate);
       warpgroup_commit();
     } else if (!Traits::kFeatures) {
-      differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
-      pack_scores<Traits>(r.dp, r.gradients);
+      score_gradients<0, kRows>(r);
     }
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
@@ -83,6 +86,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   // To P, with dV under way, and dP.
   __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
                                              bool due, bool accumulate) {
+    const Option option(p, tile, block, group, warp, lane);
     if (!Traits::kLate) {
       warpgroup_arrive();
       issue_weight_gradients(r);
@@ -96,12 +100,12 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     if ((!Traits::kInterleaves || Traits::kSumGroup) && accumulate)
       release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
-    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
+    option.change(r.s);
+    if (Traits::kOption != kSoftCap && flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
-    if (Traits::kInterleaves) weigh_part<0, kHalf>(r, accumulate);
+    if (Traits::kInterleaves) weigh_part<0, kHalf>(r, option, tile, block, accumulate);
     if (Traits::kInterleaves && Traits::kLate) warpgroup_commit();
-    weigh<Traits, kLastPart, kRows>(r.s, scale, lse_address());
-    pack_scores<Traits, kLastPart, kRows>(r.s, r.weights);
+    to_weights<kLastPart, kRows>(r, option, tile, block);
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r);
@@ -115,19 +119,79 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     warpgroup_wait<1>();
     hold(r.dp);
   }
+  // From scores to P of some of the rows.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void to_weights(State& r, const Option& option, const KeyTile& tile,
+                                             const RowBlock& block) {
+    if constexpr (Traits::kOption == 0) {
+      weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
+      pack_scores<Traits, kBegin, kEnd>(r.s, r.weights);
+    } else {
+      if constexpr (Traits::kOption == kSoftCap) {
+        option.template bend<kBegin, kEnd>(r.s);
+        if (block.flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
+          mask_scores<Traits, kBegin, kEnd>(r.s, p, tile, block, group, 64 * group + 16 * warp,
+                                            lane);
+      }
+      if constexpr (Traits::kOption == kDropout)
+        weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
+#pragma unroll
+      for (int i = kBegin / 16; i < kEnd / 16; ++i) to_weights_with(r, option, i);
+    }
+  }
+  // The same of rows 16i .. 16i + 15, with the option of the call.
+  __device__ __forceinline__ void to_weights_with(State& r, const Option& option, int i) {
+    if constexpr (Traits::kOption == kSoftCap) {
+      option.weigh(i, r.s, lse_address(), r.weights[i], r.factors[i]);
+    } else if constexpr (Traits::kOption == kDropout) {
+      pack_scores<T>(i, r.s, r.factors[i]);
+      option.drop(i, r.factors[i], r.weights[i]);
+    } else {
+      option.terms.template weigh<Traits>(i, r.s, scale, lse_address());
+      pack_scores<T>(i, r.s, r.weights[i]);
+    }
+    if constexpr (Traits::kSharedFactors)
+      store_shared_16(factor_address(i), make_uint4(r.factors[i][0], r.factors[i][1],
+                                                    r.factors[i][2], r.factors[i][3]));
+  }
+  // A lane's own place for the factors of rows 16i .. 16i + 15.
+  __device__ __forceinline__ uint32_t factor_address(int i) const {
+    return shared + Traits::kFactorOffset + (4 * group + warp) * Traits::kFactorBytes + i * 512 +
+           lane * 16;
+  }
+  // From dP to dS of some of the rows.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void score_gradients(State& r) {
+    if constexpr (!Traits::kFactors) {
+      differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address());
+    } else {
+#pragma unroll
+      for (int i = kBegin / 16; i < kEnd / 16; ++i) {
+        if constexpr (Traits::kSharedFactors) {
+          const uint4 held = load_shared_16(factor_address(i));
+          r.factors[i][0] = held.x, r.factors[i][1] = held.y;
+          r.factors[i][2] = held.z, r.factors[i][3] = held.w;
+        }
+        if constexpr (Traits::kOption == kDropout)
+          differentiate_dropped<T>(i, r.weights[i], r.factors[i], r.dp, delta_address());
+        else
+          differentiate<T>(i, r.factors[i], r.dp, delta_address());
+      }
+    }
+    pack_scores<Traits, kBegin, kEnd>(r.dp, r.gradients);
+  }
   // From scores to P of some of the rows, and dV with it.
   template <int kBegin, int kEnd>
-  __device__ __forceinline__ void weigh_part(State& r, bool accumulate) {
-    weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
-    pack_scores<Traits, kBegin, kEnd>(r.s, r.weights);
+  __device__ __forceinline__ void weigh_part(State& r, const Option& option, const KeyTile& tile,
+                                             const RowBlock& block, bool accumulate) {
+    to_weights<kBegin, kEnd>(r, option, tile, block);
     warpgroup_arrive();
     multiply_weights<T, DOut, kRows, kBegin, kEnd>(r.dv, r.weights, dout_address(), accumulate);
   }
   // From dP to dS of some of the rows, and dK with it.
   template <int kBegin, int kEnd>
   __device__ __forceinline__ void differentiate_part(State& r, bool accumulate) {
-    differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address());
-    pack_scores<Traits, kBegin, kEnd>(r.dp, r.gradients);
+    score_gradients<kBegin, kEnd>(r);
     warpgroup_arrive();
     multiply_weights<T, Query, kRows, kBegin, kEnd>(r.dk, r.gradients, query_address(), accumulate);
   }
@@ -263,7 +327,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     query_place.next();
     publish_gradients();
     hold(r.dv);
-    if (kStoresEarly) store<kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
+    if (kStoresEarly) store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
     warpgroup_wait<0>();
     hold(r.dq);
     hold(r.dk);
@@ -279,7 +343,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     warpgroup_arrive();
     issue_query_gradient(r.dq, gradient_stage(count - 1));
     warpgroup_commit();
-    if (kStoresEarly) store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
+    if (kStoresEarly) store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
     warpgroup_wait<0>();
     hold(r.dq);
     release(control.key_empty[key_stage()]);
@@ -309,8 +373,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     }
   }
   __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
-    store<kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
-    store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
+    store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
+    store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
   }
 
   __device__ __forceinline__ void run() {

@@ -106,11 +106,12 @@ struct QueryGradientConverter {
 
   // Rows `row`, a lane's of 8, and 32 columns that lie at `from`.
   __device__ __forceinline__ void store(uint32_t from, int row, int column) const {
+    const float scale = gradient_scale<Traits>(p.problem, p.problem.scale);
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 at = load_shared_float2(from + i * 512);
-      words[i] = pack_pair<T>(at.x * p.problem.scale, at.y * p.problem.scale);
+      words[i] = pack_pair<T>(at.x * scale, at.y * scale);
     }
     transpose_quad(words, lane);
     if (row >= place().rows || column >= p.problem.dim) return;

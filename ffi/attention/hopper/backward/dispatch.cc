@@ -100,7 +100,7 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   // Few rows of pairs that are longer than a wave begin at the last query rows without waves, too.
   const bool together = tile.ctas() == 2 && wave_rows == 1 && rows <= two_waves;
   const bool waves = p.deterministic ? shares_much(p, at_once, slots) && !together
-                                     : tile.ctas() == 1 && !tile.features;
+                                     : tile.ctas() == 1 && !tile.serves_all();
   if (long_causal && waves) {
     params->section = wave_rows;
     params->last = std::min(rows, wave_rows + rows % wave_rows);
@@ -118,7 +118,7 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
 bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
   const BackwardParams& p = params.problem;
   const int max_tiles = is_masked(p) ? 32 : 64;  // of a row
-  return tile.ctas() == 1 && !tile.features && params.tiles <= max_tiles && !p.deterministic &&
+  return tile.ctas() == 1 && !tile.serves_all() && params.tiles <= max_tiles && !p.deterministic &&
          !p.cu_seqlens_q && !p.cu_seqlens_k && p.sequences == 1;
 }
 
@@ -147,12 +147,12 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
 
 }  // namespace
 
-int64_t hopper_backward_workspace_bytes(const AttentionProblem& p) {
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
+int64_t hopper_backward_workspace_bytes(const BackwardParams& p) {
+  const HopperBackwardTile* tile = choose_hopper_backward_tile(p);
   return tile ? Workspace(p, *tile).size : 0;
 }
 
-cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem& p,
+cudaError_t plan_hopper_backward(int device, DType dtype, const BackwardParams& p,
                                  const HopperBackwardKernel** kernel) {
   *kernel = nullptr;
   if (hopper_backward_kernels().empty() || dtype == DType::kF32 || !p.vector_q || !p.vector_v ||
@@ -160,7 +160,7 @@ cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
+  const HopperBackwardTile* tile = choose_hopper_backward_tile(p);
   if (major != 9 || !tile || row_blocks_of(p, *tile) >= kMaxPlaces ||
       tiles_of(p) * rows_of(p) >= kMaxPlaces)
     return cudaSuccess;

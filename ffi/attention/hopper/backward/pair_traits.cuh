@@ -43,13 +43,14 @@ template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_,
           bool kValuesFirst_ = JAX_BARACUDA_PAIR_VALUES_FIRST>
 struct HopperPairTraits {
   using T = T_;
-  static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_, false);
+  static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_, 0);
   static_assert(kTile.split == QuerySplit::kPair);
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kTile.rows;
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();
   static constexpr bool kRoundedWeights = true;
+  static constexpr int kOption = 0;
   static constexpr bool kFeatures = false, kInOrder = false, kPasses = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,

@@ -40,8 +40,8 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }
 
-// -inf for what positions or segment ids hide. `warp_key`: the warp's first key within the tile.
-template <class Traits>
+// -inf for what positions or segment ids hide of rows kBegin .. kEnd - 1. `warp_key`: the warp's first key within the tile.
+template <class Traits, int kBegin = 0, int kEnd = Traits::kRows>
 __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const AttentionProblem& p,
                                             const KeyTile& tile, const RowBlock& block, int group,
                                             int warp_key, int lane) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const Attentio
       const auto count = static_cast<unsigned>(rows.end - rows.begin);
       const auto first = static_cast<unsigned>(i0 - rows.begin);
 #pragma unroll
-      for (int n = 0; n < Traits::kRows / 8; ++n)
+      for (int n = kBegin / 8; n < kEnd / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
           if (first + (8 * n + e) >= count) s[4 * n + 2 * half + e] = negative_infinity();
@@ -66,7 +66,7 @@ __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const Attentio
     const int last_row = tile.visible.q_len - 1, last_key = tile.visible.kv_len - 1;
     const int id[2] = {segments.k[min(j0, last_key)], segments.k[min(j0 + 8, last_key)]};
 #pragma unroll
-    for (int n = 0; n < Traits::kRows / 8; ++n)
+    for (int n = kBegin / 8; n < kEnd / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int row_id = segments.q[min(i0 + 8 * n + e, last_row)];

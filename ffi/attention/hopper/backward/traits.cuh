@@ -99,7 +99,7 @@ struct HopperBackwardControl {
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads; with
 // kSumGroup_, one more computes dQ for both.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
-          bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kSumGroup_ = false>
+          bool kRoundedWeights_ = false, int kFeatures_ = 0, bool kSumGroup_ = false>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -110,7 +110,11 @@ struct HopperBackwardTraits {
   static constexpr bool kSumGroup = kSumGroup_;  // see sum_group.cuh
   static constexpr bool kLate = kLate_ || kSumGroup;
   static constexpr bool kRoundedWeights = kRoundedWeights_ || kSumGroup;
-  static constexpr bool kFeatures = kFeatures_;  // see has_features()
+  static constexpr bool kFeatures = kFeatures_ == kAllFeatures;  // see has_features()
+  static constexpr int kOption = kFeatures ? 0 : kFeatures_;     // the only one, see option.cuh
+  // Whether what dP - delta is multiplied with is not the weights, and whether a lane leaves it in shared memory until then.
+  static constexpr bool kFactors = kOption == kSoftCap || kOption == kDropout;
+  static constexpr bool kSharedFactors = kFactors && kSumGroup;
   // Where there is room for it, the next keys are loaded while these are in use still.
   static constexpr int kKeyStages = kDim <= 96 && !kFeatures ? 2 : 1;
   static constexpr int kQueryStages = kKeyStages == 2 ? 2 : 3;
@@ -165,7 +169,10 @@ struct HopperBackwardTraits {
       kSumOffset + (kWarpBuffers + kHopperConverters) * kWarpQueryBytes;
   static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
-  static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
+  static constexpr int kFactorOffset = kDeltaOffset + kDOutStages * kRows * 4;
+  static constexpr int kFactorBytes = kRows / 16 * 512;  // of a warp
+  static constexpr int kControlOffset =
+      kFactorOffset + (kSharedFactors ? kConsumers / 32 * kFactorBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
@@ -180,6 +187,12 @@ struct InOrder : Traits {
 template <class Traits>
 __device__ __forceinline__ bool adds_in_order(const BackwardParams& p) {
   return Traits::kFeatures ? p.deterministic : Traits::kInOrder;
+}
+
+// What sums of gradients are to be multiplied with: dropout leaves that to the end, see option.cuh.
+template <class Traits>
+__device__ __forceinline__ float gradient_scale(const AttentionProblem& p, float scale) {
+  return Traits::kOption == kDropout ? scale * p.dropout_scale : scale;
 }
 
 }  // namespace jax_baracuda
