@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/backward/params.h"
+#include "attention/hopper/config.h"
 #include "common/dtype.h"
 
 namespace jax_baracuda {
@@ -59,12 +60,13 @@ constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {128, 128, 64, QuerySplit::kColumns, false, false, kAllFeatures},
 };
 
-// The features of a call as the choice of a tile sees them: those for one feature serve no deterministic calls, and of biases
-// those that are one row for all queries.
+// The features of a call as the choice of a tile sees them: tiles for one feature serve no deterministic calls, of biases those
+// that are one row for all queries, and not the greatest rates of dropout.
 inline int hopper_backward_features(const BackwardParams& p) {
   const int features = features_of(p);
-  const bool one = features == kSoftCap || features == kAlibi || features == kDropout ||
-                   (features == kBias && p.bias.row_stride == 0);
+  const bool one = features == kSoftCap || features == kAlibi ||
+                   (features == kBias && p.bias.row_stride == 0) ||
+                   (features == kDropout && p.dropout_threshold <= kMostThreshold);
   return features == 0 || (one && !p.deterministic) ? features : kAllFeatures;
 }
 

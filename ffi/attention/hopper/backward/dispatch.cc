@@ -9,7 +9,7 @@
 namespace jax_baracuda {
 namespace {
 
-constexpr int kMaxKernels = 32;
+constexpr int kMaxKernels = 64;
 constexpr int64_t kMaxPlaces = 1ll << 30;  // tiles and row blocks are counted in int32
 
 std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];

@@ -66,7 +66,7 @@ struct BlockOption<Traits, kAlibi> {
   // Blocks that lie on both sides of the diagonal.
   __device__ __forceinline__ void change(KeyScores<Traits>& s) const {
     if (!__any_sync(0xffffffffu, straddles)) return;
-    const float ratio = slope / scale, first = static_cast<float>(distance);
+    const float ratio = slope * reciprocal_approx(scale), first = static_cast<float>(distance);
 #pragma unroll
     for (int n = 0; n < Traits::kRows / 8; ++n)
 #pragma unroll
@@ -106,7 +106,7 @@ struct BlockOption<Traits, kSoftCap> {
 
   __device__ __forceinline__ BlockOption(const AttentionProblem& p, const KeyTile&, const RowBlock&,
                                          int, int, int)
-      : inner(p.scale / p.soft_cap), outer(p.soft_cap * kLog2E) {}
+      : inner(p.scale * reciprocal_approx(p.soft_cap)), outer(p.soft_cap * kLog2E) {}
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 
   // To hyperbolic tangents, which the mask comes after.
@@ -139,55 +139,64 @@ struct BlockOption<Traits, kSoftCap> {
 #endif
 inline constexpr int kPhiloxAtOnce = PHILOX_AT_ONCE;
 
-// Dropout. Factors are weights that it has not gone over. What 1 / (1 - rate) multiplies is multiplied at the end: dV, and
-// dS, for which delta has been divided by it.
+// Dropout. Factors are weights that it has not gone over. What one over the part that is kept multiplies is multiplied at the
+// end: dV, and dS, for which delta has been divided by it.
 template <class Traits>
 struct BlockOption<Traits, kDropout> {
-  // Which of the lane's weights are kept, 64 rows a word: of rows 16i .. 16i + 15 those of the pairs of one key and two rows.
+  ScoreModifier modify;
+  int row, key;  // of the lane's first score
+#ifndef DROP_IN_PLACE
+  // Which weights are kept, 64 rows a word, of pairs of rows one bit in either half.
   uint32_t kept[Traits::kRows / 64];
+#endif
 
   __device__ __forceinline__ BlockOption(const AttentionProblem& p, const KeyTile& tile,
-                                         const RowBlock& block, int group, int warp, int lane) {
-    ScoreModifier modify;
+                                         const RowBlock& block, int group, int warp, int lane)
+      : row(block.first_row + 2 * (lane % 4)),
+        key(tile.first_key + 64 * group + 16 * warp + lane / 4) {
     modify.set_dropout(p, tile.sequence, block.head);
-    const int row = block.first_row + 2 * (lane % 4);
-    const int key = tile.first_key + 64 * group + 16 * warp + lane / 4;
+#ifndef DROP_IN_PLACE
 #pragma unroll
     for (int word = 0; word < Traits::kRows / 64; ++word) {
       kept[word] = 0;
 #pragma unroll kPhiloxAtOnce
-      for (int i = 0; i < 4; ++i)
-        kept[word] = kept[word] << 2 | kept_of(modify, row + 64 * word + 16 * i, key);
+      for (int i = 0; i < 4; ++i) kept[word] = kept[word] << 4 | kept_of(4 * word + i);
     }
+#endif
   }
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 
-  // Bits 0 and 1 of each byte: those of pairs 2, 3 and of pairs 0, 1, a byte each of their four weights.
-  static __device__ __forceinline__ uint32_t kept_of(const ScoreModifier& modify, int row,
-                                                     int key) {
+  __device__ __forceinline__ uint32_t mask_of(uint32_t pair) const {
+    return kept_halves(pair, modify.threshold * 0x10001);
+  }
+#ifdef DROP_IN_PLACE
+  __device__ __forceinline__ void drop(int i, const uint32_t (&factors)[4],
+                                       uint32_t (&weights)[4]) const {
+    const DropoutPairs pairs(modify, row + 16 * i, key);
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair)
+      weights[pair] = factors[pair] & mask_of(pairs.at[pair / 2][pair % 2]);
+  }
+#else
+  // Of rows 16i .. 16i + 15: bits 3 to 0 of either half.
+  __device__ __forceinline__ uint32_t kept_of(int i) const {
+    const DropoutPairs pairs(modify, row + 16 * i, key);
     uint32_t bits = 0;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const uint4 words = modify.dropout_words(row + e, key);
-      if (words.x >= modify.threshold) bits |= 2u << 8 * e;
-      if (words.y >= modify.threshold) bits |= 2u << (16 + 8 * e);
-      if (words.z >= modify.threshold) bits |= 1u << 8 * e;
-      if (words.w >= modify.threshold) bits |= 1u << (16 + 8 * e);
-    }
+    for (int pair = 0; pair < 4; ++pair)
+      bits |= mask_of(pairs.at[pair / 2][pair % 2]) & 0x00080008u >> pair;
     return bits;
-  }
-  // All ones in the halves of a pair that are kept.
-  __device__ __forceinline__ uint32_t mask(int i, int pair) const {
-    const uint32_t bits = kept[i / 4] << (2 * (i % 4) + pair / 2);
-    uint32_t mask;
-    asm("prmt.b32 %0, %1, 0, %2;\n" : "=r"(mask) : "r"(bits), "r"(pair % 2 ? 0xbbaa : 0x9988));
-    return mask;
   }
   __device__ __forceinline__ void drop(int i, const uint32_t (&factors)[4],
                                        uint32_t (&weights)[4]) const {
 #pragma unroll
-    for (int pair = 0; pair < 4; ++pair) weights[pair] = factors[pair] & mask(i, pair);
+    for (int pair = 0; pair < 4; ++pair) {
+      uint32_t mask;  // all ones in the halves that are kept: the signs of bytes 1 and 3
+      asm("prmt.b32 %0, %1, 0, 0xbb99;\n" : "=r"(mask) : "r"(kept[i / 4] << (i % 4 * 4 + pair)));
+      weights[pair] = factors[pair] & mask;
+    }
   }
+#endif
 };
 
 // dP of query rows 16i .. 16i + 15 to dS = W dP - P delta, in place; W: P that dropout has gone over.
