@@ -51,6 +51,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     Scores s, dp;
     Operand weights, gradients;
     Operand factors;  // see kFactors
+    HeadOption<Traits::kOption> of_head;
+    int head;  // that it was found for, or -1
     QuerySum dq;
     float dk[kDim / 2], dv[kDimV / 2];
     uint32_t values[4];  // see kHoldsValues
@@ -86,7 +88,13 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   // To P, with dV under way, and dP.
   __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
                                              bool due, bool accumulate) {
-    const Option option(p, tile, block, group, warp, lane);
+    const int key = tile.first_key + 64 * group + 16 * warp + lane / 4;
+    if (HeadOption<Traits::kOption>::kLooksUp &&
+        __any_sync(0xffffffffu, block.head != r.head)) {
+      r.head = block.head;
+      r.of_head.find(p, tile, r.head, key);
+    }
+    const Option option(p, tile, block, r.of_head, group, key, lane);
     if (!Traits::kLate) {
       warpgroup_arrive();
       issue_weight_gradients(r);
@@ -280,6 +288,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
 
   // A block of keys, from its first row block to the last.
   __device__ __forceinline__ void process(State& r, const KeyTile& tile) {
+    r.head = -1;
     wait_query(tile);
     bool due = false;         // dQ of the row block before is
     bool accumulate = false;  // to dK and dV

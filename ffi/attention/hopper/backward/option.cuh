@@ -8,11 +8,52 @@
 
 namespace jax_baracuda {
 
-// No option.
+// What an option has in global memory for a head and a lane's two keys, the first of them `key`. It is looked up when the head
+// changes.
+template <int kOption>
+struct HeadOption {
+  static constexpr bool kLooksUp = false;
+  __device__ __forceinline__ void find(const AttentionProblem&, const KeyTile&, int, int) {}
+};
+template <>
+struct HeadOption<kAlibi> {
+  static constexpr bool kLooksUp = true;
+  float slope;  // times log2(e)
+
+  __device__ __forceinline__ void find(const AttentionProblem& p, const KeyTile& tile, int head,
+                                       int) {
+    slope = p.alibi_slopes[tile.sequence.index * p.alibi_stride + head] * kLog2E;
+  }
+};
+template <>
+struct HeadOption<kBias> {
+  static constexpr bool kLooksUp = true;
+  float of_key[2];
+
+  __device__ __forceinline__ void find(const AttentionProblem& p, const KeyTile& tile, int head,
+                                       int key) {
+    const ScoreModifier modify(p, tile.sequence, head);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      of_key[half] = key + 8 * half < tile.visible.kv_len ? modify.bias_at(0, key + 8 * half) : 0;
+  }
+};
+template <>
+struct HeadOption<kDropout> {
+  static constexpr bool kLooksUp = true;
+  ScoreModifier modify;  // its dropout alone
+
+  __device__ __forceinline__ void find(const AttentionProblem& p, const KeyTile& tile, int head,
+                                       int) {
+    modify.set_dropout(p, tile.sequence, head);
+  }
+};
+
+// The same for a row block and the lane's first key. No option:
 template <class Traits, int kOption = Traits::kOption>
 struct BlockOption {
   __device__ __forceinline__ BlockOption(const AttentionProblem&, const KeyTile&, const RowBlock&,
-                                         int, int, int) {}
+                                         const HeadOption<kOption>&, int, int, int) {}
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 };
 
@@ -47,14 +88,13 @@ struct BlockOption<Traits, kAlibi> {
   bool straddles;
 
   __device__ __forceinline__ BlockOption(const AttentionProblem& p, const KeyTile& tile,
-                                         const RowBlock& block, int group, int warp, int lane)
-      : scale(p.scale * kLog2E) {
-    slope =
-        p.alibi_slopes[tile.sequence.index * p.alibi_stride + block.head] * kLog2E;
-    const int row = block.first_row + tile.visible.offset, key = tile.first_key + 64 * group;
-    const bool after = row + Traits::kRows - 1 <= key;
-    straddles = !p.causal && !after && row < key + 63;
-    distance = row + 2 * (lane % 4) - (key + 16 * warp + lane / 4);
+                                         const RowBlock& block, const HeadOption<kAlibi>& of_head,
+                                         int group, int key, int lane)
+      : slope(of_head.slope), scale(p.scale * kLog2E) {
+    const int row = block.first_row + tile.visible.offset, first = tile.first_key + 64 * group;
+    const bool after = row + Traits::kRows - 1 <= first;
+    straddles = !p.causal && !after && row < first + 63;
+    distance = row + 2 * (lane % 4) - key;
     const float growth = straddles ? 0.0f : !p.causal && after ? -slope : slope;
     terms.of_rows = 8.0f * growth;
 #pragma unroll
@@ -80,15 +120,11 @@ template <class Traits>
 struct BlockOption<Traits, kBias> {
   AddedTerms<false> terms;
 
-  __device__ __forceinline__ BlockOption(const AttentionProblem& p, const KeyTile& tile,
-                                         const RowBlock& block, int group, int warp, int lane) {
-    const ScoreModifier modify(p, tile.sequence, block.head);
+  __device__ __forceinline__ BlockOption(const AttentionProblem&, const KeyTile&, const RowBlock&,
+                                         const HeadOption<kBias>& of_head, int, int, int) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int key = tile.first_key + 64 * group + 16 * warp + lane / 4 + 8 * half;
-      const float bias = key < tile.visible.kv_len ? modify.bias_at(0, key) : 0.0f;
-      terms.of_key[half][0] = terms.of_key[half][1] = bias;
-    }
+    for (int half = 0; half < 2; ++half)
+      terms.of_key[half][0] = terms.of_key[half][1] = of_head.of_key[half];
   }
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 };
@@ -105,7 +141,7 @@ struct BlockOption<Traits, kSoftCap> {
   float inner, outer;
 
   __device__ __forceinline__ BlockOption(const AttentionProblem& p, const KeyTile&, const RowBlock&,
-                                         int, int, int)
+                                         const HeadOption<kSoftCap>&, int, int, int)
       : inner(p.scale * reciprocal_approx(p.soft_cap)), outer(p.soft_cap * kLog2E) {}
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 
@@ -134,69 +170,29 @@ struct BlockOption<Traits, kSoftCap> {
   }
 };
 
-#ifndef PHILOX_AT_ONCE
-#define PHILOX_AT_ONCE 1
-#endif
-inline constexpr int kPhiloxAtOnce = PHILOX_AT_ONCE;
-
 // Dropout. Factors are weights that it has not gone over. What one over the part that is kept multiplies is multiplied at the
 // end: dV, and dS, for which delta has been divided by it.
 template <class Traits>
 struct BlockOption<Traits, kDropout> {
-  ScoreModifier modify;
-  int row, key;  // of the lane's first score
-#ifndef DROP_IN_PLACE
-  // Which weights are kept, 64 rows a word, of pairs of rows one bit in either half.
-  uint32_t kept[Traits::kRows / 64];
-#endif
+  const ScoreModifier& modify;
+  const int row, key;  // of the lane's first score
 
-  __device__ __forceinline__ BlockOption(const AttentionProblem& p, const KeyTile& tile,
-                                         const RowBlock& block, int group, int warp, int lane)
-      : row(block.first_row + 2 * (lane % 4)),
-        key(tile.first_key + 64 * group + 16 * warp + lane / 4) {
-    modify.set_dropout(p, tile.sequence, block.head);
-#ifndef DROP_IN_PLACE
-#pragma unroll
-    for (int word = 0; word < Traits::kRows / 64; ++word) {
-      kept[word] = 0;
-#pragma unroll kPhiloxAtOnce
-      for (int i = 0; i < 4; ++i) kept[word] = kept[word] << 4 | kept_of(4 * word + i);
-    }
-#endif
-  }
+  __device__ __forceinline__ BlockOption(const AttentionProblem&, const KeyTile&,
+                                         const RowBlock& block,
+                                         const HeadOption<kDropout>& of_head, int, int key,
+                                         int lane)
+      : modify(of_head.modify), row(block.first_row + 2 * (lane % 4)), key(key) {}
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 
-  __device__ __forceinline__ uint32_t mask_of(uint32_t pair) const {
-    return kept_halves(pair, modify.threshold * 0x10001);
-  }
-#ifdef DROP_IN_PLACE
+  // Of rows 16i .. 16i + 15.
   __device__ __forceinline__ void drop(int i, const uint32_t (&factors)[4],
                                        uint32_t (&weights)[4]) const {
+    const uint32_t thresholds = modify.threshold * 0x10001;
     const DropoutPairs pairs(modify, row + 16 * i, key);
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair)
-      weights[pair] = factors[pair] & mask_of(pairs.at[pair / 2][pair % 2]);
+      weights[pair] = factors[pair] & kept_halves(pairs.at[pair / 2][pair % 2], thresholds);
   }
-#else
-  // Of rows 16i .. 16i + 15: bits 3 to 0 of either half.
-  __device__ __forceinline__ uint32_t kept_of(int i) const {
-    const DropoutPairs pairs(modify, row + 16 * i, key);
-    uint32_t bits = 0;
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair)
-      bits |= mask_of(pairs.at[pair / 2][pair % 2]) & 0x00080008u >> pair;
-    return bits;
-  }
-  __device__ __forceinline__ void drop(int i, const uint32_t (&factors)[4],
-                                       uint32_t (&weights)[4]) const {
-#pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      uint32_t mask;  // all ones in the halves that are kept: the signs of bytes 1 and 3
-      asm("prmt.b32 %0, %1, 0, 0xbb99;\n" : "=r"(mask) : "r"(kept[i / 4] << (i % 4 * 4 + pair)));
-      weights[pair] = factors[pair] & mask;
-    }
-  }
-#endif
 };
 
 // dP of query rows 16i .. 16i + 15 to dS = W dP - P delta, in place; W: P that dropout has gone over.
