@@ -150,10 +150,14 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   // The same of rows 16i .. 16i + 15, with the option of the call.
   __device__ __forceinline__ void to_weights_with(State& r, const Option& option, int i) {
     if constexpr (Traits::kOption == kSoftCap) {
-      option.weigh(i, r.s, lse_address(), r.weights[i], r.factors[i]);
+      option.weigh(i, r.s, lse_address(), r.factors[i]);
+      pack_scores<T>(i, r.s, r.weights[i]);
     } else if constexpr (Traits::kOption == kDropout) {
       pack_scores<T>(i, r.s, r.factors[i]);
-      option.drop(i, r.factors[i], r.weights[i]);
+      uint32_t masks[4];
+      option.find_kept(i, masks);
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) r.weights[i][pair] = r.factors[i][pair] & masks[pair];
     } else {
       option.terms.template weigh<Traits>(i, r.s, scale, lse_address());
       pack_scores<T>(i, r.s, r.weights[i]);

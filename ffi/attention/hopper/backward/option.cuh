@@ -151,8 +151,9 @@ struct BlockOption<Traits, kSoftCap> {
 #pragma unroll
     for (int n = kBegin / 2; n < kEnd / 2; ++n) s[n] = tanh_approx(s[n] * inner);
   }
+  // Tangents of query rows 16i .. 16i + 15 to weights, in place, and factors.
   __device__ __forceinline__ void weigh(int i, KeyScores<Traits>& s, uint32_t lse,
-                                        uint32_t (&weights)[4], uint32_t (&factors)[4]) const {
+                                        uint32_t (&factors)[4]) const {
     float slopes[8];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -165,7 +166,6 @@ struct BlockOption<Traits, kSoftCap> {
         slopes[4 * n + e] = x * saturate_fma(-tangent, tangent, 1.0f);  // 0 of what is hidden
       }
     }
-    pack_scores<typename Traits::T>(i, s, weights);
     pack_scores<typename Traits::T>(0, slopes, factors);
   }
 };
@@ -174,7 +174,7 @@ struct BlockOption<Traits, kSoftCap> {
 // end: dV, and dS, for which delta has been divided by it.
 template <class Traits>
 struct BlockOption<Traits, kDropout> {
-  const ScoreModifier& modify;
+  const ScoreModifier modify;
   const int row, key;  // of the lane's first score
 
   __device__ __forceinline__ BlockOption(const AttentionProblem&, const KeyTile&,
@@ -185,13 +185,12 @@ struct BlockOption<Traits, kDropout> {
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 
   // Of rows 16i .. 16i + 15.
-  __device__ __forceinline__ void drop(int i, const uint32_t (&factors)[4],
-                                       uint32_t (&weights)[4]) const {
+  __device__ __forceinline__ void find_kept(int i, uint32_t (&masks)[4]) const {
     const uint32_t thresholds = modify.threshold * 0x10001;
     const DropoutPairs pairs(modify, row + 16 * i, key);
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair)
-      weights[pair] = factors[pair] & kept_halves(pairs.at[pair / 2][pair % 2], thresholds);
+      masks[pair] = kept_halves(pairs.at[pair / 2][pair % 2], thresholds);
   }
 };
 
@@ -210,6 +209,23 @@ __device__ __forceinline__ void differentiate_dropped(int i, const uint32_t (&we
       float* d = dp + 8 * i + 4 * n + 2 * half;
       d[0] = fmaf(w.x, d[0], -p.x * of_rows.x);
       d[1] = fmaf(w.y, d[1], -p.y * of_rows.y);
+    }
+  }
+}
+
+// The same of weights whose sign says that they were dropped.
+template <class T>
+__device__ __forceinline__ void differentiate_signed(int i, const uint32_t (&weights)[4], float* dp,
+                                                     uint32_t delta) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const float2 of_rows = load_shared_float2(delta + (2 * i + n) * 32);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float2 w = unpack_pair(weights[2 * n + half], T());
+      float* d = dp + 8 * i + 4 * n + 2 * half;
+      d[0] = fmaf(fmaxf(w.x, 0.0f), d[0], -fabsf(w.x) * of_rows.x);
+      d[1] = fmaf(fmaxf(w.y, 0.0f), d[1], -fabsf(w.y) * of_rows.y);
     }
   }
 }

@@ -35,7 +35,10 @@ struct PairGradients : PairGroup<Traits, 1> {
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i) {
       const uint4 w = load_shared_16(this->weight_address() + i * 512);
-      differentiate<T>(i, {w.x, w.y, w.z, w.w}, r.dp, delta);
+      if constexpr (Traits::kOption == kDropout)
+        differentiate_signed<T>(i, {w.x, w.y, w.z, w.w}, r.dp, delta);
+      else
+        differentiate<T>(i, {w.x, w.y, w.z, w.w}, r.dp, delta);
     }
     this->release(control.weights_empty);
     pack_scores<Traits>(r.dp, r.gradients);
@@ -115,7 +118,8 @@ struct PairGradients : PairGroup<Traits, 1> {
         this->release(control.key_empty[0]);
         this->release(control.value_empty);
       }
-      this->template store<Traits::kDim>(p.dk, p.dim, r.dk, p.scale, tile);
+      this->template store<Traits::kDim>(p.dk, p.dim, r.dk,
+                                          gradient_scale<Traits>(p, p.scale), tile);
       ++tiles;
     }
     this->end_turns();

@@ -39,7 +39,7 @@ struct HopperPairControl {
 // A tile of config.h with its element type and the numbers of buffers. CTA c of a pair has keys 64c .. 64c + 63 of the
 // tile, and half c of the columns of dQ. In each of them one warpgroup computes weights and dV, the next one their
 // gradients and dK, and a further one loads.
-template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_,
+template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_, int kOption_ = 0,
           bool kValuesFirst_ = JAX_BARACUDA_PAIR_VALUES_FIRST>
 struct HopperPairTraits {
   using T = T_;
@@ -50,7 +50,7 @@ struct HopperPairTraits {
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();
   static constexpr bool kRoundedWeights = true;
-  static constexpr int kOption = 0;
+  static constexpr int kOption = kOption_;  // see option.cuh
   static constexpr bool kFeatures = false, kInOrder = false, kPasses = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,

@@ -35,8 +35,8 @@ template <class T, int dim, int dim_v, int features>
 struct TraitsOfTile<T, dim, dim_v, features, true> {
   static constexpr int query_stages = dim > 192 ? 2 : 3;
   static constexpr int dout_stages = dim > 192 ? 1 : dim_v > 128 ? 2 : 3;
-  using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages>;
-  using Ordered = InOrder<Traits>;
+  using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages, features>;
+  using Ordered = std::conditional_t<features, Traits, InOrder<Traits>>;
 };
 
 template <DType dtype, int dim, int dim_v, int features>
