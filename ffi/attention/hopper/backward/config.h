@@ -17,12 +17,12 @@ inline constexpr int kHopperConverters =
 
 // A CTA, or a pair of them, takes 128 keys, 64 a warpgroup or a CTA, and goes over the query rows `rows` at a time.
 struct HopperBackwardTile {
-  int dim, dim_v;  // head dims rounded up to these
-  int rows;        // 64 or 128
-  QuerySplit split;
+  int dim = 0, dim_v = 0;  // head dims rounded up to these
+  int rows = 0;            // 64 or 128
+  QuerySplit split = QuerySplit::kRows;
   // Where registers are short: dP is asked for when the weights are there, and the gradients of the scores are computed
   // from weights that have been rounded to 16 bits, as the products take them.
-  bool late, rounded_weights;
+  bool late = false, rounded_weights = false;
   int features = 0;        // see features_of(): one of them, or all
   bool sum_group = false;  // see sum_group.cuh; not in deterministic calls
 
@@ -40,7 +40,8 @@ struct HopperBackwardTile {
   }
 };
 
-// The compiled tiles, which instantiations.cmake names; the first that fits is taken.
+// The compiled tiles, which instantiations.cmake names; the first that fits is taken. Those of one feature are those without
+// features otherwise.
 constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {64, 64, 128, QuerySplit::kRows, true, true},
     {96, 96, 64, QuerySplit::kTurns, true, true},
@@ -48,54 +49,42 @@ constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {192, 128, 64, QuerySplit::kPair, false, true},
     {192, 192, 64, QuerySplit::kPair, false, true},
     {256, 256, 64, QuerySplit::kPair, false, true},
-    {64, 64, 128, QuerySplit::kRows, true, true, kSoftCap},
-    {96, 96, 64, QuerySplit::kTurns, true, true, kSoftCap},
-    {128, 128, 64, QuerySplit::kColumns, false, false, kSoftCap, true},
-    {192, 128, 64, QuerySplit::kPair, false, true, kSoftCap},
-    {192, 192, 64, QuerySplit::kPair, false, true, kSoftCap},
-    {256, 256, 64, QuerySplit::kPair, false, true, kSoftCap},
-    {64, 64, 128, QuerySplit::kRows, true, true, kAlibi},
-    {96, 96, 64, QuerySplit::kTurns, true, true, kAlibi},
-    {128, 128, 64, QuerySplit::kColumns, false, false, kAlibi, true},
-    {192, 128, 64, QuerySplit::kPair, false, true, kAlibi},
-    {192, 192, 64, QuerySplit::kPair, false, true, kAlibi},
-    {256, 256, 64, QuerySplit::kPair, false, true, kAlibi},
-    {64, 64, 128, QuerySplit::kRows, true, true, kBias},
-    {96, 96, 64, QuerySplit::kTurns, true, true, kBias},
-    {128, 128, 64, QuerySplit::kColumns, false, false, kBias, true},
-    {192, 128, 64, QuerySplit::kPair, false, true, kBias},
-    {192, 192, 64, QuerySplit::kPair, false, true, kBias},
-    {256, 256, 64, QuerySplit::kPair, false, true, kBias},
-    {64, 64, 128, QuerySplit::kRows, true, true, kDropout},
-    {96, 96, 64, QuerySplit::kTurns, true, true, kDropout},
-    {128, 128, 64, QuerySplit::kColumns, false, false, kDropout, true},
-    {192, 128, 64, QuerySplit::kPair, false, true, kDropout},
-    {192, 192, 64, QuerySplit::kPair, false, true, kDropout},
-    {256, 256, 64, QuerySplit::kPair, false, true, kDropout},
     {64, 64, 64, QuerySplit::kTurns, false, false, kAllFeatures},
     {128, 128, 64, QuerySplit::kColumns, false, false, kAllFeatures},
 };
 
 // The features of a call as the choice of a tile sees them: tiles for one feature serve no deterministic calls, of biases those
-// that are one row for all queries, and not the greatest rates of dropout.
+// that all rows share, and not the greatest rates of dropout.
 inline int hopper_backward_features(const BackwardParams& p) {
   const int features = features_of(p);
-  const bool one = features == kSoftCap || features == kAlibi ||
-                   (features == kBias && p.bias.row_stride == 0) ||
-                   (features == kDropout && p.dropout_threshold <= kMostThreshold);
-  return features == 0 || (one && !p.deterministic) ? features : kAllFeatures;
+  if (features == 0) return 0;
+  if (p.deterministic) return kAllFeatures;
+  if (features == kSoftCap || features == kAlibi) return features;
+  if (features == kBias && p.bias.row_stride == 0) return kRowBias;
+  if (features == kDropout && p.dropout_threshold <= kMostThreshold) return features;
+  return kAllFeatures;
 }
 
-inline const HopperBackwardTile* choose_hopper_backward_tile(const BackwardParams& p) {
+// A tile with features, if it can have them.
+constexpr HopperBackwardTile with_features(HopperBackwardTile tile, int features) {
+  if (tile.serves_all() != (features == kAllFeatures)) return {};
+  tile.features = features;
+  return tile;
+}
+
+// The tile of a call; its `rows` are 0 if there is none.
+inline HopperBackwardTile choose_hopper_backward_tile(const BackwardParams& p) {
   const int features = hopper_backward_features(p);
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (p.dim <= tile.dim && p.dim_v <= tile.dim_v && features == tile.features) return &tile;
-  return nullptr;
+    if (p.dim <= tile.dim && p.dim_v <= tile.dim_v && with_features(tile, features).rows > 0)
+      return with_features(tile, features);
+  return {};
 }
 
 constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v, int features) {
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (tile.dim == dim && tile.dim_v == dim_v && tile.features == features) return tile;
+    if (tile.dim == dim && tile.dim_v == dim_v && with_features(tile, features).rows > 0)
+      return with_features(tile, features);
   return {};
 }
 

@@ -89,8 +89,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
                                              bool due, bool accumulate) {
     const int key = tile.first_key + 64 * group + 16 * warp + lane / 4;
-    if (HeadOption<Traits::kOption>::kLooksUp &&
-        __any_sync(0xffffffffu, block.head != r.head)) {
+    if (HeadOption<Traits::kOption>::kLooksUp && __any_sync(0xffffffffu, block.head != r.head)) {
       r.head = block.head;
       r.of_head.find(p, tile, r.head, key);
     }

@@ -9,7 +9,7 @@
 namespace jax_baracuda {
 namespace {
 
-constexpr int kMaxKernels = 64;
+constexpr int kMaxKernels = 128;
 constexpr int64_t kMaxPlaces = 1ll << 30;  // tiles and row blocks are counted in int32
 
 std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
@@ -148,8 +148,8 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
 }  // namespace
 
 int64_t hopper_backward_workspace_bytes(const BackwardParams& p) {
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p);
-  return tile ? Workspace(p, *tile).size : 0;
+  const HopperBackwardTile tile = choose_hopper_backward_tile(p);
+  return tile.rows > 0 ? Workspace(p, tile).size : 0;
 }
 
 cudaError_t plan_hopper_backward(int device, DType dtype, const BackwardParams& p,
@@ -160,12 +160,12 @@ cudaError_t plan_hopper_backward(int device, DType dtype, const BackwardParams& 
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p);
-  if (major != 9 || !tile || row_blocks_of(p, *tile) >= kMaxPlaces ||
+  const HopperBackwardTile tile = choose_hopper_backward_tile(p);
+  if (major != 9 || tile.rows == 0 || row_blocks_of(p, tile) >= kMaxPlaces ||
       tiles_of(p) * rows_of(p) >= kMaxPlaces)
     return cudaSuccess;
   for (const HopperBackwardKernel& candidate : hopper_backward_kernels()) {
-    if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
+    if (candidate.dtype != dtype || !(candidate.tile == tile)) continue;
     *kernel = &candidate;
     return prepare(device, candidate);
   }

@@ -6,9 +6,12 @@ if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
     foreach(tile "64 64" "96 96" "128 128" "192 128" "192 192" "256 256")
       list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile} 0")
     endforeach()
-    foreach(feature 1 2 4 8 31) # soft cap, ALiBi, bias, dropout, any
-      list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} 64 64 ${feature}" "${dtype} 128 128 ${feature}")
+    foreach(feature 1 2 8 16) # soft cap, ALiBi, dropout, a bias that all rows share
+      foreach(tile "64 64" "96 96" "128 128" "192 128" "192 192" "256 256")
+        list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile} ${feature}")
+      endforeach()
     endforeach()
+    list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} 64 64 31" "${dtype} 128 128 31")
   endforeach()
 endif()
 

@@ -26,7 +26,7 @@ struct HeadOption<kAlibi> {
   }
 };
 template <>
-struct HeadOption<kBias> {
+struct HeadOption<kRowBias> {
   static constexpr bool kLooksUp = true;
   float of_key[2];
 
@@ -117,11 +117,11 @@ struct BlockOption<Traits, kAlibi> {
 
 // A bias with one row for all queries.
 template <class Traits>
-struct BlockOption<Traits, kBias> {
+struct BlockOption<Traits, kRowBias> {
   AddedTerms<false> terms;
 
   __device__ __forceinline__ BlockOption(const AttentionProblem&, const KeyTile&, const RowBlock&,
-                                         const HeadOption<kBias>& of_head, int, int, int) {
+                                         const HeadOption<kRowBias>& of_head, int, int, int) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       terms.of_key[half][0] = terms.of_key[half][1] = of_head.of_key[half];
@@ -178,9 +178,8 @@ struct BlockOption<Traits, kDropout> {
   const int row, key;  // of the lane's first score
 
   __device__ __forceinline__ BlockOption(const AttentionProblem&, const KeyTile&,
-                                         const RowBlock& block,
-                                         const HeadOption<kDropout>& of_head, int, int key,
-                                         int lane)
+                                         const RowBlock& block, const HeadOption<kDropout>& of_head,
+                                         int, int key, int lane)
       : modify(of_head.modify), row(block.first_row + 2 * (lane % 4)), key(key) {}
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 

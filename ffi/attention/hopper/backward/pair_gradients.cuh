@@ -118,8 +118,8 @@ struct PairGradients : PairGroup<Traits, 1> {
         this->release(control.key_empty[0]);
         this->release(control.value_empty);
       }
-      this->template store<Traits::kDim>(p.dk, p.dim, r.dk,
-                                          gradient_scale<Traits>(p, p.scale), tile);
+      this->template store<Traits::kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale),
+                                         tile);
       ++tiles;
     }
     this->end_turns();

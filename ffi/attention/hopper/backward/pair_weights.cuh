@@ -56,8 +56,7 @@ struct PairWeights : PairGroup<Traits, 0> {
     this->release_in_both(control.dout_empty[this->dout_stage(count)]);
   }
 
-  __device__ __forceinline__ Option option_of(const KeyTile& tile,
-                                              const RowBlock& block) const {
+  __device__ __forceinline__ Option option_of(const KeyTile& tile, const RowBlock& block) const {
     const int key = tile.first_key + Traits::kCtaKeys * rank() + 16 * warp + lane / 4;
     HeadOption<kOption> of_head;
     of_head.find(p, tile, block.head, key);
@@ -183,8 +182,8 @@ struct PairWeights : PairGroup<Traits, 0> {
         process(r, tile);
       else
         this->release(control.key_empty[0]);
-      this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv,
-                                           gradient_scale<Traits>(p, 1.0f), tile);
+      this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f),
+                                          tile);
       ++tiles;
     }
     this->end_turns();
