@@ -319,30 +319,6 @@ def test_explain_names_the_kernel_of_a_hopper_gpu(monkeypatch, dtype, head_dim, 
     assert obstacle in info.note
 
 
-@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-@pytest.mark.parametrize(
-    ("options", "alone"),
-    [
-        (dict(logits_soft_cap=5.0), True),
-        (dict(alibi_slopes=aval(8)), True),
-        (dict(dropout_rate=0.1, dropout_seed=aval(2, dtype="uint32")), True),
-        (dict(bias=aval(1, 8, 1, 100)), True),
-        (dict(bias=aval(1, 8, 100, 100)), False),
-        (dict(logits_soft_cap=5.0, alibi_slopes=aval(8)), False),
-        (dict(logits_soft_cap=5.0, deterministic=True), False),
-    ],
-)
-def test_explain_names_the_backward_kernel_of_a_hopper_gpu(monkeypatch, head_dim, options, alone):
-    """An option alone has kernels for every head dim."""
-    monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
-    monkeypatch.setattr(registry, "hopper_plan", lambda **call: {})
-    operands = [aval(2, 100, heads, head_dim, dtype="bfloat16") for heads in (8, 4, 4)]
-    info = jax_baracuda.explain("flash_attention", *operands, implementation="cuda", **options)
-    hopper = alone or head_dim in (64, 128)
-    kernel = f"wgmma{'_pair' if head_dim > 128 else ''}" if hopper else "mma"
-    assert f"the backward pass runs flash_attention_backward_{kernel} and" in info.note
-
-
 @pytest.mark.parametrize(
     ("sizes", "options", "invariant"),
     [
@@ -380,11 +356,22 @@ def test_explain_tells_the_plan(monkeypatch):
     assert (calls[1]["query_rows"], calls[1]["keys"]) == (6, 7)
 
 
+# The kernels of head dims: without options or with one, and with several.
+HOPPER_BACKWARD = {64: "wgmma", 72: "wgmma", 128: "wgmma", 136: "wgmma_pair", 100: "mma"}
+SOME_BACKWARD = {64: "wgmma", 72: "mma", 128: "wgmma", 136: "mma"}
+
+
 @pytest.mark.parametrize(
     ("options", "kernels"),
     [
-        ({}, {64: "wgmma", 72: "wgmma", 128: "wgmma", 136: "wgmma_pair", 100: "mma"}),
-        (dict(logits_soft_cap=5.0), {64: "wgmma", 72: "mma", 128: "wgmma", 136: "mma"}),
+        ({}, HOPPER_BACKWARD),
+        (dict(logits_soft_cap=5.0), HOPPER_BACKWARD),
+        (dict(alibi_slopes=aval(8)), HOPPER_BACKWARD),
+        (dict(dropout_rate=0.1, dropout_seed=aval(2, dtype="uint32")), HOPPER_BACKWARD),
+        (dict(bias=aval(1, 8, 1, 130)), HOPPER_BACKWARD),
+        (dict(bias=aval(1, 8, 100, 130)), SOME_BACKWARD),
+        (dict(logits_soft_cap=5.0, alibi_slopes=aval(8)), SOME_BACKWARD),
+        (dict(logits_soft_cap=5.0, deterministic=True), SOME_BACKWARD),
     ],
 )
 def test_explain_names_the_kernel_of_the_backward_pass(monkeypatch, options, kernels):

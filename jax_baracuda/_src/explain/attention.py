@@ -163,9 +163,11 @@ def _features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
         | (BIAS if bias is not None else 0)
         | (DROPOUT if options["dropout_rate"] > 0 else 0)
     )
-    if features == BIAS and bias.shape[-2] == 1:
+    if bias is None or features != BIAS:
+        return features
+    if bias.shape[-2] == 1:
         return ROW_BIAS
-    return ALL_FEATURES if features == BIAS and not _in_boxes(bias) else features
+    return BIAS if _in_boxes(bias) else ALL_FEATURES
 
 
 def _in_boxes(bias: Any) -> bool:
