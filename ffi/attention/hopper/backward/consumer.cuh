@@ -46,6 +46,9 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       !Traits::kInOrder && !Traits::kFeatures && !Traits::kSumGroup;
 
   using Option = BlockOption<Traits>;
+  // Whether the mask comes after what the option makes of the scores.
+  static constexpr bool kMasksLate =
+      Traits::kOption == kSoftCap || Traits::kOption == kBias;
 
   struct State {
     Scores s, dp;
@@ -108,11 +111,16 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
     option.change(r.s);
-    if (Traits::kOption != kSoftCap && flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
+    if (!kMasksLate && flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
     if (Traits::kInterleaves) weigh_part<0, kHalf>(r, option, tile, block, accumulate);
     if (Traits::kInterleaves && Traits::kLate) warpgroup_commit();
-    to_weights<kLastPart, kRows>(r, option, tile, block);
+    if constexpr (Traits::kOption == kBias && !Traits::kInterleaves) {
+      to_weights<0, kHalf>(r, option, tile, block);
+      to_weights<kHalf, kRows>(r, option, tile, block);
+    } else {
+      to_weights<kLastPart, kRows>(r, option, tile, block);
+    }
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r);
@@ -134,13 +142,16 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
       pack_scores<Traits, kBegin, kEnd>(r.s, r.weights);
     } else {
-      if constexpr (Traits::kOption == kSoftCap) {
-        option.template bend<kBegin, kEnd>(r.s);
+      if constexpr (kMasksLate) {
+        if constexpr (Traits::kOption == kSoftCap)
+          option.template bend<kBegin, kEnd>(r.s);
+        else
+          add_bias<kBegin, kEnd>(r, tile, block);
         if (block.flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
           mask_scores<Traits, kBegin, kEnd>(r.s, p, tile, block, group, 64 * group + 16 * warp,
                                             lane);
       }
-      if constexpr (Traits::kOption == kDropout)
+      if constexpr (Traits::kOption == kDropout || Traits::kOption == kBias)
         weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
 #pragma unroll
       for (int i = kBegin / 16; i < kEnd / 16; ++i) to_weights_with(r, option, i);
@@ -157,6 +168,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       option.find_kept(i, masks);
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) r.weights[i][pair] = r.factors[i][pair] & masks[pair];
+    } else if constexpr (Traits::kOption == kBias) {
+      pack_scores<T>(i, r.s, r.weights[i]);
     } else {
       option.terms.template weigh<Traits>(i, r.s, scale, lse_address());
       pack_scores<T>(i, r.s, r.weights[i]);
@@ -164,6 +177,37 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     if constexpr (Traits::kSharedFactors)
       store_shared_16(factor_address(i), make_uint4(r.factors[i][0], r.factors[i][1],
                                                     r.factors[i][2], r.factors[i][3]));
+  }
+  // See WarpBias.
+  __device__ __forceinline__ WarpBias warp_bias() const {
+    return {shared + Traits::kFactorOffset + (4 * group + warp) * Traits::kFactorBytes};
+  }
+  // Asks for the bias of 64 rows of a row block.
+  __device__ __forceinline__ void load_bias(const KeyTile& tile, const RowBlock& block,
+                                            int first) const {
+    if constexpr (Traits::kOption == kBias)
+      warp_bias().load(p, tile, block.head, block.first_row + first,
+                       tile.first_key + 64 * group + 16 * warp, lane);
+  }
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void add_bias(State& r, const KeyTile& tile,
+                                           const RowBlock& block) const {
+    const WarpBias bias = warp_bias();
+    const float factor = reciprocal_approx(p.scale);
+    if (kBegin % WarpBias::kRows == 0) bias.wait();
+    const auto add = [&](auto type) {
+#pragma unroll
+      for (int i = kBegin / 16; i < kEnd / 16; ++i)
+        bias.add<decltype(type)>(16 * i % WarpBias::kRows, r.s + 8 * i, factor, lane);
+    };
+    if (p.bias.type == BiasType::kBF16)
+      add(__nv_bfloat16());
+    else
+      add(__half());
+    if (kEnd % WarpBias::kRows == 0 && kEnd < kRows) {
+      __syncwarp();
+      load_bias(tile, block, kEnd);
+    }
   }
   // A lane's own place for the factors of rows 16i .. 16i + 15.
   __device__ __forceinline__ uint32_t factor_address(int i) const {
@@ -303,6 +347,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     } else if (kShifts && group == 1 && __any_sync(0xffffffffu, !passes(flags, 0))) {
       named_barrier_sync(3, Traits::kConsumers);
     }
+    load_bias(tile, control.block[query_place.stage], 0);
     warpgroup_arrive();
     issue_scores(r.s);
     warpgroup_commit();
@@ -317,6 +362,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       issue_key_gradient(r, Traits::kPasses ? accumulate : due);
       query_place.next();
       wait_query(tile);
+      load_bias(tile, control.block[query_place.stage], 0);
       warpgroup_arrive();
       issue_scores(r.s);
       warpgroup_commit();

@@ -5,6 +5,7 @@
 #include "attention/hopper/backward/scores.cuh"
 #include "attention/hopper/logits.cuh"
 #include "attention/score.cuh"
+#include "device/fragment.cuh"
 
 namespace jax_baracuda {
 
@@ -190,6 +191,48 @@ struct BlockOption<Traits, kDropout> {
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair)
       masks[pair] = kept_halves(pairs.at[pair / 2][pair % 2], thresholds);
+  }
+};
+
+// A 16-bit bias with a row for each query: before a warp's scores are asked for, it copies what its 16 keys have in 64 rows to a
+// place of its own in shared memory, 32 bytes a row.
+struct WarpBias {
+  static constexpr int kRows = 64, kBytes = kRows * 32;
+  uint32_t place;
+
+  // Of 8 rows the same half is in different banks.
+  __device__ __forceinline__ uint32_t at(int row, int half) const {
+    return place + row * 32 + (half ^ (row >> 2 & 1)) * 16;
+  }
+  // Rows from `first` on, keys from `key` on. Zeros for what lies outside.
+  __device__ __forceinline__ void load(const AttentionProblem& p, const KeyTile& tile, int head,
+                                       int first, int key, int lane) const {
+    const AttentionBias& bias = p.bias;
+    const int half = lane % 2;
+    const int64_t start = tile.sequence.index * bias.sequence_stride + head * bias.head_stride;
+    const char* from = static_cast<const char*>(bias.data) + 2 * (start + key + 8 * half);
+    const bool inside = key + 8 * half < tile.visible.kv_len;
+#pragma unroll
+    for (int row = lane / 2; row < kRows; row += 16)
+      copy_async_16(at(row, half), from + 2 * (first + row) * bias.row_stride,
+                    inside && first + row < tile.visible.q_len);
+    copy_async_commit();
+  }
+  __device__ __forceinline__ void wait() const {
+    copy_async_wait<0>();
+    __syncwarp();
+  }
+  // To the scores of 16 rows, `row` of those that it has and the next ones.
+  template <class T>
+  __device__ __forceinline__ void add(int row, float* s, float factor, int lane) const {
+    uint32_t pairs[4];
+    load_matrices_transposed(pairs, at(row + lane % 8 + lane / 16 * 8, lane / 8 % 2));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 bias = unpack_pair(pairs[i], T());
+      s[2 * i] += bias.x * factor;
+      s[2 * i + 1] += bias.y * factor;
+    }
   }
 };
 

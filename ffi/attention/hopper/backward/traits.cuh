@@ -116,8 +116,8 @@ struct HopperBackwardTraits {
   static constexpr bool kFactors = kOption == kSoftCap || kOption == kDropout;
   static constexpr bool kSharedFactors = kFactors && kSumGroup;
   // Where there is room for it, the next keys are loaded while these are in use still.
-  static constexpr int kKeyStages = kDim <= 96 && !kFeatures ? 2 : 1;
-  static constexpr int kQueryStages = kKeyStages == 2 ? 2 : 3;
+  static constexpr int kKeyStages = kDim <= 96 && !kFeatures && kOption != kBias ? 2 : 1;
+  static constexpr int kQueryStages = kDim <= 96 && !kFeatures ? 2 : 3;
   static constexpr int kDOutStages = 2, kGradientStages = 2;
   static constexpr bool kInOrder = false;  // see InOrder
   // Whether products of half of a row block lie between what is computed, see consumer.cuh.
@@ -170,9 +170,11 @@ struct HopperBackwardTraits {
   static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kFactorOffset = kDeltaOffset + kDOutStages * kRows * 4;
-  static constexpr int kFactorBytes = kRows / 16 * 512;  // of a warp
+  // Of a warp: see kSharedFactors and WarpBias.
+  static constexpr int kFactorBytes = kOption == kBias ? 2048 : kRows / 16 * 512;
   static constexpr int kControlOffset =
-      kFactorOffset + (kSharedFactors ? kConsumers / 32 * kFactorBytes : 0);
+      kFactorOffset +
+      (kSharedFactors || kOption == kBias ? kConsumers / 32 * kFactorBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
