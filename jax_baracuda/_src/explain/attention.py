@@ -214,8 +214,8 @@ def _kernels(
     if found:
         return forward, backward, f" ({HOPPER} does not take {' or '.join(found)})"
     dim = max(shape.head_dim, shape.value_dim)
-    alone = features in (SOFT_CAP, ALIBI, DROPOUT, ROW_BIAS) and not deterministic
-    if not features or alone or dim <= 64 or 96 < dim <= 128:
+    alone = features in (SOFT_CAP, ALIBI, DROPOUT, ROW_BIAS) or (features == BIAS and dim <= 128)
+    if not features or (alone and not deterministic) or dim <= 64 or 96 < dim <= 128:
         pairs = "_pair" if dim > 128 else ""  # of CTAs, for a block of keys
         backward = f"flash_attention_backward_wgmma{pairs}"
     return HOPPER, backward, ""

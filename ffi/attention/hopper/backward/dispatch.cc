@@ -118,7 +118,7 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
 bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
   const BackwardParams& p = params.problem;
   const int max_tiles = is_masked(p) ? 32 : 64;  // of a row
-  return tile.ctas() == 1 && !tile.serves_all() && params.tiles <= max_tiles && !p.deterministic &&
+  return tile.converts() && params.tiles <= max_tiles && !p.deterministic &&
          !p.cu_seqlens_q && !p.cu_seqlens_k && p.sequences == 1;
 }
 

@@ -1,4 +1,4 @@
-# The compiled Hopper backward kernels: dtype, head dims, features (0: none, 31: any; the tiles of config.h). One generated
+# The compiled Hopper backward kernels: dtype, head dims, features (as in params.h, 0: none; the tiles of config.h). One generated
 # file each, for sm_90a alone, and a table of them, empty in a build without it.
 set(HOPPER_BACKWARD_INSTANTIATIONS "")
 if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
@@ -11,7 +11,9 @@ if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
         list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile} ${feature}")
       endforeach()
     endforeach()
-    list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} 64 64 31" "${dtype} 128 128 31")
+    foreach(tile "64 64 4" "96 96 4" "128 128 4" "64 64 31" "128 128 31") # another bias, any
+      list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile}")
+    endforeach()
   endforeach()
 endif()
 

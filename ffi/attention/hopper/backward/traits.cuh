@@ -19,6 +19,7 @@ enum RowBlockFlags {
   kPaddedRows = 1 << 9,  // rows past the sequence's last row may hold anything
   kLastRows = 1 << 10,
   kHiddenFromFirstGroup = 1 << 11,  // << group: positions hide all of the block from its keys
+  kNoRows = 1 << 13,                // there are no more blocks; said to drawers alone
 };
 
 struct RowBlock {
@@ -50,6 +51,11 @@ struct QueryGradientPlace {
   int rows, counted;  // that there are, and that are not zeros
 };
 
+// Where the weights of a row block lie, for those who draw what dropout keeps of them: see drawer.cuh.
+struct DrawnKeys {
+  int first_key, sequence;
+};
+
 enum class KeyTileKind {
   kNone,    // all tiles are done
   kUnseen,  // by every row: nothing was loaded
@@ -78,6 +84,8 @@ struct HopperBackwardControl {
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
+  DrawnKeys draw[kQueryStages];
+  uint64_t drawn[kQueryStages];
   QueryGradientSum sum[kAdders];
   uint64_t sum_empty[kSumBuffers];
   // The last row blocks by their numbers, for consumers that finish dQ when Q's place has another one. With features: for
@@ -115,6 +123,7 @@ struct HopperBackwardTraits {
   // Whether what dP - delta is multiplied with is not the weights, and whether a lane leaves it in shared memory until then.
   static constexpr bool kFactors = kOption == kSoftCap || kOption == kDropout;
   static constexpr bool kSharedFactors = kFactors && kSumGroup;
+  static constexpr bool kDrawer = kOption == kDropout;  // see drawer.cuh
   // Where there is room for it, the next keys are loaded while these are in use still.
   static constexpr int kKeyStages = kDim <= 96 && !kFeatures && kOption != kBias ? 2 : 1;
   static constexpr int kQueryStages = kDim <= 96 && !kFeatures ? 2 : 3;
@@ -124,16 +133,17 @@ struct HopperBackwardTraits {
   static constexpr bool kInterleaves = kRows == 64 && !kFeatures;
   // Whether warpgroups pass over a first block of rows that see none of their keys.
   static constexpr bool kPasses = kRows == 64 && !kFeatures;
-  // Whether it can turn sums into dQ itself. With features there are no registers for that.
-  static constexpr bool kConverts = !kFeatures;
+  // Whether it can turn sums into dQ itself. With features there are no registers for that, with dropout no warps.
+  static constexpr bool kConverts = !kFeatures && !kDrawer;
   // Whether a warp has the first 16 columns of its values in registers.
   static constexpr bool kHoldsValues = kSumGroup && kDimV == 128;
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kSumWarps = kSumGroup ? 4 : 0;
   static constexpr int kThreads = kConsumers + 128 + 32 * kSumWarps;
-  static constexpr int kProducerRegisters = 24;
+  static constexpr int kProducerRegisters = kDrawer ? 32 : 24;
   static constexpr int kConsumerRegisters = kSumGroup ? 208 : 240;
-  static constexpr int kSumRegisters = 488 - 2 * kConsumerRegisters;  // of the 512 of four threads
+  static constexpr int kSumRegisters =
+      512 - kProducerRegisters - 2 * kConsumerRegisters;  // of the 512 of four threads
 
   using Key = PanelTile<kKeys, kDim>;
   using Value = PanelTile<kKeys, kDimV>;
@@ -166,15 +176,16 @@ struct HopperBackwardTraits {
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
   static constexpr int kZeroOffset =
-      kSumOffset + (kWarpBuffers + kHopperConverters) * kWarpQueryBytes;
-  static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
+      kSumOffset + (kWarpBuffers + (kDrawer ? 0 : kHopperConverters)) * kWarpQueryBytes;
+  static constexpr int kLseOffset = kZeroOffset + (kDrawer ? 0 : kWarpQueryBytes);
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kFactorOffset = kDeltaOffset + kDOutStages * kRows * 4;
   // Of a warp: see kSharedFactors and WarpBias.
   static constexpr int kFactorBytes = kOption == kBias ? 2048 : kRows / 16 * 512;
-  static constexpr int kControlOffset =
-      kFactorOffset +
-      (kSharedFactors || kOption == kBias ? kConsumers / 32 * kFactorBytes : 0);
+  static constexpr int kDrawnOffset =
+      kFactorOffset + (kSharedFactors || kOption == kBias ? kConsumers / 32 * kFactorBytes : 0);
+  static constexpr int kDrawnBytes = kRows / 64 * kConsumers * 4;  // a bit a weight
+  static constexpr int kControlOffset = kDrawnOffset + (kDrawer ? kQueryStages * kDrawnBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
