@@ -88,7 +88,7 @@ struct BackwardConsumerBase {
 
   // One arrival a warp.
   __device__ __forceinline__ void release(uint64_t& barrier) const {
-    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
+    if (lane < kWarpArrivals) mbarrier_arrive(shared_address(&barrier));
   }
 
   // S^T = K Q^T and dP^T = V dO^T.
