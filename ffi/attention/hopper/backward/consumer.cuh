@@ -314,7 +314,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   }
 
   __device__ __forceinline__ void run() {
-    if (lane == 0) control.left[4 * group + warp] = -1;
+    if (elect_lane()) control.left[4 * group + warp] = -1;
     __syncwarp();
     while (true) {
       wait(control.key_full[key_stage()], tiles / Traits::kKeyStages & 1);
