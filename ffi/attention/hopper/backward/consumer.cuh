@@ -339,7 +339,9 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       int index = 4 * group + warp, lane_of_converter = lane;
       // Nothing of it before the tiles: there are no registers for it.
       asm volatile("" : "+r"(index), "+r"(lane_of_converter));
-      QueryGradientConverter<Traits>(launch, control, shared, index, lane_of_converter).run();
+      QueryGradientConverter<Traits, Traits::kOwnConversions>(launch, control, shared, index,
+                                                              lane_of_converter)
+          .run();
     }
   }
 };

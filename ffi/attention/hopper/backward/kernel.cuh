@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     init_backward_barriers<Traits>(control);
   }
   const bool converts = Traits::kConverts && p.done;
-  if (converts && threadIdx.x < Traits::kWarpQueryBytes / 16) {
+  if (converts && threadIdx.x < Traits::kConversionBytes / 16) {
     store_shared_16(shared + Traits::kZeroOffset + threadIdx.x * 16, make_uint4(0, 0, 0, 0));
     fence_async_shared();
   }
@@ -92,7 +92,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     else if (adds_in_order<Traits>(p.problem) && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
     else if (converts && warp > Traits::kGroups - 1)
-      QueryGradientConverter<Traits>(p, control, shared, 8 + warp - 2, threadIdx.x % 32).run();
+      QueryGradientConverter<Traits, Traits::kConversions>(p, control, shared, 8 + warp - 2,
+                                                           threadIdx.x % 32)
+          .run();
     else if (converts && threadIdx.x % 32 == 0)
       tell_done<Traits>(p, control);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP

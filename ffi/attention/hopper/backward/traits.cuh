@@ -150,6 +150,11 @@ struct HopperBackwardTraits {
   static constexpr int kSumBuffers = kSplit == QuerySplit::kTurns ? 2 : 1;
   // Buffers of kWarpQueryBytes in all. The warpgroup for dQ has one a warp: with two it is slower.
   static constexpr int kWarpBuffers = kSumGroup ? kSumWarps : kSumBuffers * kQueryParts;
+  // See conversion.cuh: bytes of a load, and the loads under way that there is room for, in the buffers of a warp of the
+  // consumers and of one of the loading warpgroup.
+  static constexpr int kConversionBytes = 16 * 32 * 4;
+  static constexpr int kOwnConversions = kWarpQueryBytes / kConversionBytes;
+  static constexpr int kConversions = kSumGroup ? 4 : kOwnConversions;
   // Threads that add dQ in deterministic calls, a row block each in turn.
   static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
 
@@ -161,9 +166,9 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kZeroOffset =
-      kSumOffset + (kWarpBuffers + kHopperConverters) * kWarpQueryBytes;
-  static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
+  static constexpr int kZeroOffset = kSumOffset + kWarpBuffers * kWarpQueryBytes +
+                                     kHopperConverters * kConversions * kConversionBytes;
+  static constexpr int kLseOffset = kZeroOffset + kConversionBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
