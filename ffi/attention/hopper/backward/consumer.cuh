@@ -102,6 +102,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     if (Traits::kInterleaves && Traits::kLate) warpgroup_commit();
     weigh<Traits, kLastPart, kRows>(r.s, scale, lse_address());
     pack_scores<Traits, kLastPart, kRows>(r.s, r.weights);
+    if (Traits::kBeginsWithDelta) begin_with_statistics<Traits>(r.dp, delta_address());
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r);

@@ -111,6 +111,9 @@ struct HopperBackwardTraits {
   static constexpr bool kLate = kLate_ || kSumGroup;
   static constexpr bool kRoundedWeights = kRoundedWeights_ || kSumGroup;
   static constexpr bool kFeatures = kFeatures_;  // see has_features()
+  // Whether dP begins with -delta, not 0: then nothing is loaded from shared memory, which products keep busy, between dP and
+  // dS. Where another warpgroup computes dQ, the load before dP costs more.
+  static constexpr bool kBeginsWithDelta = kLate && !kSumGroup && !kFeatures;
   // Where there is room for it, the next keys are loaded while these are in use still.
   static constexpr int kKeyStages = kDim <= 96 && !kFeatures ? 2 : 1;
   static constexpr int kQueryStages = kKeyStages == 2 ? 2 : 3;
