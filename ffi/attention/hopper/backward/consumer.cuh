@@ -124,6 +124,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     } else {
       to_weights<kLastPart, kRows>(r, option, tile, block);
     }
+    if (Traits::kBeginsWithDelta) begin_with_statistics<Traits>(r.dp, delta_address());
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r);
@@ -238,7 +239,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
         if constexpr (Traits::kOption == kDropout)
           differentiate_dropped<T>(i, r.weights[i], r.factors[i], r.dp, delta_address());
         else
-          differentiate<T>(i, r.factors[i], r.dp, delta_address());
+          differentiate<Traits>(i, r.factors[i], r.dp, delta_address());
       }
     }
     pack_scores<Traits, kBegin, kEnd>(r.dp, r.gradients);
@@ -444,7 +445,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   }
 
   __device__ __forceinline__ void run() {
-    if (lane == 0) control.left[4 * group + warp] = -1;
+    if (elect_lane()) control.left[4 * group + warp] = -1;
     __syncwarp();
     while (true) {
       wait(control.key_full[key_stage()], tiles / Traits::kKeyStages & 1);
@@ -469,7 +470,9 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       int index = 4 * group + warp, lane_of_converter = lane;
       // Nothing of it before the tiles: there are no registers for it.
       asm volatile("" : "+r"(index), "+r"(lane_of_converter));
-      QueryGradientConverter<Traits>(launch, control, shared, index, lane_of_converter).run();
+      QueryGradientConverter<Traits, Traits::kOwnConversions>(launch, control, shared, index,
+                                                              lane_of_converter)
+          .run();
     }
   }
 };

@@ -117,16 +117,33 @@ __device__ __forceinline__ void apply_features(KeyScores<Traits>& s, KeyScores<T
   }
 }
 
+// Statistics of query rows to accumulators. `rows`: shared address of that of the lane's first row.
+template <class Traits>
+__device__ __forceinline__ void begin_with_statistics(KeyScores<Traits>& s, uint32_t rows) {
+#pragma unroll
+  for (int n = 0; n < Traits::kRows / 8; ++n) {
+    const float2 of_rows = load_shared_float2(rows + n * 32);
+    s[4 * n] = s[4 * n + 2] = of_rows.x;
+    s[4 * n + 1] = s[4 * n + 3] = of_rows.y;
+  }
+}
+
+// What is to be subtracted from dP of query rows 8n + ...: delta, unless dP has begun with it.
+template <class Traits>
+__device__ __forceinline__ float2 delta_of_rows(uint32_t delta, int n) {
+  return Traits::kBeginsWithDelta ? make_float2(0.0f, 0.0f) : load_shared_float2(delta + n * 32);
+}
+
 // dP of query rows 16i .. 16i + 15 to dS = P (dP - delta), in place; P as rounded.
-template <class T>
+template <class Traits>
 __device__ __forceinline__ void differentiate(int i, const uint32_t (&rounded)[4], float* dp,
                                               uint32_t delta) {
 #pragma unroll
   for (int n = 2 * i; n < 2 * i + 2; ++n) {
-    const float2 of_rows = load_shared_float2(delta + n * 32);
+    const float2 of_rows = delta_of_rows<Traits>(delta, n);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float2 w = unpack_pair(rounded[n % 2 * 2 + half], T());
+      const float2 w = unpack_pair(rounded[n % 2 * 2 + half], typename Traits::T());
       float& a = dp[4 * n + 2 * half];
       float& b = dp[4 * n + 2 * half + 1];
       a = w.x * (a - of_rows.x);
@@ -142,12 +159,11 @@ __device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
                                               KeyScores<Traits>& dp, uint32_t delta) {
   if constexpr (Traits::kRoundedWeights) {
 #pragma unroll
-    for (int i = kBegin / 16; i < kEnd / 16; ++i)
-      differentiate<typename Traits::T>(i, rounded[i], dp, delta);
+    for (int i = kBegin / 16; i < kEnd / 16; ++i) differentiate<Traits>(i, rounded[i], dp, delta);
   } else {
 #pragma unroll
     for (int n = kBegin / 8; n < kEnd / 8; ++n) {
-      const float2 of_rows = load_shared_float2(delta + n * 32);
+      const float2 of_rows = delta_of_rows<Traits>(delta, n);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         dp[4 * n + e] = weights[4 * n + e] * (dp[4 * n + e] - (e % 2 ? of_rows.y : of_rows.x));

@@ -8,6 +8,7 @@
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
+#include "device/elect.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
@@ -39,7 +40,7 @@ struct QueryGradientGroup {
     asm volatile("" : "+r"(index));
     return index;
   }
-  static __device__ __forceinline__ bool leads_warp() { return thread() % 32 == 0; }
+  static __device__ __forceinline__ bool leads_warp() { return elect_lane(); }
 
   static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
     mbarrier_wait(shared_address(&barrier), parity);

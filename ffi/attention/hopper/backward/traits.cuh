@@ -124,6 +124,10 @@ struct HopperBackwardTraits {
   static constexpr bool kFactors = kOption == kSoftCap || kOption == kDropout;
   static constexpr bool kSharedFactors = kFactors && kSumGroup;
   static constexpr bool kDrawer = kOption == kDropout;  // see drawer.cuh
+  // Whether dP begins with -delta, not 0: then nothing is loaded from shared memory, which products keep busy, between dP and
+  // dS. Where another warpgroup computes dQ, the load before dP costs more; what dropout drops
+  // needs delta alone.
+  static constexpr bool kBeginsWithDelta = kLate && !kSumGroup && !kFeatures && !kDrawer;
   // Where there is room for it, the next keys are loaded while these are in use still.
   static constexpr int kKeyStages = kDim <= 96 && !kFeatures && kOption != kBias ? 2 : 1;
   static constexpr int kQueryStages = kDim <= 96 && !kFeatures ? 2 : 3;
@@ -164,6 +168,12 @@ struct HopperBackwardTraits {
   static constexpr int kSumBuffers = kSplit == QuerySplit::kTurns ? 2 : 1;
   // Buffers of kWarpQueryBytes in all. The warpgroup for dQ has one a warp: with two it is slower.
   static constexpr int kWarpBuffers = kSumGroup ? kSumWarps : kSumBuffers * kQueryParts;
+  // See conversion.cuh: bytes of a load, and the loads under way that there is room for, in the buffers of a warp of the
+  // consumers and of one of the loading warpgroup.
+  static constexpr int kConversionBytes = 16 * 32 * 4;
+  static constexpr int kOwnConversions = kWarpQueryBytes / kConversionBytes;
+  static constexpr int kConversions =
+      kSumGroup && !kFactors && kOption != kBias ? 4 : kOwnConversions;
   // Threads that add dQ in deterministic calls, a row block each in turn.
   static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
 
@@ -176,8 +186,9 @@ struct HopperBackwardTraits {
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
   static constexpr int kZeroOffset =
-      kSumOffset + (kWarpBuffers + (kDrawer ? 0 : kHopperConverters)) * kWarpQueryBytes;
-  static constexpr int kLseOffset = kZeroOffset + (kDrawer ? 0 : kWarpQueryBytes);
+      kSumOffset + kWarpBuffers * kWarpQueryBytes +
+      (kDrawer ? 0 : kHopperConverters * kConversions * kConversionBytes);
+  static constexpr int kLseOffset = kZeroOffset + (kDrawer ? 0 : kConversionBytes);
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kFactorOffset = kDeltaOffset + kDOutStages * kRows * 4;
   // Of a warp: see kSharedFactors and WarpBias.
