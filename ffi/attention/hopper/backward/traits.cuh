@@ -140,7 +140,8 @@ struct HopperBackwardTraits {
   // Whether it can turn sums into dQ itself. With features there are no registers for that, with dropout no warps.
   static constexpr bool kConverts = !kFeatures && !kDrawer;
   // Whether a warp has the first 16 columns of its values in registers.
-  static constexpr bool kHoldsValues = kSumGroup && kDimV == 128;
+  static constexpr bool kHoldsValues =
+      kSumGroup && kDimV == 128 && kOption != kBias && kOption != kRowBias;
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kSumWarps = kSumGroup ? 4 : 0;
   static constexpr int kThreads = kConsumers + 128 + 32 * kSumWarps;
