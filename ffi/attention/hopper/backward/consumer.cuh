@@ -69,8 +69,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       differentiate_part<kHalf, kRows>(r, accumulate);
       warpgroup_commit();
     } else if (!Traits::kFeatures) {
-      differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
-      pack_scores<Traits>(r.dp, r.gradients);
+      differentiate<Traits>(r.s, r.weights, r.dp, delta_address(), r.gradients);
     }
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
@@ -127,8 +126,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   // From dP to dS of some of the rows, and dK with it.
   template <int kBegin, int kEnd>
   __device__ __forceinline__ void differentiate_part(State& r, bool accumulate) {
-    differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address());
-    pack_scores<Traits, kBegin, kEnd>(r.dp, r.gradients);
+    differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address(), r.gradients);
     warpgroup_arrive();
     multiply_weights<T, Query, kRows, kBegin, kEnd>(r.dk, r.gradients, query_address(), accumulate);
   }

@@ -50,7 +50,7 @@ struct HopperPairTraits {
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();
   static constexpr bool kRoundedWeights = true;
-  static constexpr bool kBeginsWithDelta = true;
+  static constexpr bool kBeginsWithDelta = false, kMultipliesPairs = false;
   static constexpr bool kFeatures = false, kInOrder = false, kPasses = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,

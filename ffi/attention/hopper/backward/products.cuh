@@ -26,8 +26,7 @@ __device__ __forceinline__ void multiply_rows(float (&d)[B::kRows / 2], uint32_t
 #pragma unroll
   for (int column = 0; column < A::kDim; column += 16)
     multiply<T, B::kRows, false>(d, advance(from_a, A::column_offset(column)),
-                                 advance(from_b, B::column_offset(column)),
-                                 begins && column == 0);
+                                 advance(from_b, B::column_offset(column)), begins && column == 0);
 }
 
 // The same where the first 16 columns of a warp's rows of A are in registers: they are not read from shared memory again.
