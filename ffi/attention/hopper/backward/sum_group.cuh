@@ -69,7 +69,7 @@ struct QueryGradientGroup {
     const uint32_t row = gradients() + Gradient::row_offset(thread() / 32 * 16 + lane % 16);
 #pragma unroll
     for (int i = 0; i < kHeld; ++i)
-      load_matrices(held[i], row + (2 * i + lane / 16 ^ lane % 8) * 16);
+      load_matrices(held[i], row + ((2 * i + lane / 16) ^ lane % 8) * 16);
   }
 
   __device__ __forceinline__ void multiply_part(Sum& dq, const Held& held, int part) const {
