@@ -227,7 +227,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   template <int kBegin, int kEnd>
   __device__ __forceinline__ void score_gradients(State& r) {
     if constexpr (!Traits::kFactors) {
-      differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address());
+      differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address(), r.gradients);
     } else {
 #pragma unroll
       for (int i = kBegin / 16; i < kEnd / 16; ++i) {
@@ -236,13 +236,25 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
           r.factors[i][0] = held.x, r.factors[i][1] = held.y;
           r.factors[i][2] = held.z, r.factors[i][3] = held.w;
         }
-        if constexpr (Traits::kOption == kDropout)
-          differentiate_dropped<T>(i, r.weights[i], r.factors[i], r.dp, delta_address());
-        else
-          differentiate<Traits>(i, r.factors[i], r.dp, delta_address());
+        score_gradients_with(r, i);
       }
     }
-    pack_scores<Traits, kBegin, kEnd>(r.dp, r.gradients);
+  }
+  // The same of rows 16i .. 16i + 15, with factors.
+  __device__ __forceinline__ void score_gradients_with(State& r, int i) {
+    const uint32_t delta = delta_address();
+    if constexpr (Traits::kMultipliesPairs) {
+      if constexpr (Traits::kOption == kDropout)
+        differentiate_dropped_pairs(i, r.weights[i], r.factors[i], r.dp, delta, r.gradients[i]);
+      else
+        differentiate_pairs<Traits>(i, r.factors[i], r.dp, delta, r.gradients[i]);
+      return;
+    }
+    if constexpr (Traits::kOption == kDropout)
+      differentiate_dropped<T>(i, r.weights[i], r.factors[i], r.dp, delta);
+    else
+      differentiate<Traits>(i, r.factors[i], r.dp, delta);
+    pack_scores<T>(i, r.dp, r.gradients[i]);
   }
   // From scores to P of some of the rows, and dV with it.
   template <int kBegin, int kEnd>

@@ -56,6 +56,7 @@ struct Workspace {
 bool is_masked(const BackwardParams& p) {
   return p.causal || p.window_left >= 0 || p.window_right >= 0;
 }
+bool is_causal(const BackwardParams& p) { return p.causal && p.window_left < 0; }
 
 // Whether what the tiles under way share is more than the L2 cache keeps, if they are spread over all query rows of a section:
 // Q, dO and sums.
@@ -96,7 +97,7 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   params->section = 1;
   params->last = std::min(rows, two_waves);
   params->wave = params->lag = params->reverse = 0;
-  const bool long_causal = p.causal && p.window_left < 0 && tiles >= min_tiles;
+  const bool long_causal = is_causal(p) && tiles >= min_tiles;
   // Few rows of pairs that are longer than a wave begin at the last query rows without waves, too.
   const bool together = tile.ctas() == 2 && wave_rows == 1 && rows <= two_waves;
   const bool waves = p.deterministic ? shares_much(p, at_once, slots) && !together
@@ -122,11 +123,15 @@ bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams
          !p.cu_seqlens_k && p.sequences == 1;
 }
 
-// Whether few rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster
-// than their sums are converted.
-bool shares_sums(const HopperBackwardParams& params) {
-  constexpr int kMinTiles = 8;
-  return params.tiles >= kMinTiles && !is_masked(params.problem);
+// How many rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster than
+// their sums are converted, as short causal ones are. More than those whose tiles are under way or being loaded; the last
+// rows are under way together. With a margin where tiles are short.
+int rows_with_sums(const HopperBackwardParams& params) {
+  const BackwardParams& p = params.problem;
+  const int min_tiles = !is_masked(p) || p.dim <= 64 ? 4 : 8;
+  if ((is_masked(p) && !is_causal(p)) || params.tiles < min_tiles) return params.rows;
+  const int margin = is_masked(p) || params.tiles < 8 ? params.last : 0;
+  return std::min(params.rows, params.last + params.last / 2 + margin + 1);
 }
 
 void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params) {
@@ -139,10 +144,8 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
   if (!converts_in_main(tile, *params)) return;
   params->done = p.turns;
   params->converted = p.turns + params->rows;
-  if (!shares_sums(*params)) return;
-  // More than those whose tiles are under way or being loaded. The last rows are under way together.
-  params->sum_rows = std::min(params->rows, params->last + params->last / 2 + 1);
-  params->sum_blocks = params->sum_rows * params->row_blocks;
+  params->sum_rows = rows_with_sums(*params);
+  if (params->sum_rows < params->rows) params->sum_blocks = params->sum_rows * params->row_blocks;
 }
 
 }  // namespace

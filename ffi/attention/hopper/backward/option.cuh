@@ -255,6 +255,28 @@ __device__ __forceinline__ void differentiate_dropped(int i, const uint32_t (&we
   }
 }
 
+// The same to dS as rounded, where kMultipliesPairs: W (dP - delta) of what was kept, P (-delta) of what was dropped.
+__device__ __forceinline__ void differentiate_dropped_pairs(int i, const uint32_t (&weights)[4],
+                                                            const uint32_t (&all)[4],
+                                                            const float* dp, uint32_t delta,
+                                                            uint32_t (&to)[4]) {
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const float2 of_rows = load_shared_float2(delta + (2 * i + n) * 32);
+    const uint32_t deltas = pack_pair<__nv_bfloat16>(-of_rows.x, -of_rows.y);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int word = 2 * n + half;
+      const float* d = dp + 8 * i + 2 * word;
+      const uint32_t dropped = multiply_pairs(weights[word] ^ all[word], deltas);
+      const uint32_t difference = pack_pair<__nv_bfloat16>(d[0] - of_rows.x, d[1] - of_rows.y);
+      asm("fma.rn.bf16x2 %0, %1, %2, %3;\n"
+          : "=r"(to[word])
+          : "r"(weights[word]), "r"(difference), "r"(dropped));
+    }
+  }
+}
+
 // The same of weights whose sign says that they were dropped.
 template <class T>
 __device__ __forceinline__ void differentiate_signed(int i, const uint32_t (&weights)[4], float* dp,

@@ -152,11 +152,41 @@ __device__ __forceinline__ void differentiate(int i, const uint32_t (&rounded)[4
   }
 }
 
-// dP to dS = P (dP - delta), in place. P may be gone where it was rounded.
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t x, uint32_t y) {
+  const __nv_bfloat162 product = __hmul2(reinterpret_cast<const __nv_bfloat162&>(x),
+                                         reinterpret_cast<const __nv_bfloat162&>(y));
+  return reinterpret_cast<const uint32_t&>(product);
+}
+// The same to dS as rounded, where kMultipliesPairs.
+template <class Traits>
+__device__ __forceinline__ void differentiate_pairs(int i, const uint32_t (&rounded)[4],
+                                                    const float* dp, uint32_t delta,
+                                                    uint32_t (&to)[4]) {
+#pragma unroll
+  for (int n = 2 * i; n < 2 * i + 2; ++n) {
+    const float2 of_rows = delta_of_rows<Traits>(delta, n);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* at = dp + 4 * n + 2 * half;
+      const int word = n % 2 * 2 + half;
+      to[word] = multiply_pairs(rounded[word],
+                                pack_pair<__nv_bfloat16>(at[0] - of_rows.x, at[1] - of_rows.y));
+    }
+  }
+}
+
+// dP to dS = P (dP - delta), as rounded. P, in float32, may be gone where it was rounded, and dP is gone.
 template <class Traits, int kBegin = 0, int kEnd = Traits::kRows>
 __device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
                                               const KeyOperand<Traits>& rounded,
-                                              KeyScores<Traits>& dp, uint32_t delta) {
+                                              KeyScores<Traits>& dp, uint32_t delta,
+                                              KeyOperand<Traits>& to) {
+  if constexpr (Traits::kMultipliesPairs) {
+#pragma unroll
+    for (int i = kBegin / 16; i < kEnd / 16; ++i)
+      differentiate_pairs<Traits>(i, rounded[i], dp, delta, to[i]);
+    return;
+  }
   if constexpr (Traits::kRoundedWeights) {
 #pragma unroll
     for (int i = kBegin / 16; i < kEnd / 16; ++i) differentiate<Traits>(i, rounded[i], dp, delta);
@@ -169,6 +199,7 @@ __device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
         dp[4 * n + e] = weights[4 * n + e] * (dp[4 * n + e] - (e % 2 ? of_rows.y : of_rows.x));
     }
   }
+  pack_scores<Traits, kBegin, kEnd>(dp, to);
 }
 
 // dS, which lies keys by rows, to a panel of 64 keys in shared memory, rows of queries.

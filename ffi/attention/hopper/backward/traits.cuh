@@ -1,6 +1,8 @@
 // The shapes of one instantiation of the Hopper backward kernel and its shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/backward/walk.cuh"
 #include "attention/hopper/backward/config.h"
 #include "attention/hopper/backward/params.h"
@@ -124,9 +126,12 @@ struct HopperBackwardTraits {
   static constexpr bool kFactors = kOption == kSoftCap || kOption == kDropout;
   static constexpr bool kSharedFactors = kFactors && kSumGroup;
   static constexpr bool kDrawer = kOption == kDropout;  // see drawer.cuh
-  // Whether dP begins with -delta, not 0: then nothing is loaded from shared memory, which products keep busy, between dP and
-  // dS. Where another warpgroup computes dQ, the load before dP costs more; what dropout drops
-  // needs delta alone.
+  // Whether dS = P (dP - delta) multiplies pairs of bf16: the difference is rounded, too, for half of the instructions. (Not
+  // in f16, in which dP may be out of range where dS is not.)
+  static constexpr bool kMultipliesPairs =
+      std::is_same_v<T, __nv_bfloat16> && kRoundedWeights && !kFeatures;
+  // Whether dP begins with -delta, not 0: between dP and dS nothing is loaded from shared memory, which products keep busy, nor
+  // subtracted. Where another warpgroup computes dQ, the load before dP costs more; what dropout drops needs delta alone.
   static constexpr bool kBeginsWithDelta = kLate && !kSumGroup && !kFeatures && !kDrawer;
   // Where there is room for it, the next keys are loaded while these are in use still.
   static constexpr int kKeyStages = kDim <= 96 && !kFeatures && kOption != kBias ? 2 : 1;
