@@ -33,8 +33,6 @@ struct HopperBackwardTile {
   // Counters of a row block: of turns to add to dQ, for a CTA or for the warpgroups of both; or, where these are no pair and
   // turn sums into dQ, two a row of tiles, which has a row block at least.
   constexpr int counters() const { return split == QuerySplit::kPair ? 4 : 2; }
-  // Whether it can turn sums into dQ: see kConverts.
-  constexpr bool converts() const { return ctas() == 1 && !serves_all() && features != kDropout; }
   // Whether it serves every option, which it finds out about as it runs, and deterministic calls, too.
   constexpr bool serves_all() const { return features == kAllFeatures; }
   constexpr bool operator==(const HopperBackwardTile& o) const {

@@ -11,7 +11,6 @@
 
 #include "attention/hopper/backward/consumer_sums.cuh"
 #include "attention/hopper/backward/conversion.cuh"
-#include "attention/hopper/backward/drawer.cuh"
 #include "attention/hopper/backward/option.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
@@ -55,8 +54,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     Operand weights, gradients;
     Operand factors;  // see kFactors
     HeadOption<Traits::kOption> of_head;
-    int head;                 // that it was found for, or -1
-    DrawnMasks<Traits> kept;  // with dropout
+    int head;  // that it was found for, or -1
     QuerySum dq;
     float dk[kDim / 2], dv[kDimV / 2];
     uint32_t values[4];  // see kHoldsValues
@@ -93,8 +91,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
                                              bool due, bool accumulate) {
     const int key = tile.first_key + 64 * group + 16 * warp + lane / 4;
-    if (!Traits::kDrawer && HeadOption<Traits::kOption>::kLooksUp &&
-        __any_sync(0xffffffffu, block.head != r.head)) {
+    if (HeadOption<Traits::kOption>::kLooksUp && __any_sync(0xffffffffu, block.head != r.head)) {
       r.head = block.head;
       r.of_head.find(p, tile, r.head, key);
     }
@@ -107,7 +104,6 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     } else {
       warpgroup_wait<0>();
     }
-    if constexpr (Traits::kDrawer) find_kept(r);
     hold(r.s);
     // dK of the block before is there, too.
     if ((!Traits::kInterleaves || Traits::kSumGroup) && accumulate)
@@ -168,9 +164,10 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       pack_scores<T>(i, r.s, r.weights[i]);
     } else if constexpr (Traits::kOption == kDropout) {
       pack_scores<T>(i, r.s, r.factors[i]);
+      uint32_t masks[4];
+      option.find_kept(i, masks);
 #pragma unroll
-      for (int pair = 0; pair < 4; ++pair)
-        r.weights[i][pair] = r.factors[i][pair] & r.kept.of(i, pair);
+      for (int pair = 0; pair < 4; ++pair) r.weights[i][pair] = r.factors[i][pair] & masks[pair];
     } else if constexpr (Traits::kOption == kBias) {
       pack_scores<T>(i, r.s, r.weights[i]);
     } else {
@@ -180,12 +177,6 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     if constexpr (Traits::kSharedFactors)
       store_shared_16(factor_address(i), make_uint4(r.factors[i][0], r.factors[i][1],
                                                     r.factors[i][2], r.factors[i][3]));
-  }
-  // What dropout keeps of the lane's weights.
-  __device__ __forceinline__ void find_kept(State& r) const {
-    wait(control.drawn[query_place.stage], query_place.parity);
-    r.kept.load(shared + Traits::kDrawnOffset + query_place.stage * Traits::kDrawnBytes +
-                (4 * group + warp) * 128 + lane * 4);
   }
   // See WarpBias.
   __device__ __forceinline__ WarpBias warp_bias() const {

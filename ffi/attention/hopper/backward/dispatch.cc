@@ -119,8 +119,8 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
 bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
   const BackwardParams& p = params.problem;
   const int max_tiles = is_masked(p) ? 32 : 64;  // of a row
-  return tile.converts() && params.tiles <= max_tiles && !p.deterministic && !p.cu_seqlens_q &&
-         !p.cu_seqlens_k && p.sequences == 1;
+  return tile.ctas() == 1 && !tile.serves_all() && params.tiles <= max_tiles && !p.deterministic &&
+         !p.cu_seqlens_q && !p.cu_seqlens_k && p.sequences == 1;
 }
 
 // How many rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster than

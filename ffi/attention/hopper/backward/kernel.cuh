@@ -3,7 +3,6 @@
 #pragma once
 
 #include "attention/hopper/backward/consumer.cuh"
-#include "attention/hopper/backward/drawer.cuh"
 #include "attention/hopper/backward/producer.cuh"
 #include "attention/hopper/backward/sum_group.cuh"
 #include "attention/hopper/backward/writer.cuh"
@@ -29,7 +28,6 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   for (int i = 0; i < Traits::kQueryStages; ++i) {
     init(control.query_full[i], 1);
     init_for_warps(control.query_empty[i], kWarps);
-    init_for_warps(control.drawn[i], kDrawers);
   }
   for (int i = 0; i < Traits::kDOutStages; ++i) {
     init(control.dout_full[i], 1);
@@ -91,8 +89,6 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
     if (warp == 0)
       BackwardProducer<Traits>(p, control, shared, threadIdx.x).run(blockIdx.x);
-    else if (Traits::kDrawer)
-      draw_dropout<Traits>(p.problem, control, shared, warp - 1);
     else if (adds_in_order<Traits>(p.problem) && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
     else if (converts && warp > Traits::kGroups - 1)

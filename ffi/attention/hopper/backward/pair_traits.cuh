@@ -50,7 +50,6 @@ struct HopperPairTraits {
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();
   static constexpr bool kRoundedWeights = true;
-  static constexpr bool kDrawer = false;
   static constexpr int kOption = kOption_;  // see option.cuh
   static constexpr bool kBeginsWithDelta = false, kMultipliesPairs = false;
   static constexpr bool kFeatures = false, kInOrder = false, kPasses = false;

@@ -80,15 +80,13 @@ struct BackwardProducer {
     }
   }
 
-  __device__ __forceinline__ void load_query(const KeyTile& tile, const RowBlock& block, int row,
-                                             int head, int pack) {
+  __device__ __forceinline__ void load_query(const RowBlock& block, int row, int head, int pack) {
     const int stage = query_place.stage;
     mbarrier_wait(shared_address(&control.query_empty[stage]), query_place.parity ^ 1);
     if (leads()) {
       const uint32_t barrier = shared_address(&control.query_full[stage]);
       control.block[stage] = block;
       control.block[stage].head = head;
-      if constexpr (Traits::kDrawer) control.draw[stage] = {tile.first_key, tile.sequence.index};
       if constexpr (!kPair && !Traits::kFeatures) control.recent[control.loaded++ % 8] = block;
       mbarrier_arrive_expect(barrier, Query::kBytes + kStatBytes);
       load_rows<Query>(shared + Traits::kQueryOffset + stage * Query::kBytes, p.query, barrier, row,
@@ -98,15 +96,6 @@ struct BackwardProducer {
                 barrier);
     }
     query_place.next();
-  }
-
-  // Says that there are no more row blocks, which consumers know already.
-  __device__ __forceinline__ void end_rows() const {
-    const int stage = query_place.stage;
-    mbarrier_wait(shared_address(&control.query_empty[stage]), query_place.parity ^ 1);
-    if (lane != 0) return;
-    control.block[stage].flags = kNoRows;
-    mbarrier_arrive(shared_address(&control.query_full[stage]));
   }
 
   __device__ __forceinline__ void load_dout(int block, int row, int head, int pack) {
@@ -305,7 +294,7 @@ struct BackwardProducer {
       const typename Rows::Place next = rows.after(at);
       const RowBlock block = row_block(tile, at, rows.at_end(next));
       const int row = tile.q_begin + at.row, head = tile.kv_head * p.problem.group + at.head;
-      load_query(tile, block, row, head, tile.sequence.pack);
+      load_query(block, row, head, tile.sequence.pack);
       if (begins) load_keys(tile, tile.k_begin + tile.first_key);
       begins = false;
       load_dout(block.block, row, head, tile.sequence.pack);
@@ -329,8 +318,7 @@ struct BackwardProducer {
         load_dout(block_number(tile, before), tile.q_begin + before.row, query_head(tile, before),
                   tile.sequence.pack);
       if (rows.at_end(at)) return;
-      load_query(tile, control.upcoming, tile.q_begin + at.row, query_head(tile, at),
-                 tile.sequence.pack);
+      load_query(control.upcoming, tile.q_begin + at.row, query_head(tile, at), tile.sequence.pack);
       if (before.row < 0) load_keys(tile, tile.k_begin + tile.first_key);
       before = at;
       at = next;
@@ -354,7 +342,6 @@ struct BackwardProducer {
       for (int i = begin; i < end; ++i)
         load_tile(at.row, order.descending() ? begin + end - 1 - i : i, order.backward());
     }
-    if constexpr (Traits::kDrawer) end_rows();
     wait_keys_empty();
     if (lane == 0) {
       control.tile[tile_slot].kind = KeyTileKind::kNone;

@@ -24,7 +24,7 @@ struct QueryGradientGroup {
   static constexpr int kPartFloats = Traits::kWarpQueryBytes / 4;
   // So many times 16 keys, the first ones, have their dS in registers: products then read it from shared memory once, not once
   // a part. There is no room for more.
-  static constexpr int kHeld = Traits::kDrawer ? 1 : 3;
+  static constexpr int kHeld = 3;
   static_assert(16 * kHeld <= Gradient::kColumns && Gradient::kColumns == 64);
   using Sum = float[kColumns / 2];
   using Held = uint32_t[kHeld][4];

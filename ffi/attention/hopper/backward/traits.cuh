@@ -21,7 +21,6 @@ enum RowBlockFlags {
   kPaddedRows = 1 << 9,  // rows past the sequence's last row may hold anything
   kLastRows = 1 << 10,
   kHiddenFromFirstGroup = 1 << 11,  // << group: positions hide all of the block from its keys
-  kNoRows = 1 << 13,                // there are no more blocks; said to drawers alone
 };
 
 struct RowBlock {
@@ -53,11 +52,6 @@ struct QueryGradientPlace {
   int rows, counted;  // that there are, and that are not zeros
 };
 
-// Where the weights of a row block lie, for those who draw what dropout keeps of them: see drawer.cuh.
-struct DrawnKeys {
-  int first_key, sequence;
-};
-
 enum class KeyTileKind {
   kNone,    // all tiles are done
   kUnseen,  // by every row: nothing was loaded
@@ -86,8 +80,6 @@ struct HopperBackwardControl {
   uint64_t dout_full[kDOutStages], dout_empty[kDOutStages];
   uint64_t gradient_full[kGradientStages], gradient_empty[kGradientStages];
   RowBlock block[kQueryStages];
-  DrawnKeys draw[kQueryStages];
-  uint64_t drawn[kQueryStages];
   QueryGradientSum sum[kAdders];
   uint64_t sum_empty[kSumBuffers];
   // The last row blocks by their numbers, for consumers that finish dQ when Q's place has another one. With features: for
@@ -125,14 +117,13 @@ struct HopperBackwardTraits {
   // Whether what dP - delta is multiplied with is not the weights, and whether a lane leaves it in shared memory until then.
   static constexpr bool kFactors = kOption == kSoftCap || kOption == kDropout;
   static constexpr bool kSharedFactors = kFactors && kSumGroup;
-  static constexpr bool kDrawer = kOption == kDropout;  // see drawer.cuh
   // Whether dS = P (dP - delta) multiplies pairs of bf16: the difference is rounded, too, for half of the instructions. (Not
   // in f16, in which dP may be out of range where dS is not.)
   static constexpr bool kMultipliesPairs =
       std::is_same_v<T, __nv_bfloat16> && kRoundedWeights && !kFeatures;
   // Whether dP begins with -delta, not 0: between dP and dS nothing is loaded from shared memory, which products keep busy, nor
   // subtracted. Where another warpgroup computes dQ, the load before dP costs more; what dropout drops needs delta alone.
-  static constexpr bool kBeginsWithDelta = kLate && !kSumGroup && !kFeatures && !kDrawer;
+  static constexpr bool kBeginsWithDelta = kLate && !kSumGroup && !kFeatures && kOption != kDropout;
   // Where there is room for it, the next keys are loaded while these are in use still.
   static constexpr int kKeyStages = kDim <= 96 && !kFeatures && kOption != kBias ? 2 : 1;
   static constexpr int kQueryStages = kDim <= 96 && !kFeatures ? 2 : 3;
@@ -142,15 +133,15 @@ struct HopperBackwardTraits {
   static constexpr bool kInterleaves = kRows == 64 && !kFeatures;
   // Whether warpgroups pass over a first block of rows that see none of their keys.
   static constexpr bool kPasses = kRows == 64 && !kFeatures;
-  // Whether it can turn sums into dQ itself. With features there are no registers for that, with dropout no warps.
-  static constexpr bool kConverts = !kFeatures && !kDrawer;
+  // Whether it can turn sums into dQ itself. With features there are no registers for that,
+  static constexpr bool kConverts = !kFeatures;
   // Whether a warp has the first 16 columns of its values in registers.
   static constexpr bool kHoldsValues =
       kSumGroup && kDimV == 128 && kOption != kBias && kOption != kRowBias;
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kSumWarps = kSumGroup ? 4 : 0;
   static constexpr int kThreads = kConsumers + 128 + 32 * kSumWarps;
-  static constexpr int kProducerRegisters = kDrawer ? 32 : 24;
+  static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = kSumGroup ? 208 : 240;
   static constexpr int kSumRegisters =
       512 - kProducerRegisters - 2 * kConsumerRegisters;  // of the 512 of four threads
@@ -191,18 +182,15 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kZeroOffset =
-      kSumOffset + kWarpBuffers * kWarpQueryBytes +
-      (kDrawer ? 0 : kHopperConverters * kConversions * kConversionBytes);
-  static constexpr int kLseOffset = kZeroOffset + (kDrawer ? 0 : kConversionBytes);
+  static constexpr int kZeroOffset = kSumOffset + kWarpBuffers * kWarpQueryBytes +
+                                     kHopperConverters * kConversions * kConversionBytes;
+  static constexpr int kLseOffset = kZeroOffset + kConversionBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
   static constexpr int kFactorOffset = kDeltaOffset + kDOutStages * kRows * 4;
   // Of a warp: see kSharedFactors and WarpBias.
   static constexpr int kFactorBytes = kOption == kBias ? 2048 : kRows / 16 * 512;
-  static constexpr int kDrawnOffset =
+  static constexpr int kControlOffset =
       kFactorOffset + (kSharedFactors || kOption == kBias ? kConsumers / 32 * kFactorBytes : 0);
-  static constexpr int kDrawnBytes = kRows / 64 * kConsumers * 4;  // a bit a weight
-  static constexpr int kControlOffset = kDrawnOffset + (kDrawer ? kQueryStages * kDrawnBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
