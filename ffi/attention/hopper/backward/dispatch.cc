@@ -124,12 +124,13 @@ bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams
 }
 
 // How many rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster than
-// their sums are converted, as short causal ones are. More than those whose tiles are under way or being loaded; the last
-// rows are under way together. With a margin where tiles are short.
+// their sums are converted, as those of short causal calls, windows and segments are. More than those whose tiles are under
+// way or being loaded; the last rows are under way together. With a margin where tiles are short.
 int rows_with_sums(const HopperBackwardParams& params) {
   const BackwardParams& p = params.problem;
   const int min_tiles = !is_masked(p) || p.dim <= 64 ? 4 : 8;
-  if ((is_masked(p) && !is_causal(p)) || params.tiles < min_tiles) return params.rows;
+  const bool shortened = is_masked(p) && (!is_causal(p) || p.query_segments);
+  if (shortened || params.tiles < min_tiles) return params.rows;
   const int margin = is_masked(p) || params.tiles < 8 ? params.last : 0;
   return std::min(params.rows, params.last + params.last / 2 + margin + 1);
 }
