@@ -356,17 +356,29 @@ def test_explain_tells_the_plan(monkeypatch):
     assert (calls[1]["query_rows"], calls[1]["keys"]) == (6, 7)
 
 
+# The kernels of head dims: without options or with one, and with several.
+HOPPER_BACKWARD = {64: "wgmma", 72: "wgmma", 128: "wgmma", 136: "wgmma_pair", 100: "mma"}
+SOME_BACKWARD = {64: "wgmma", 72: "mma", 128: "wgmma", 136: "mma"}
+
+
 @pytest.mark.parametrize(
     ("options", "kernels"),
     [
-        ({}, {64: "wgmma", 72: "wgmma", 128: "wgmma", 136: "wgmma_pair", 100: "mma"}),
-        (dict(logits_soft_cap=5.0), {64: "wgmma", 72: "mma", 128: "wgmma", 136: "mma"}),
+        ({}, HOPPER_BACKWARD),
+        (dict(logits_soft_cap=5.0), HOPPER_BACKWARD),
+        (dict(alibi_slopes=aval(8)), HOPPER_BACKWARD),
+        (dict(dropout_rate=0.1, dropout_seed=aval(2, dtype="uint32")), HOPPER_BACKWARD),
+        (dict(bias=aval(1, 8, 1, 136)), HOPPER_BACKWARD),
+        (dict(bias=aval(1, 8, 100, 136, dtype="float32")), SOME_BACKWARD),
+        (dict(bias=aval(1, 8, 100, 136)), SOME_BACKWARD | {72: "wgmma"}),
+        (dict(logits_soft_cap=5.0, alibi_slopes=aval(8)), SOME_BACKWARD),
+        (dict(logits_soft_cap=5.0, deterministic=True), SOME_BACKWARD),
     ],
 )
 def test_explain_names_the_kernel_of_the_backward_pass(monkeypatch, options, kernels):
     monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
     for dim, kernel in kernels.items():
-        operands = (aval(2, 100, 8, 64), aval(2, 130, 4, 64), aval(2, 130, 4, dim))
+        operands = (aval(2, 100, 8, 64), aval(2, 136, 4, 64), aval(2, 136, 4, dim))
         info = jax_baracuda.explain("flash_attention", *operands, implementation="cuda", **options)
         assert f"the backward pass runs flash_attention_backward_{kernel} and takes" in info.note
 

@@ -53,7 +53,7 @@ struct Workspace {
 int64_t segment_part(const AttentionProblem& p) {
   return (segment_range_bytes(p) + 255) / 256 * 256;
 }
-int64_t hopper_workspace_bytes(const AttentionProblem& p) {
+int64_t hopper_workspace_bytes(const BackwardParams& p) {
   return segment_part(p) + hopper_backward_workspace_bytes(p);
 }
 
@@ -63,7 +63,7 @@ int64_t backward_workspace_bytes(const AttentionProblem& problem) {
   return Workspace(problem).size;
 }
 
-cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, bool portable,
+cudaError_t plan_attention_backward(DType dtype, const BackwardParams& problem, bool portable,
                                     int64_t workspace_bytes, BackwardPlan* plan) {
   int device = 0, max_shared = 0;
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;

@@ -39,7 +39,7 @@ struct BackwardPlan {
 
 // Chooses the kernel for the current device, for which there is so much workspace, and makes it ready. Called in the
 // initialize stage. `portable`: one that runs on every GPU, whatever this one is.
-cudaError_t plan_attention_backward(DType dtype, const AttentionProblem& problem, bool portable,
+cudaError_t plan_attention_backward(DType dtype, const BackwardParams& problem, bool portable,
                                     int64_t workspace_bytes, BackwardPlan* plan);
 
 // What launch_attention_backward takes of the workspace.

@@ -13,7 +13,8 @@ from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.explain import info
 
 HOPPER = "flash_attention_wgmma"  # the forward kernel for Hopper GPUs
-SOFT_CAP, ALIBI, BIAS, DROPOUT, ALL_FEATURES = 1, 2, 4, 8, 31  # as in ffi/attention/params.h
+# As in ffi/attention/params.h. A row bias is one that all rows share.
+SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, ALL_FEATURES = 1, 2, 4, 8, 16, 31
 
 
 def flash_attention(
@@ -128,7 +129,7 @@ def _attention(
         return info.reference(op, shape.dtype, implementation)
     deterministic = options["deterministic"] or compat.deterministic_ops()
     repeats = "too" if deterministic else "with deterministic=True"
-    name, backward, why = _kernels(shape, features)
+    name, backward, why = _kernels(shape, features, deterministic)
     splits = False
     if name == HOPPER and not shape.symbolic:
         splits = not features and shapes.may_split(shape)
@@ -162,7 +163,11 @@ def _features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
         | (BIAS if bias is not None else 0)
         | (DROPOUT if options["dropout_rate"] > 0 else 0)
     )
-    return ALL_FEATURES if features == BIAS and not _in_boxes(bias) else features
+    if bias is None or features != BIAS:
+        return features
+    if bias.shape[-2] == 1:
+        return ROW_BIAS
+    return BIAS if _in_boxes(bias) else ALL_FEATURES
 
 
 def _in_boxes(bias: Any) -> bool:
@@ -194,7 +199,9 @@ def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, featu
     return text + (f", the keys split over {plan['splits']} CTAs" if plan["splits"] > 1 else "")
 
 
-def _kernels(shape: shapes.AttentionShape, features: int) -> tuple[str, str, str]:
+def _kernels(
+    shape: shapes.AttentionShape, features: int, deterministic: bool
+) -> tuple[str, str, str]:
     """The kernels of both passes; on a Hopper GPU, what keeps a call from its own kernels."""
     forward, backward = "flash_attention_mma", "flash_attention_backward_mma"
     if registry.serving_architecture() != "90a":
@@ -207,7 +214,8 @@ def _kernels(shape: shapes.AttentionShape, features: int) -> tuple[str, str, str
     if found:
         return forward, backward, f" ({HOPPER} does not take {' or '.join(found)})"
     dim = max(shape.head_dim, shape.value_dim)
-    if not features or dim <= 64 or 96 < dim <= 128:
+    alone = features in (SOFT_CAP, ALIBI, DROPOUT, ROW_BIAS) or (features == BIAS and dim <= 128)
+    if not features or (alone and not deterministic) or dim <= 64 or 96 < dim <= 128:
         pairs = "_pair" if dim > 128 else ""  # of CTAs, for a block of keys
         backward = f"flash_attention_backward_wgmma{pairs}"
     return HOPPER, backward, ""

@@ -125,7 +125,10 @@ __global__ void __launch_bounds__(kAroundThreads)
       const bool counts = lse[t] != negative_infinity();
       const float delta = counts ? dot - (p.dlse ? p.dlse[place.rows + row] : 0.0f) : 0.0f;
       p.lse2[block * (2 * kRows) + in_block] = counts ? lse[t] * kLog2E : -negative_infinity();
-      p.lse2[block * (2 * kRows) + kRows + in_block] = delta;
+      p.lse2[block * (2 * kRows) + kRows + in_block] = Traits::kBeginsWithDelta ? -delta
+                                                       : Traits::kOption == kDropout
+                                                           ? delta / p.dropout_scale
+                                                           : delta;
       if (row < s.q_rows) p.delta[place.rows + row] = delta;
     }
     if (threadIdx.x < Traits::kCounters) p.turns[block * Traits::kCounters + threadIdx.x] = 0;
@@ -155,7 +158,8 @@ __global__ void __launch_bounds__(kAroundThreads)
     T* to =
         static_cast<T*>(p.dq) + ((s.q_first + row) * p.heads + place.head) * p.dim + first_column;
     store_rows_of_warp<T, kColumns>(to, static_cast<int64_t>(p.heads) * p.dim, s.q_rows - row,
-                                    s.q_len - row, p.dim - first_column, d, p.scale, lane);
+                                    s.q_len - row, p.dim - first_column, d,
+                                    gradient_scale<Traits>(p, p.scale), lane);
   }
 }
 

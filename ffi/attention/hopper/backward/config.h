@@ -1,7 +1,8 @@
 // Tiles of the Hopper backward kernel and the choice among them. Host-safe.
 #pragma once
 
-#include "attention/params.h"
+#include "attention/backward/params.h"
+#include "attention/hopper/config.h"
 #include "common/dtype.h"
 
 namespace jax_baracuda {
@@ -16,13 +17,13 @@ inline constexpr int kHopperConverters =
 
 // A CTA, or a pair of them, takes 128 keys, 64 a warpgroup or a CTA, and goes over the query rows `rows` at a time.
 struct HopperBackwardTile {
-  int dim, dim_v;  // head dims rounded up to these
-  int rows;        // 64 or 128
-  QuerySplit split;
+  int dim = 0, dim_v = 0;  // head dims rounded up to these
+  int rows = 0;            // 64 or 128
+  QuerySplit split = QuerySplit::kRows;
   // Where registers are short: dP is asked for when the weights are there, and the gradients of the scores are computed
   // from weights that have been rounded to 16 bits, as the products take them.
-  bool late, rounded_weights;
-  bool features = false;   // see has_features()
+  bool late = false, rounded_weights = false;
+  int features = 0;        // see features_of(): one of them, or all
   bool sum_group = false;  // see sum_group.cuh; not in deterministic calls
 
   constexpr int ctas() const { return split == QuerySplit::kPair ? 2 : 1; }
@@ -32,32 +33,66 @@ struct HopperBackwardTile {
   // Counters of a row block: of turns to add to dQ, for a CTA or for the warpgroups of both; or, where these are no pair and
   // turn sums into dQ, two a row of tiles, which has a row block at least.
   constexpr int counters() const { return split == QuerySplit::kPair ? 4 : 2; }
+  // Whether it serves every option, which it finds out about as it runs, and deterministic calls, too.
+  constexpr bool serves_all() const { return features == kAllFeatures; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }
 };
 
-// The compiled tiles, which instantiations.cmake names; the first that fits is taken.
+// The compiled tiles, which instantiations.cmake names; the first that fits is taken. Those of one feature are those without
+// features otherwise.
 constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {64, 64, 128, QuerySplit::kRows, true, true},
     {96, 96, 64, QuerySplit::kTurns, true, true},
-    {128, 128, 64, QuerySplit::kColumns, false, false, false, true},
+    {128, 128, 64, QuerySplit::kColumns, false, false, 0, true},
     {192, 128, 64, QuerySplit::kPair, false, true},
     {192, 192, 64, QuerySplit::kPair, false, true},
     {256, 256, 64, QuerySplit::kPair, false, true},
-    {64, 64, 64, QuerySplit::kTurns, false, false, true},
-    {128, 128, 64, QuerySplit::kColumns, false, false, true},
+    {64, 64, 64, QuerySplit::kTurns, false, false, kAllFeatures},
+    {128, 128, 64, QuerySplit::kColumns, false, false, kAllFeatures},
 };
 
-inline const HopperBackwardTile* choose_hopper_backward_tile(int dim, int dim_v, bool features) {
-  for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (dim <= tile.dim && dim_v <= tile.dim_v && features == tile.features) return &tile;
-  return nullptr;
+// Whether a bias is one of 16-bit elements that 8 keys of a row can be copied of at a time.
+inline bool in_pieces(const AttentionBias& bias) {
+  const bool halves = bias.type == BiasType::kF16 || bias.type == BiasType::kBF16;
+  const int64_t strides = bias.row_stride | bias.head_stride | bias.sequence_stride;
+  return halves && (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % 8) == 0;
 }
 
-constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v, bool features) {
+// The features of a call as the choice of a tile sees them: tiles for one feature serve no deterministic calls, of biases those
+// that all rows share, and not the greatest rates of dropout.
+inline int hopper_backward_features(const BackwardParams& p) {
+  const int features = features_of(p);
+  if (features == 0) return 0;
+  if (p.deterministic) return kAllFeatures;
+  if (features == kSoftCap || features == kAlibi) return features;
+  if (features == kBias && p.bias.row_stride == 0) return kRowBias;
+  if (features == kBias && p.dim <= 128 && p.dim_v <= 128 && in_pieces(p.bias)) return features;
+  if (features == kDropout && p.dropout_threshold <= kMostThreshold) return features;
+  return kAllFeatures;
+}
+
+// A tile with features, if it can have them.
+constexpr HopperBackwardTile with_features(HopperBackwardTile tile, int features) {
+  if (tile.serves_all() != (features == kAllFeatures)) return {};
+  tile.features = features;
+  return tile;
+}
+
+// The tile of a call; its `rows` are 0 if there is none.
+inline HopperBackwardTile choose_hopper_backward_tile(const BackwardParams& p) {
+  const int features = hopper_backward_features(p);
   for (const HopperBackwardTile& tile : kHopperBackwardTiles)
-    if (tile.dim == dim && tile.dim_v == dim_v && tile.features == features) return tile;
+    if (p.dim <= tile.dim && p.dim_v <= tile.dim_v && with_features(tile, features).rows > 0)
+      return with_features(tile, features);
+  return {};
+}
+
+constexpr HopperBackwardTile hopper_backward_tile(int dim, int dim_v, int features) {
+  for (const HopperBackwardTile& tile : kHopperBackwardTiles)
+    if (tile.dim == dim && tile.dim_v == dim_v && with_features(tile, features).rows > 0)
+      return with_features(tile, features);
   return {};
 }
 

@@ -11,6 +11,7 @@
 
 #include "attention/hopper/backward/consumer_sums.cuh"
 #include "attention/hopper/backward/conversion.cuh"
+#include "attention/hopper/backward/option.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
@@ -44,9 +45,16 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   static constexpr bool kStoresEarly =
       !Traits::kInOrder && !Traits::kFeatures && !Traits::kSumGroup;
 
+  using Option = BlockOption<Traits>;
+  // Whether the mask comes after what the option makes of the scores.
+  static constexpr bool kMasksLate = Traits::kOption == kSoftCap || Traits::kOption == kBias;
+
   struct State {
     Scores s, dp;
     Operand weights, gradients;
+    Operand factors;  // see kFactors
+    HeadOption<Traits::kOption> of_head;
+    int head;  // that it was found for, or -1
     QuerySum dq;
     float dk[kDim / 2], dv[kDimV / 2];
     uint32_t values[4];  // see kHoldsValues
@@ -69,8 +77,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       differentiate_part<kHalf, kRows>(r, accumulate);
       warpgroup_commit();
     } else if (!Traits::kFeatures) {
-      differentiate<Traits>(r.s, r.weights, r.dp, delta_address());
-      pack_scores<Traits>(r.dp, r.gradients);
+      score_gradients<0, kRows>(r);
     }
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
@@ -83,6 +90,12 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   // To P, with dV under way, and dP.
   __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
                                              bool due, bool accumulate) {
+    const int key = tile.first_key + 64 * group + 16 * warp + lane / 4;
+    if (HeadOption<Traits::kOption>::kLooksUp && __any_sync(0xffffffffu, block.head != r.head)) {
+      r.head = block.head;
+      r.of_head.find(p, tile, r.head, key);
+    }
+    const Option option(p, tile, block, r.of_head, group, key, lane);
     if (!Traits::kLate) {
       warpgroup_arrive();
       issue_weight_gradients(r);
@@ -96,12 +109,18 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     if ((!Traits::kInterleaves || Traits::kSumGroup) && accumulate)
       release(control.query_empty[query_stage_before()]);
     const int flags = block.flags;
-    if (flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
+    option.change(r.s);
+    if (!kMasksLate && flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, group, 64 * group + 16 * warp, lane);
-    if (Traits::kInterleaves) weigh_part<0, kHalf>(r, accumulate);
+    if (Traits::kInterleaves) weigh_part<0, kHalf>(r, option, tile, block, accumulate);
     if (Traits::kInterleaves && Traits::kLate) warpgroup_commit();
-    weigh<Traits, kLastPart, kRows>(r.s, scale, lse_address());
-    pack_scores<Traits, kLastPart, kRows>(r.s, r.weights);
+    if constexpr (Traits::kOption == kBias && !Traits::kInterleaves) {
+      to_weights<0, kHalf>(r, option, tile, block);
+      to_weights<kHalf, kRows>(r, option, tile, block);
+    } else {
+      to_weights<kLastPart, kRows>(r, option, tile, block);
+    }
+    if (Traits::kBeginsWithDelta) begin_with_statistics<Traits>(r.dp, delta_address());
     warpgroup_arrive();
     if (Traits::kLate) {
       issue_weight_gradients(r);
@@ -115,19 +134,131 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     warpgroup_wait<1>();
     hold(r.dp);
   }
+  // From scores to P of some of the rows.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void to_weights(State& r, const Option& option, const KeyTile& tile,
+                                             const RowBlock& block) {
+    if constexpr (Traits::kOption == 0) {
+      weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
+      pack_scores<Traits, kBegin, kEnd>(r.s, r.weights);
+    } else {
+      if constexpr (kMasksLate) {
+        if constexpr (Traits::kOption == kSoftCap)
+          option.template bend<kBegin, kEnd>(r.s);
+        else
+          add_bias<kBegin, kEnd>(r, tile, block);
+        if (block.flags & (kMaskedForFirstGroup << group | kSegmentMaskedRows))
+          mask_scores<Traits, kBegin, kEnd>(r.s, p, tile, block, group, 64 * group + 16 * warp,
+                                            lane);
+      }
+      if constexpr (Traits::kOption == kDropout || Traits::kOption == kBias)
+        weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
+#pragma unroll
+      for (int i = kBegin / 16; i < kEnd / 16; ++i) to_weights_with(r, option, i);
+    }
+  }
+  // The same of rows 16i .. 16i + 15, with the option of the call.
+  __device__ __forceinline__ void to_weights_with(State& r, const Option& option, int i) {
+    if constexpr (Traits::kOption == kSoftCap) {
+      option.weigh(i, r.s, lse_address(), r.factors[i]);
+      pack_scores<T>(i, r.s, r.weights[i]);
+    } else if constexpr (Traits::kOption == kDropout) {
+      pack_scores<T>(i, r.s, r.factors[i]);
+      uint32_t masks[4];
+      option.find_kept(i, masks);
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) r.weights[i][pair] = r.factors[i][pair] & masks[pair];
+    } else if constexpr (Traits::kOption == kBias) {
+      pack_scores<T>(i, r.s, r.weights[i]);
+    } else {
+      option.terms.template weigh<Traits>(i, r.s, scale, lse_address());
+      pack_scores<T>(i, r.s, r.weights[i]);
+    }
+    if constexpr (Traits::kSharedFactors)
+      store_shared_16(factor_address(i), make_uint4(r.factors[i][0], r.factors[i][1],
+                                                    r.factors[i][2], r.factors[i][3]));
+  }
+  // See WarpBias.
+  __device__ __forceinline__ WarpBias warp_bias() const {
+    return {shared + Traits::kFactorOffset + (4 * group + warp) * Traits::kFactorBytes};
+  }
+  // Asks for the bias of 64 rows of a row block.
+  __device__ __forceinline__ void load_bias(const KeyTile& tile, const RowBlock& block,
+                                            int first) const {
+    if constexpr (Traits::kOption == kBias)
+      warp_bias().load(p, tile, block.head, block.first_row + first,
+                       tile.first_key + 64 * group + 16 * warp, lane);
+  }
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void add_bias(State& r, const KeyTile& tile,
+                                           const RowBlock& block) const {
+    const WarpBias bias = warp_bias();
+    const float factor = reciprocal_approx(p.scale);
+    if (kBegin % WarpBias::kRows == 0) bias.wait();
+    const auto add = [&](auto type) {
+#pragma unroll
+      for (int i = kBegin / 16; i < kEnd / 16; ++i)
+        bias.add<decltype(type)>(16 * i % WarpBias::kRows, r.s + 8 * i, factor, lane);
+    };
+    if (p.bias.type == BiasType::kBF16)
+      add(__nv_bfloat16());
+    else
+      add(__half());
+    if (kEnd % WarpBias::kRows == 0 && kEnd < kRows) {
+      __syncwarp();
+      load_bias(tile, block, kEnd);
+    }
+  }
+  // A lane's own place for the factors of rows 16i .. 16i + 15.
+  __device__ __forceinline__ uint32_t factor_address(int i) const {
+    return shared + Traits::kFactorOffset + (4 * group + warp) * Traits::kFactorBytes + i * 512 +
+           lane * 16;
+  }
+  // From dP to dS of some of the rows.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void score_gradients(State& r) {
+    if constexpr (!Traits::kFactors) {
+      differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address(), r.gradients);
+    } else {
+#pragma unroll
+      for (int i = kBegin / 16; i < kEnd / 16; ++i) {
+        if constexpr (Traits::kSharedFactors) {
+          const uint4 held = load_shared_16(factor_address(i));
+          r.factors[i][0] = held.x, r.factors[i][1] = held.y;
+          r.factors[i][2] = held.z, r.factors[i][3] = held.w;
+        }
+        score_gradients_with(r, i);
+      }
+    }
+  }
+  // The same of rows 16i .. 16i + 15, with factors.
+  __device__ __forceinline__ void score_gradients_with(State& r, int i) {
+    const uint32_t delta = delta_address();
+    if constexpr (Traits::kMultipliesPairs) {
+      if constexpr (Traits::kOption == kDropout)
+        differentiate_dropped_pairs(i, r.weights[i], r.factors[i], r.dp, delta, r.gradients[i]);
+      else
+        differentiate_pairs<Traits>(i, r.factors[i], r.dp, delta, r.gradients[i]);
+      return;
+    }
+    if constexpr (Traits::kOption == kDropout)
+      differentiate_dropped<T>(i, r.weights[i], r.factors[i], r.dp, delta);
+    else
+      differentiate<Traits>(i, r.factors[i], r.dp, delta);
+    pack_scores<T>(i, r.dp, r.gradients[i]);
+  }
   // From scores to P of some of the rows, and dV with it.
   template <int kBegin, int kEnd>
-  __device__ __forceinline__ void weigh_part(State& r, bool accumulate) {
-    weigh<Traits, kBegin, kEnd>(r.s, scale, lse_address());
-    pack_scores<Traits, kBegin, kEnd>(r.s, r.weights);
+  __device__ __forceinline__ void weigh_part(State& r, const Option& option, const KeyTile& tile,
+                                             const RowBlock& block, bool accumulate) {
+    to_weights<kBegin, kEnd>(r, option, tile, block);
     warpgroup_arrive();
     multiply_weights<T, DOut, kRows, kBegin, kEnd>(r.dv, r.weights, dout_address(), accumulate);
   }
   // From dP to dS of some of the rows, and dK with it.
   template <int kBegin, int kEnd>
   __device__ __forceinline__ void differentiate_part(State& r, bool accumulate) {
-    differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address());
-    pack_scores<Traits, kBegin, kEnd>(r.dp, r.gradients);
+    score_gradients<kBegin, kEnd>(r);
     warpgroup_arrive();
     multiply_weights<T, Query, kRows, kBegin, kEnd>(r.dk, r.gradients, query_address(), accumulate);
   }
@@ -216,6 +347,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
 
   // A block of keys, from its first row block to the last.
   __device__ __forceinline__ void process(State& r, const KeyTile& tile) {
+    r.head = -1;
     wait_query(tile);
     bool due = false;         // dQ of the row block before is
     bool accumulate = false;  // to dK and dV
@@ -227,6 +359,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     } else if (kShifts && group == 1 && __any_sync(0xffffffffu, !passes(flags, 0))) {
       named_barrier_sync(3, Traits::kConsumers);
     }
+    load_bias(tile, control.block[query_place.stage], 0);
     warpgroup_arrive();
     issue_scores(r.s);
     warpgroup_commit();
@@ -241,6 +374,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       issue_key_gradient(r, Traits::kPasses ? accumulate : due);
       query_place.next();
       wait_query(tile);
+      load_bias(tile, control.block[query_place.stage], 0);
       warpgroup_arrive();
       issue_scores(r.s);
       warpgroup_commit();
@@ -263,7 +397,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     query_place.next();
     publish_gradients();
     hold(r.dv);
-    if (kStoresEarly) store<kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
+    if (kStoresEarly) store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
     warpgroup_wait<0>();
     hold(r.dq);
     hold(r.dk);
@@ -279,7 +413,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     warpgroup_arrive();
     issue_query_gradient(r.dq, gradient_stage(count - 1));
     warpgroup_commit();
-    if (kStoresEarly) store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
+    if (kStoresEarly) store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
     warpgroup_wait<0>();
     hold(r.dq);
     release(control.key_empty[key_stage()]);
@@ -309,12 +443,12 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     }
   }
   __device__ __forceinline__ void store(State& r, const KeyTile& tile) const {
-    store<kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
-    store<kDim>(p.dk, p.dim, r.dk, p.scale, tile);
+    store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
+    store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
   }
 
   __device__ __forceinline__ void run() {
-    if (lane == 0) control.left[4 * group + warp] = -1;
+    if (elect_lane()) control.left[4 * group + warp] = -1;
     __syncwarp();
     while (true) {
       wait(control.key_full[key_stage()], tiles / Traits::kKeyStages & 1);
@@ -339,7 +473,9 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       int index = 4 * group + warp, lane_of_converter = lane;
       // Nothing of it before the tiles: there are no registers for it.
       asm volatile("" : "+r"(index), "+r"(lane_of_converter));
-      QueryGradientConverter<Traits>(launch, control, shared, index, lane_of_converter).run();
+      QueryGradientConverter<Traits, Traits::kOwnConversions>(launch, control, shared, index,
+                                                              lane_of_converter)
+          .run();
     }
   }
 };

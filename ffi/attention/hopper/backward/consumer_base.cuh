@@ -88,7 +88,7 @@ struct BackwardConsumerBase {
 
   // One arrival a warp.
   __device__ __forceinline__ void release(uint64_t& barrier) const {
-    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
+    if (lane < kWarpArrivals) mbarrier_arrive(shared_address(&barrier));
   }
 
   // S^T = K Q^T and dP^T = V dO^T.
@@ -100,7 +100,8 @@ struct BackwardConsumerBase {
     if constexpr (Traits::kHoldsValues)
       multiply_rows<T, Value, DOut>(r.dp, r.values, value_address(64 * group), dout_address());
     else
-      multiply_rows<T, Value, DOut>(r.dp, value_address(64 * group), dout_address());
+      multiply_rows<T, Value, DOut>(r.dp, value_address(64 * group), dout_address(),
+                                    !Traits::kBeginsWithDelta);
   }
   // dQ = dS K
   __device__ __forceinline__ void issue_query_gradient(QuerySum& dq, int stage) const {

@@ -5,6 +5,7 @@
 #include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "device/bulk.cuh"
+#include "device/elect.cuh"
 
 namespace jax_baracuda {
 
@@ -24,7 +25,7 @@ struct BackwardConsumerSums : BackwardConsumerBase<Traits> {
   }
   // Waits until what was sent from there last has been read.
   __device__ __forceinline__ void wait_buffer() const {
-    if (lane == 0) bulk_wait_read();
+    if (elect_lane()) bulk_wait_read();
     __syncwarp();
   }
 
@@ -34,14 +35,14 @@ struct BackwardConsumerSums : BackwardConsumerBase<Traits> {
     const int block = block_before().block;  // now: a load would wait for the stores
     wait_buffer();
     store_query_sum(buffer_address(), dq, lane);
-    if (lane == 0) control.left[warp_index()] = block;
+    if (elect_lane()) control.left[warp_index()] = block;
   }
   // From there it begins to be added to the sum in global memory. Not at once: the fence would wait for the stores.
   __device__ __forceinline__ void send_query_gradient(const KeyTile& tile) const {
     if (adds_in_order<Traits>(p)) return;
     fence_async_shared();
     __syncwarp();
-    if (lane == 0) {
+    if (elect_lane()) {
       const int buffer = warp_index();
       const int64_t block = control.left[buffer];
       if (block < 0) return;
@@ -90,7 +91,7 @@ struct BackwardConsumerSums : BackwardConsumerBase<Traits> {
     wait(added.empty, told & 1 ^ 1);
     ++told;
     if (warp == 0 && lane == 0) added.row = tile.sequence.index * p.kv_heads + tile.kv_head;
-    if (lane == 0) bulk_wait();
+    if (elect_lane()) bulk_wait();
     __syncwarp();
     release(added.full);
   }
@@ -111,7 +112,7 @@ struct BackwardConsumerSums : BackwardConsumerBase<Traits> {
       end_query_gradients();
     } else if (Traits::kConverts && launch.done) {
       end_tiles();
-    } else if (lane == 0) {
+    } else if (elect_lane()) {
       bulk_wait();
     }
   }

@@ -7,6 +7,7 @@
 #include "attention/hopper/backward/traits.cuh"
 #include "attention/hopper/epilogue.cuh"
 #include "device/bulk.cuh"
+#include "device/elect.cuh"
 #include "device/math.cuh"
 #include "device/memory.cuh"
 
@@ -37,16 +38,16 @@ __device__ __forceinline__ void tell_done(const HopperBackwardParams& p,
   }
 }
 
-// A warp, with a buffer for the part of a sum that a warp of the consumers adds at once. What it knows of its row block is
-// in shared memory: warps of the loading warpgroup have few registers.
-template <class Traits>
+// A warp, with room for kSlots loads under way. What it knows of its row block is in shared memory: warps of the loading
+// warpgroup have few registers.
+template <class Traits, int kSlots>
 struct QueryGradientConverter {
   using T = typename Traits::T;
   static constexpr int kColumns = Traits::kQueryColumns, kRows = Traits::kRows;
-  // 16 rows and 32 columns lie together and are loaded at once, one load for each 32 columns of a part.
-  static constexpr int kLoads = kColumns / 32, kLoadBytes = 16 * 32 * 4;
-  static constexpr int kParts = Traits::kQueryParts;
-  static_assert(kParts % 2 == 0, "barriers have the same parity in every row block");
+  // 16 rows and 32 columns lie together and are loaded at once; so many make a part, and a row block.
+  static constexpr int kLoadBytes = Traits::kConversionBytes;
+  static constexpr int kLoadsOfPart = kColumns / 32, kLoads = Traits::kQueryParts * kLoadsOfPart;
+  static_assert(kLoads % (2 * kSlots) == 0, "barriers have the same parity in every row block");
 
   const HopperBackwardParams& p;
   typename Traits::Control& control;
@@ -59,15 +60,18 @@ struct QueryGradientConverter {
       : p(p), control(control), shared(shared), index(index), lane(lane) {}
 
   __device__ __forceinline__ QueryGradientPlace& place() const { return control.place[index]; }
-  __device__ __forceinline__ uint32_t buffer(int load) const {
-    const int at = index < 8 ? index : Traits::kWarpBuffers + index - 8;
-    return shared + Traits::kSumOffset + at * Traits::kWarpQueryBytes + load * kLoadBytes;
+  // The buffers of consumers' warps come first, then those of the warps beside them.
+  __device__ __forceinline__ uint32_t buffer(int slot) const {
+    const int at = index < 8 ? index * Traits::kWarpQueryBytes
+                             : Traits::kWarpBuffers * Traits::kWarpQueryBytes +
+                                   (index - 8) * (kSlots * kLoadBytes);
+    return shared + Traits::kSumOffset + at + slot * kLoadBytes;
   }
-  __device__ __forceinline__ uint32_t full(int load) const {
-    return shared_address(&control.place_full[index][load]);
+  __device__ __forceinline__ uint32_t full(int slot) const {
+    return shared_address(&control.place_full[index][slot]);
   }
 
-  // Finds the row block of a ticket; false if there are no more. Lane 0.
+  // Finds the row block of a ticket; false if there are no more. One lane.
   __device__ __forceinline__ bool find(int ticket) const {
     const BackwardParams& problem = p.problem;
     const int row = ticket / p.row_blocks, block = ticket - row * p.row_blocks;
@@ -86,31 +90,31 @@ struct QueryGradientConverter {
     return true;
   }
 
-  __device__ __forceinline__ void load(int part, int load) const {
-    if (lane != 0) return;
-    mbarrier_arrive_expect(full(load), kLoadBytes);
-    bulk_load(buffer(load), place().sum + (part * kLoads + load) * (kLoadBytes / 4), kLoadBytes,
-              full(load));
+  __device__ __forceinline__ void load(int i) const {
+    if (!elect_lane()) return;
+    const uint32_t barrier = full(i % kSlots);
+    mbarrier_arrive_expect(barrier, kLoadBytes);
+    bulk_load(buffer(i % kSlots), place().sum + i * (kLoadBytes / 4), kLoadBytes, barrier);
   }
 
   // Whether another row has the same sums after this one.
   __device__ __forceinline__ bool is_shared() const {
     return place().row_of_tiles + p.sum_rows < p.rows;
   }
-  __device__ __forceinline__ void clear(int part, int load) const {
-    if (lane != 0 || !is_shared()) return;
-    bulk_store(place().sum + (part * kLoads + load) * (kLoadBytes / 4),
-               shared + Traits::kZeroOffset, kLoadBytes);
+  __device__ __forceinline__ void clear(int i) const {
+    if (!elect_lane() || !is_shared()) return;
+    bulk_store(place().sum + i * (kLoadBytes / 4), shared + Traits::kZeroOffset, kLoadBytes);
     bulk_commit();
   }
 
   // Rows `row`, a lane's of 8, and 32 columns that lie at `from`.
   __device__ __forceinline__ void store(uint32_t from, int row, int column) const {
+    const float scale = gradient_scale<Traits>(p.problem, p.problem.scale);
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 at = load_shared_float2(from + i * 512);
-      words[i] = pack_pair<T>(at.x * p.problem.scale, at.y * p.problem.scale);
+      words[i] = pack_pair<T>(at.x * scale, at.y * scale);
     }
     transpose_quad(words, lane);
     if (row >= place().rows || column >= p.problem.dim) return;
@@ -120,32 +124,30 @@ struct QueryGradientConverter {
     *reinterpret_cast<uint4*>(to) =
         counts ? make_uint4(words[0], words[1], words[2], words[3]) : make_uint4(0, 0, 0, 0);
   }
-  __device__ __forceinline__ void store(int part, int load) const {
+  __device__ __forceinline__ void store(int i) const {
     constexpr bool kByColumns = Traits::kSplit == QuerySplit::kColumns;
+    const int part = i / kLoadsOfPart, column = i % kLoadsOfPart * 32;
 #pragma unroll 1
     for (int half = 0; half < 2; ++half)
-      store(buffer(load) + lane * 16 + half * 8,
+      store(buffer(i % kSlots) + lane * 16 + half * 8,
             (kByColumns ? part % 4 : part) * 16 + half * 8 + lane / 4,
-            (kByColumns ? part / 4 * kColumns : 0) + load * 32 + lane % 4 * 8);
+            (kByColumns ? part / 4 * kColumns : 0) + column + lane % 4 * 8);
   }
 
   __device__ __forceinline__ void convert() const {
 #pragma unroll 1
-    for (int i = 0; i < kLoads; ++i) load(0, i);
+    for (int i = 0; i < kSlots; ++i) load(i);
 #pragma unroll 1
-    for (int part = 0; part < kParts; ++part) {
-#pragma unroll 1
-      for (int i = 0; i < kLoads; ++i) {
-        mbarrier_wait(full(i), part & 1);
-        clear(part, i);
-        store(part, i);
-        __syncwarp();  // the buffer has been read
-        if (part + 1 < kParts) load(part + 1, i);
-      }
+    for (int i = 0; i < kLoads; ++i) {
+      mbarrier_wait(full(i % kSlots), i / kSlots & 1);
+      clear(i);
+      store(i);
+      __syncwarp();  // the buffer has been read
+      if (i + kSlots < kLoads) load(i + kSlots);
     }
   }
 
-  // Says that the sums of a row block are clear again. Lane 0.
+  // Says that the sums of a row block are clear again. The lane that has cleared them.
   __device__ __forceinline__ void tell_clear(int row) const {
     bulk_wait();
     fence_async_all();
@@ -153,11 +155,11 @@ struct QueryGradientConverter {
   }
 
   __device__ __forceinline__ void run() const {
-    if (lane == 0) place().cleared = -1;
+    if (elect_lane()) place().cleared = -1;
 #pragma unroll 1
     while (true) {
       bool more = false;
-      if (lane == 0) {
+      if (elect_lane()) {
         more = find(atomicAdd(p.ticket, 1));
         if (place().cleared >= 0) tell_clear(place().cleared);
         place().cleared = is_shared() ? place().row_of_tiles : -1;

@@ -9,7 +9,7 @@
 namespace jax_baracuda {
 namespace {
 
-constexpr int kMaxKernels = 32;
+constexpr int kMaxKernels = 128;
 constexpr int64_t kMaxPlaces = 1ll << 30;  // tiles and row blocks are counted in int32
 
 std::atomic<bool> g_ready[kMaxDevices][kMaxKernels];
@@ -56,6 +56,7 @@ struct Workspace {
 bool is_masked(const BackwardParams& p) {
   return p.causal || p.window_left >= 0 || p.window_right >= 0;
 }
+bool is_causal(const BackwardParams& p) { return p.causal && p.window_left < 0; }
 
 // Whether what the tiles under way share is more than the L2 cache keeps, if they are spread over all query rows of a section:
 // Q, dO and sums.
@@ -96,11 +97,11 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
   params->section = 1;
   params->last = std::min(rows, two_waves);
   params->wave = params->lag = params->reverse = 0;
-  const bool long_causal = p.causal && p.window_left < 0 && tiles >= min_tiles;
+  const bool long_causal = is_causal(p) && tiles >= min_tiles;
   // Few rows of pairs that are longer than a wave begin at the last query rows without waves, too.
   const bool together = tile.ctas() == 2 && wave_rows == 1 && rows <= two_waves;
   const bool waves = p.deterministic ? shares_much(p, at_once, slots) && !together
-                                     : tile.ctas() == 1 && !tile.features;
+                                     : tile.ctas() == 1 && !tile.serves_all();
   if (long_causal && waves) {
     params->section = wave_rows;
     params->last = std::min(rows, wave_rows + rows % wave_rows);
@@ -118,15 +119,20 @@ void set_order(const HopperBackwardTile& tile, int slots, HopperBackwardParams* 
 bool converts_in_main(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
   const BackwardParams& p = params.problem;
   const int max_tiles = is_masked(p) ? 32 : 64;  // of a row
-  return tile.ctas() == 1 && !tile.features && params.tiles <= max_tiles && !p.deterministic &&
+  return tile.ctas() == 1 && !tile.serves_all() && params.tiles <= max_tiles && !p.deterministic &&
          !p.cu_seqlens_q && !p.cu_seqlens_k && p.sequences == 1;
 }
 
-// Whether few rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster
-// than their sums are converted.
-bool shares_sums(const HopperBackwardParams& params) {
-  constexpr int kMinTiles = 8;
-  return params.tiles >= kMinTiles && !is_masked(params.problem);
+// How many rows have sums at once, in turns: they then stay in the L2 cache, but tiles wait where they are done faster than
+// their sums are converted, as those of short causal calls, windows and segments are. More than those whose tiles are under
+// way or being loaded; the last rows are under way together. With a margin where tiles are short.
+int rows_with_sums(const HopperBackwardParams& params) {
+  const BackwardParams& p = params.problem;
+  const int min_tiles = !is_masked(p) || p.dim <= 64 ? 4 : 8;
+  const bool shortened = is_masked(p) && (!is_causal(p) || p.query_segments);
+  if (shortened || params.tiles < min_tiles) return params.rows;
+  const int margin = is_masked(p) || params.tiles < 8 ? params.last : 0;
+  return std::min(params.rows, params.last + params.last / 2 + margin + 1);
 }
 
 void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params) {
@@ -139,20 +145,18 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
   if (!converts_in_main(tile, *params)) return;
   params->done = p.turns;
   params->converted = p.turns + params->rows;
-  if (!shares_sums(*params)) return;
-  // More than those whose tiles are under way or being loaded. The last rows are under way together.
-  params->sum_rows = std::min(params->rows, params->last + params->last / 2 + 1);
-  params->sum_blocks = params->sum_rows * params->row_blocks;
+  params->sum_rows = rows_with_sums(*params);
+  if (params->sum_rows < params->rows) params->sum_blocks = params->sum_rows * params->row_blocks;
 }
 
 }  // namespace
 
-int64_t hopper_backward_workspace_bytes(const AttentionProblem& p) {
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
-  return tile ? Workspace(p, *tile).size : 0;
+int64_t hopper_backward_workspace_bytes(const BackwardParams& p) {
+  const HopperBackwardTile tile = choose_hopper_backward_tile(p);
+  return tile.rows > 0 ? Workspace(p, tile).size : 0;
 }
 
-cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem& p,
+cudaError_t plan_hopper_backward(int device, DType dtype, const BackwardParams& p,
                                  const HopperBackwardKernel** kernel) {
   *kernel = nullptr;
   if (hopper_backward_kernels().empty() || dtype == DType::kF32 || !p.vector_q || !p.vector_v ||
@@ -160,12 +164,12 @@ cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem
     return cudaSuccess;
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
-  const HopperBackwardTile* tile = choose_hopper_backward_tile(p.dim, p.dim_v, has_features(p));
-  if (major != 9 || !tile || row_blocks_of(p, *tile) >= kMaxPlaces ||
+  const HopperBackwardTile tile = choose_hopper_backward_tile(p);
+  if (major != 9 || tile.rows == 0 || row_blocks_of(p, tile) >= kMaxPlaces ||
       tiles_of(p) * rows_of(p) >= kMaxPlaces)
     return cudaSuccess;
   for (const HopperBackwardKernel& candidate : hopper_backward_kernels()) {
-    if (candidate.dtype != dtype || !(candidate.tile == *tile)) continue;
+    if (candidate.dtype != dtype || !(candidate.tile == tile)) continue;
     *kernel = &candidate;
     return prepare(device, candidate);
   }

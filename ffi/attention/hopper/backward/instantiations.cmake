@@ -1,10 +1,17 @@
-# The compiled Hopper backward kernels: dtype, head dims (the tiles of config.h). One generated file each, for sm_90a
-# alone, and a table of them, empty in a build without it.
+# The compiled Hopper backward kernels: dtype, head dims, features (as in params.h, 0: none; the tiles of config.h). One generated
+# file each, for sm_90a alone, and a table of them, empty in a build without it.
 set(HOPPER_BACKWARD_INSTANTIATIONS "")
 if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
   foreach(dtype kF16 kBF16)
-    foreach(tile "64 64 false" "96 96 false" "128 128 false" "192 128 false" "192 192 false" "256 256 false"
-                 "64 64 true" "128 128 true")
+    foreach(tile "64 64" "96 96" "128 128" "192 128" "192 192" "256 256")
+      list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile} 0")
+    endforeach()
+    foreach(feature 1 2 8 16) # soft cap, ALiBi, dropout, a bias that all rows share
+      foreach(tile "64 64" "96 96" "128 128" "192 128" "192 192" "256 256")
+        list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile} ${feature}")
+      endforeach()
+    endforeach()
+    foreach(tile "64 64 4" "96 96 4" "128 128 4" "64 64 31" "128 128 31") # another bias, any
       list(APPEND HOPPER_BACKWARD_INSTANTIATIONS "${dtype} ${tile}")
     endforeach()
   endforeach()

@@ -15,34 +15,36 @@ __device__ __forceinline__ void init_backward_barriers(typename Traits::Control&
   const auto init = [](uint64_t& barrier, int arrivals) {
     mbarrier_init(shared_address(&barrier), arrivals);
   };
+  const auto init_for_warps = [&](uint64_t& barrier, int warps) {
+    init(barrier, warps * kWarpArrivals);
+  };
   control.loaded = 0;
   for (int i = 0; i < Traits::kKeyStages; ++i) {
     init(control.key_full[i], 1);
-    init(control.key_empty[i], kWarps + Traits::kSumWarps * kWarpArrivals);
+    init_for_warps(control.key_empty[i], kWarps + Traits::kSumWarps);
   }
   init(control.value_full, 1);
-  init(control.value_empty, kWarps);
+  init_for_warps(control.value_empty, kWarps);
   for (int i = 0; i < Traits::kQueryStages; ++i) {
     init(control.query_full[i], 1);
-    init(control.query_empty[i], kWarps);
+    init_for_warps(control.query_empty[i], kWarps);
   }
   for (int i = 0; i < Traits::kDOutStages; ++i) {
     init(control.dout_full[i], 1);
-    init(control.dout_empty[i], kWarps);
+    init_for_warps(control.dout_empty[i], kWarps);
   }
-  for (QueryGradientSum& sum : control.sum) init(sum.full, Traits::kQueryParts);
+  for (QueryGradientSum& sum : control.sum) init_for_warps(sum.full, Traits::kQueryParts);
   for (uint64_t& empty : control.sum_empty) init(empty, 1);
   for (AddedTile& added : control.added) {
-    init(added.full,
-         Traits::kSumGroup ? Traits::kSumWarps * kWarpArrivals : kWarps / Traits::kGroups);
+    init_for_warps(added.full, Traits::kSumGroup ? Traits::kSumWarps : kWarps / Traits::kGroups);
     init(added.empty, 1);
   }
   for (auto& of_warp : control.place_full)
     for (uint64_t& full : of_warp) init(full, 1);
   for (int i = 0; i < Traits::kGradientStages; ++i) {
-    init(control.gradient_full[i], kWarps);
-    init(control.gradient_empty[i],
-         Traits::kSumGroup ? Traits::kSumWarps * kWarpArrivals : Traits::kQueryParts);
+    init_for_warps(control.gradient_full[i], kWarps);
+    init_for_warps(control.gradient_empty[i],
+                   Traits::kSumGroup ? Traits::kSumWarps : Traits::kQueryParts);
   }
   mbarrier_init_fence();
 }
@@ -77,7 +79,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     init_backward_barriers<Traits>(control);
   }
   const bool converts = Traits::kConverts && p.done;
-  if (converts && threadIdx.x < Traits::kWarpQueryBytes / 16) {
+  if (converts && threadIdx.x < Traits::kConversionBytes / 16) {
     store_shared_16(shared + Traits::kZeroOffset + threadIdx.x * 16, make_uint4(0, 0, 0, 0));
     fence_async_shared();
   }
@@ -90,7 +92,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     else if (adds_in_order<Traits>(p.problem) && threadIdx.x % 32 == 0)
       add_in_turn<Traits>(p.problem, control, shared, warp - 1);
     else if (converts && warp > Traits::kGroups - 1)
-      QueryGradientConverter<Traits>(p, control, shared, 8 + warp - 2, threadIdx.x % 32).run();
+      QueryGradientConverter<Traits, Traits::kConversions>(p, control, shared, 8 + warp - 2,
+                                                           threadIdx.x % 32)
+          .run();
     else if (converts && threadIdx.x % 32 == 0)
       tell_done<Traits>(p, control);
 #ifdef JAX_BARACUDA_WATCHDOG_WARP

@@ -21,18 +21,18 @@ struct HopperBackwardKernel {
 };
 
 // Defined by ffi/attention/hopper/backward/inst/, one file an instantiation.
-template <DType dtype, int dim, int dim_v, bool features>
+template <DType dtype, int dim, int dim_v, int features>
 HopperBackwardKernel hopper_backward_kernel_entry();
 
 // All of them, none in a build without sm_90a: generated from the list in instantiations.cmake.
 const std::vector<HopperBackwardKernel>& hopper_backward_kernels();
 
 // The kernels for a problem on a device, ready to run; null where the portable kernels serve it.
-cudaError_t plan_hopper_backward(int device, DType dtype, const AttentionProblem& problem,
+cudaError_t plan_hopper_backward(int device, DType dtype, const BackwardParams& problem,
                                  const HopperBackwardKernel** kernel);
 
 // What they take of the workspace, for whatever tile: 0 where no tile fits.
-int64_t hopper_backward_workspace_bytes(const AttentionProblem& problem);
+int64_t hopper_backward_workspace_bytes(const BackwardParams& problem);
 
 // Enqueues them: the same launches for every call with the same shapes. Fills in the workspace's part of the parameters;
 // segment ranges are there already.

@@ -28,14 +28,21 @@ struct PairGradients : PairGroup<Traits, 1> {
     float dk[Traits::kDim / 2];
   };
 
+  // Before the delta of the rows of a lane's scores.
+  __device__ __forceinline__ uint32_t delta_address() const {
+    return shared + Traits::kDeltaOffset + this->stat_offset();
+  }
+
   // dP, which is there, to dS.
   __device__ __forceinline__ void differentiate_rows(State& r) const {
     wait(control.weights_full, count & 1);
-    const uint32_t delta = shared + Traits::kDeltaOffset + this->stat_offset();
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i) {
       const uint4 w = load_shared_16(this->weight_address() + i * 512);
-      differentiate<T>(i, {w.x, w.y, w.z, w.w}, r.dp, delta);
+      if constexpr (Traits::kOption == kDropout)
+        differentiate_signed<T>(i, {w.x, w.y, w.z, w.w}, r.dp, delta_address());
+      else
+        differentiate<Traits>(i, {w.x, w.y, w.z, w.w}, r.dp, delta_address());
     }
     this->release(control.weights_empty);
     pack_scores<Traits>(r.dp, r.gradients);
@@ -63,9 +70,11 @@ struct PairGradients : PairGroup<Traits, 1> {
     const RowBlock& block = this->wait_query(count);
     warpgroup_wait<0>();  // dK: its operand's registers are needed
     if (due) this->release_in_both(control.query_empty[query_stage(count - 1)]);
+    if (Traits::kBeginsWithDelta) begin_with_statistics<Traits>(r.dp, delta_address());
     this->wait_dout(tile, block);
     warpgroup_arrive();
-    multiply_rows<T, Value, DOut>(r.dp, shared + Traits::kValueOffset, this->dout_address());
+    multiply_rows<T, Value, DOut>(r.dp, shared + Traits::kValueOffset, this->dout_address(),
+                                  !Traits::kBeginsWithDelta);
     warpgroup_commit();
     this->issue_query_sum(r.dq, due);
     warpgroup_wait<1>();
@@ -115,7 +124,8 @@ struct PairGradients : PairGroup<Traits, 1> {
         this->release(control.key_empty[0]);
         this->release(control.value_empty);
       }
-      this->template store<Traits::kDim>(p.dk, p.dim, r.dk, p.scale, tile);
+      this->template store<Traits::kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale),
+                                         tile);
       ++tiles;
     }
     this->end_turns();

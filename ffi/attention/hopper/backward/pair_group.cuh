@@ -5,6 +5,7 @@
 #pragma once
 
 #include "attention/backward/walk.cuh"
+#include "attention/hopper/backward/option.cuh"
 #include "attention/hopper/backward/pair_turns.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"

@@ -39,17 +39,19 @@ struct HopperPairControl {
 // A tile of config.h with its element type and the numbers of buffers. CTA c of a pair has keys 64c .. 64c + 63 of the
 // tile, and half c of the columns of dQ. In each of them one warpgroup computes weights and dV, the next one their
 // gradients and dK, and a further one loads.
-template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_,
+template <class T_, int kDim_, int kDimV_, int kQueryStages_, int kDOutStages_, int kOption_ = 0,
           bool kValuesFirst_ = JAX_BARACUDA_PAIR_VALUES_FIRST>
 struct HopperPairTraits {
   using T = T_;
-  static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_, false);
+  static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_, 0);
   static_assert(kTile.split == QuerySplit::kPair);
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kTile.rows;
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();
   static constexpr bool kRoundedWeights = true;
+  static constexpr int kOption = kOption_;  // see option.cuh
+  static constexpr bool kBeginsWithDelta = false, kMultipliesPairs = false;
   static constexpr bool kFeatures = false, kInOrder = false, kPasses = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,

@@ -21,12 +21,15 @@ struct PairWeights : PairGroup<Traits, 0> {
   using typename Base::T;
   static constexpr int kRows = Traits::kRows;
   static constexpr bool kValuesFirst = Traits::kValuesFirst;
+  static constexpr int kOption = Traits::kOption;
+  using Option = BlockOption<Traits>;
 
   struct State {
     typename Base::Scores s;
     typename Base::Operand weights;
     typename Base::QuerySum dq;
     float dv[Traits::kDimV / 2];
+    typename Base::Operand factors;  // with a soft cap
   };
 
   // Of row block number `count`.
@@ -53,25 +56,67 @@ struct PairWeights : PairGroup<Traits, 0> {
     this->release_in_both(control.dout_empty[this->dout_stage(count)]);
   }
 
+  __device__ __forceinline__ Option option_of(const KeyTile& tile, const RowBlock& block) const {
+    const int key = tile.first_key + Traits::kCtaKeys * rank() + 16 * warp + lane / 4;
+    HeadOption<kOption> of_head;
+    of_head.find(p, tile, block.head, key);
+    return Option(p, tile, block, of_head, rank(), key, lane);
+  }
+  // Scores to weights, in place, with the option of the call.
+  __device__ __forceinline__ void weigh_with(State& r, const Option& option) const {
+    const uint32_t lse = shared + Traits::kLseOffset + this->stat_offset();
+    const float scale = p.scale * kLog2E;
+    if constexpr (kOption == 0 || kOption == kDropout) {
+      weigh<Traits>(r.s, scale, lse);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRows / 16; ++i) {
+        if constexpr (kOption == kSoftCap)
+          option.weigh(i, r.s, lse, r.factors[i]);
+        else
+          option.terms.template weigh<Traits>(i, r.s, scale, lse);
+      }
+    }
+  }
+  // Hands over what the gradients of rows 16i .. 16i + 15 need: weights, those that dropout drops with a sign, or factors. What was
+  // dropped is zero from here on.
+  __device__ __forceinline__ void hand_over(State& r, const Option& option, int i) const {
+    uint32_t words[4];
+    if constexpr (kOption == kDropout) option.find_kept(i, words);
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      uint32_t& weights = r.weights[i][pair];
+      if constexpr (kOption == kDropout) {
+        const uint32_t mask = words[pair];
+        words[pair] = weights | (~mask & 0x80008000u);
+        weights &= mask;
+      } else {
+        words[pair] = kOption == kSoftCap ? r.factors[i][pair] : weights;
+      }
+    }
+    store_shared_16(this->weight_address() + i * 512,
+                    make_uint4(words[0], words[1], words[2], words[3]));
+  }
+
   // From scores, which are under way before dV of the row block before, to weights. `due`: there is such a row
   // block. Returns whether this is the last one.
   __device__ __forceinline__ bool weigh_rows(State& r, const KeyTile& tile, bool due) {
+    const RowBlock& block = control.block[query_stage(count)];
+    const Option option = option_of(tile, block);
     warpgroup_wait<kValuesFirst ? 0 : 1>();
     hold(r.s);
-    const RowBlock& block = control.block[query_stage(count)];
     const int flags = block.flags;
+    option.change(r.s);
+    if constexpr (kOption == kSoftCap) option.template bend<0, kRows>(r.s);
     if (flags & (kMaskedForFirstGroup << rank() | kSegmentMaskedRows))
       mask_scores<Traits>(r.s, p, tile, block, rank(), Traits::kCtaKeys * rank() + 16 * warp, lane);
-    weigh<Traits>(r.s, p.scale * kLog2E, shared + Traits::kLseOffset + this->stat_offset());
+    weigh_with(r, option);
     warpgroup_wait<0>();  // dV: its operand's registers are needed
     if (!kValuesFirst && due) release_dout(count - 1);
     pack_scores<Traits>(r.s, r.weights);
     wait(control.weights_empty, count & 1 ^ 1);
 #pragma unroll
-    for (int i = 0; i < kRows / 16; ++i)
-      store_shared_16(
-          this->weight_address() + i * 512,
-          make_uint4(r.weights[i][0], r.weights[i][1], r.weights[i][2], r.weights[i][3]));
+    for (int i = 0; i < kRows / 16; ++i) hand_over(r, option, i);
     this->release(control.weights_full);
     return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
   }
@@ -137,7 +182,8 @@ struct PairWeights : PairGroup<Traits, 0> {
         process(r, tile);
       else
         this->release(control.key_empty[0]);
-      this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv, 1.0f, tile);
+      this->template store<Traits::kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f),
+                                          tile);
       ++tiles;
     }
     this->end_turns();

@@ -36,7 +36,8 @@ struct HopperBackwardParams {
 };
 
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has
-//   lse2:   kRows statistics {LSE in base 2, +inf where a row counts for nothing}, then kRows of delta
+//   lse2:   kRows statistics {LSE in base 2, +inf where a row counts for nothing}, then kRows of delta, negated where
+//           dP begins with it (kBeginsWithDelta)
 //   dq_sum: kRows x D floats, in the order in which lanes hold them (see around.cuh)
 //   turns:  for each part of dq_sum (HopperBackwardTile::turns()), how many blocks of keys have been added
 // Sequence s of a pack starts with block q_begin / kRows + s.

@@ -8,6 +8,7 @@
 #include "attention/hopper/backward/schedule.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
+#include "device/elect.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
@@ -48,6 +49,8 @@ struct BackwardProducer {
       : p(p), control(control), shared(shared), lane(lane) {}
 
   __device__ __forceinline__ bool in_order() const { return adds_in_order<Traits>(p.problem); }
+  // Whether this is the lane that loads. Pairs do without the choice: it costs them registers.
+  __device__ __forceinline__ bool leads() const { return kPair ? lane == 0 : elect_lane(); }
   // Of the CTA in its pair. Asked for anew: the warp has few registers.
   static __device__ __forceinline__ int rank() { return kPair ? cluster_rank() : 0; }
 
@@ -80,7 +83,7 @@ struct BackwardProducer {
   __device__ __forceinline__ void load_query(const RowBlock& block, int row, int head, int pack) {
     const int stage = query_place.stage;
     mbarrier_wait(shared_address(&control.query_empty[stage]), query_place.parity ^ 1);
-    if (lane == 0) {
+    if (leads()) {
       const uint32_t barrier = shared_address(&control.query_full[stage]);
       control.block[stage] = block;
       control.block[stage].head = head;
@@ -98,7 +101,7 @@ struct BackwardProducer {
   __device__ __forceinline__ void load_dout(int block, int row, int head, int pack) {
     const int stage = dout_place.stage;
     mbarrier_wait(shared_address(&control.dout_empty[stage]), dout_place.parity ^ 1);
-    if (lane == 0) {
+    if (leads()) {
       const uint32_t barrier = shared_address(&control.dout_full[stage]);
       mbarrier_arrive_expect(barrier, DOut::kBytes + (kPair ? 0 : kStatBytes));
       load_rows<DOut>(shared + Traits::kDOutOffset + stage * DOut::kBytes, p.dout, barrier, row,
@@ -128,7 +131,7 @@ struct BackwardProducer {
   __device__ __forceinline__ void load_keys(const KeyTile& tile, int row) {
     const int own = rank() * Traits::kCtaKeys;
     wait_keys_empty();
-    if (lane == 0) {
+    if (leads()) {
       const uint32_t barrier = keys_full();
       mbarrier_arrive_expect(barrier, Traits::kAllKeyBytes);
       load<Key>(shared + key_place.stage * Key::kBytes, p.key, barrier, row + own, tile.kv_head,
@@ -143,7 +146,7 @@ struct BackwardProducer {
       }
     }
     wait_values_empty();
-    if (lane == 0) {
+    if (leads()) {
       const uint32_t barrier = shared_address(&control.value_full);
       mbarrier_arrive_expect(barrier, Value::kBytes);
       load<Value>(shared + Traits::kValueOffset, p.value, barrier, row + own, tile.kv_head,
@@ -157,7 +160,7 @@ struct BackwardProducer {
   __device__ __forceinline__ void pass_keys() {
     wait_keys_empty();
     wait_values_empty();
-    if (lane == 0) {
+    if (leads()) {
       mbarrier_arrive(shared_address(&control.value_full));
       mbarrier_arrive(keys_full());
     }

@@ -17,15 +17,16 @@ __device__ __forceinline__ void multiply(float (&d)[kN / 2], uint64_t a, uint64_
     WarpgroupMmaShared<T, kN, kTransposed>::add(d, a, b);
 }
 
-// d = A B^T: 64 rows of A, at an address, against all rows of B. Columns are the depth.
+// d = A B^T or, unless it `begins`, d += A B^T: 64 rows of A, at an address, against all rows of B. Columns are the depth.
 template <class T, class A, class B>
-__device__ __forceinline__ void multiply_rows(float (&d)[B::kRows / 2], uint32_t a, uint32_t b) {
+__device__ __forceinline__ void multiply_rows(float (&d)[B::kRows / 2], uint32_t a, uint32_t b,
+                                              bool begins = true) {
   static_assert(A::kDim == B::kDim);
   const uint64_t from_a = A::descriptor(a), from_b = B::descriptor(b);
 #pragma unroll
   for (int column = 0; column < A::kDim; column += 16)
     multiply<T, B::kRows, false>(d, advance(from_a, A::column_offset(column)),
-                                 advance(from_b, B::column_offset(column)), column == 0);
+                                 advance(from_b, B::column_offset(column)), begins && column == 0);
 }
 
 // The same where the first 16 columns of a warp's rows of A are in registers: they are not read from shared memory again.

@@ -40,8 +40,8 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }
 
-// -inf for what positions or segment ids hide. `warp_key`: the warp's first key within the tile.
-template <class Traits>
+// -inf for what positions or segment ids hide of rows kBegin .. kEnd - 1. `warp_key`: the warp's first key within the tile.
+template <class Traits, int kBegin = 0, int kEnd = Traits::kRows>
 __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const AttentionProblem& p,
                                             const KeyTile& tile, const RowBlock& block, int group,
                                             int warp_key, int lane) {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const Attentio
       const auto count = static_cast<unsigned>(rows.end - rows.begin);
       const auto first = static_cast<unsigned>(i0 - rows.begin);
 #pragma unroll
-      for (int n = 0; n < Traits::kRows / 8; ++n)
+      for (int n = kBegin / 8; n < kEnd / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
           if (first + (8 * n + e) >= count) s[4 * n + 2 * half + e] = negative_infinity();
@@ -66,7 +66,7 @@ __device__ __forceinline__ void mask_scores(KeyScores<Traits>& s, const Attentio
     const int last_row = tile.visible.q_len - 1, last_key = tile.visible.kv_len - 1;
     const int id[2] = {segments.k[min(j0, last_key)], segments.k[min(j0 + 8, last_key)]};
 #pragma unroll
-    for (int n = 0; n < Traits::kRows / 8; ++n)
+    for (int n = kBegin / 8; n < kEnd / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int row_id = segments.q[min(i0 + 8 * n + e, last_row)];
@@ -117,16 +117,33 @@ __device__ __forceinline__ void apply_features(KeyScores<Traits>& s, KeyScores<T
   }
 }
 
+// Statistics of query rows to accumulators. `rows`: shared address of that of the lane's first row.
+template <class Traits>
+__device__ __forceinline__ void begin_with_statistics(KeyScores<Traits>& s, uint32_t rows) {
+#pragma unroll
+  for (int n = 0; n < Traits::kRows / 8; ++n) {
+    const float2 of_rows = load_shared_float2(rows + n * 32);
+    s[4 * n] = s[4 * n + 2] = of_rows.x;
+    s[4 * n + 1] = s[4 * n + 3] = of_rows.y;
+  }
+}
+
+// What is to be subtracted from dP of query rows 8n + ...: delta, unless dP has begun with it.
+template <class Traits>
+__device__ __forceinline__ float2 delta_of_rows(uint32_t delta, int n) {
+  return Traits::kBeginsWithDelta ? make_float2(0.0f, 0.0f) : load_shared_float2(delta + n * 32);
+}
+
 // dP of query rows 16i .. 16i + 15 to dS = P (dP - delta), in place; P as rounded.
-template <class T>
+template <class Traits>
 __device__ __forceinline__ void differentiate(int i, const uint32_t (&rounded)[4], float* dp,
                                               uint32_t delta) {
 #pragma unroll
   for (int n = 2 * i; n < 2 * i + 2; ++n) {
-    const float2 of_rows = load_shared_float2(delta + n * 32);
+    const float2 of_rows = delta_of_rows<Traits>(delta, n);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float2 w = unpack_pair(rounded[n % 2 * 2 + half], T());
+      const float2 w = unpack_pair(rounded[n % 2 * 2 + half], typename Traits::T());
       float& a = dp[4 * n + 2 * half];
       float& b = dp[4 * n + 2 * half + 1];
       a = w.x * (a - of_rows.x);
@@ -135,24 +152,54 @@ __device__ __forceinline__ void differentiate(int i, const uint32_t (&rounded)[4
   }
 }
 
-// dP to dS = P (dP - delta), in place. P may be gone where it was rounded.
+__device__ __forceinline__ uint32_t multiply_pairs(uint32_t x, uint32_t y) {
+  const __nv_bfloat162 product = __hmul2(reinterpret_cast<const __nv_bfloat162&>(x),
+                                         reinterpret_cast<const __nv_bfloat162&>(y));
+  return reinterpret_cast<const uint32_t&>(product);
+}
+// The same to dS as rounded, where kMultipliesPairs.
+template <class Traits>
+__device__ __forceinline__ void differentiate_pairs(int i, const uint32_t (&rounded)[4],
+                                                    const float* dp, uint32_t delta,
+                                                    uint32_t (&to)[4]) {
+#pragma unroll
+  for (int n = 2 * i; n < 2 * i + 2; ++n) {
+    const float2 of_rows = delta_of_rows<Traits>(delta, n);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* at = dp + 4 * n + 2 * half;
+      const int word = n % 2 * 2 + half;
+      to[word] = multiply_pairs(rounded[word],
+                                pack_pair<__nv_bfloat16>(at[0] - of_rows.x, at[1] - of_rows.y));
+    }
+  }
+}
+
+// dP to dS = P (dP - delta), as rounded. P, in float32, may be gone where it was rounded, and dP is gone.
 template <class Traits, int kBegin = 0, int kEnd = Traits::kRows>
 __device__ __forceinline__ void differentiate(const KeyScores<Traits>& weights,
                                               const KeyOperand<Traits>& rounded,
-                                              KeyScores<Traits>& dp, uint32_t delta) {
-  if constexpr (Traits::kRoundedWeights) {
+                                              KeyScores<Traits>& dp, uint32_t delta,
+                                              KeyOperand<Traits>& to) {
+  if constexpr (Traits::kMultipliesPairs) {
 #pragma unroll
     for (int i = kBegin / 16; i < kEnd / 16; ++i)
-      differentiate<typename Traits::T>(i, rounded[i], dp, delta);
+      differentiate_pairs<Traits>(i, rounded[i], dp, delta, to[i]);
+    return;
+  }
+  if constexpr (Traits::kRoundedWeights) {
+#pragma unroll
+    for (int i = kBegin / 16; i < kEnd / 16; ++i) differentiate<Traits>(i, rounded[i], dp, delta);
   } else {
 #pragma unroll
     for (int n = kBegin / 8; n < kEnd / 8; ++n) {
-      const float2 of_rows = load_shared_float2(delta + n * 32);
+      const float2 of_rows = delta_of_rows<Traits>(delta, n);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         dp[4 * n + e] = weights[4 * n + e] * (dp[4 * n + e] - (e % 2 ? of_rows.y : of_rows.x));
     }
   }
+  pack_scores<Traits, kBegin, kEnd>(dp, to);
 }
 
 // dS, which lies keys by rows, to a panel of 64 keys in shared memory, rows of queries.

@@ -8,6 +8,7 @@
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
+#include "device/elect.cuh"
 #include "device/tma.cuh"
 
 namespace jax_baracuda {
@@ -21,7 +22,12 @@ struct QueryGradientGroup {
   static_assert(kRows == 64 && Traits::kSplit != QuerySplit::kRows);
   static constexpr int kParts = Traits::kQueryParts / 4;  // of kColumns columns
   static constexpr int kPartFloats = Traits::kWarpQueryBytes / 4;
+  // So many times 16 keys, the first ones, have their dS in registers: products then read it from shared memory once, not once
+  // a part. There is no room for more.
+  static constexpr int kHeld = 3;
+  static_assert(16 * kHeld <= Gradient::kColumns && Gradient::kColumns == 64);
   using Sum = float[kColumns / 2];
+  using Held = uint32_t[kHeld][4];
 
   const HopperBackwardParams& launch;
   typename Traits::Control& control;
@@ -39,7 +45,7 @@ struct QueryGradientGroup {
     asm volatile("" : "+r"(index));
     return index;
   }
-  static __device__ __forceinline__ bool leads_warp() { return thread() % 32 == 0; }
+  static __device__ __forceinline__ bool leads_warp() { return elect_lane(); }
 
   static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
     mbarrier_wait(shared_address(&barrier), parity);
@@ -54,11 +60,30 @@ struct QueryGradientGroup {
   __device__ __forceinline__ const RowBlock& block() const { return control.recent[count % 8]; }
   __device__ __forceinline__ const KeyTile& tile() const { return control.tile[tiles % 3]; }
 
-  __device__ __forceinline__ void multiply_part(Sum& dq, int part) const {
+  __device__ __forceinline__ uint32_t gradients() const {
+    return shared + Traits::kGradientOffset + stage() * Gradient::kBytes;
+  }
+  // The warp's 16 query rows of dS of the first keys.
+  __device__ __forceinline__ void load_held(Held& held) const {
+    const int lane = thread() % 32;
+    const uint32_t row = gradients() + Gradient::row_offset(thread() / 32 * 16 + lane % 16);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i)
+      load_matrices(held[i], row + ((2 * i + lane / 16) ^ lane % 8) * 16);
+  }
+
+  __device__ __forceinline__ void multiply_part(Sum& dq, const Held& held, int part) const {
+    const uint64_t ds = Gradient::descriptor(gradients());
+    const uint64_t keys =
+        Key::descriptor(shared + key_stage() * Key::kBytes + Key::column_offset(kColumns * part));
     warpgroup_arrive();
-    multiply_columns<T, Gradient, Key, kColumns, Traits::kKeys>(
-        dq, shared + Traits::kGradientOffset + stage() * Gradient::kBytes,
-        shared + key_stage() * Key::kBytes + Key::column_offset(kColumns * part), true);
+#pragma unroll
+    for (int k = 16 * kHeld; k < Traits::kKeys; k += 16)
+      multiply<T, kColumns, true>(dq, advance(ds, Gradient::column_offset(k)),
+                                  advance(keys, Key::row_offset(k)), k == 16 * kHeld);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i)
+      WarpgroupMma<T, kColumns>::registers(dq, held[i], advance(keys, Key::row_offset(16 * i)), 1);
     warpgroup_commit();
     warpgroup_wait<0>();
     hold(dq);
@@ -86,10 +111,12 @@ struct QueryGradientGroup {
   // A row block; returns whether it is the tile's last one.
   __device__ __forceinline__ bool process() {
     wait(control.gradient_full[stage()], count / Traits::kGradientStages & 1);
+    Held held;
+    load_held(held);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       Sum dq;
-      multiply_part(dq, part);
+      multiply_part(dq, held, part);
       if (part == kParts - 1) release(control.gradient_empty[stage()]);
       add(dq, part);
     }

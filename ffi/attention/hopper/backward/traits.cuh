@@ -1,6 +1,8 @@
 // The shapes of one instantiation of the Hopper backward kernel and its shared memory.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/backward/walk.cuh"
 #include "attention/hopper/backward/config.h"
 #include "attention/hopper/backward/params.h"
@@ -99,7 +101,7 @@ struct HopperBackwardControl {
 // A tile of config.h with its element type and the numbers of buffers. Two warpgroups compute, a further one loads; with
 // kSumGroup_, one more computes dQ for both.
 template <class T_, int kDim_, int kDimV_, int kRows_, QuerySplit kSplit_, bool kLate_ = false,
-          bool kRoundedWeights_ = false, bool kFeatures_ = false, bool kSumGroup_ = false>
+          bool kRoundedWeights_ = false, int kFeatures_ = 0, bool kSumGroup_ = false>
 struct HopperBackwardTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kRows_, kGroups = 2;
@@ -110,26 +112,39 @@ struct HopperBackwardTraits {
   static constexpr bool kSumGroup = kSumGroup_;  // see sum_group.cuh
   static constexpr bool kLate = kLate_ || kSumGroup;
   static constexpr bool kRoundedWeights = kRoundedWeights_ || kSumGroup;
-  static constexpr bool kFeatures = kFeatures_;  // see has_features()
+  static constexpr bool kFeatures = kFeatures_ == kAllFeatures;  // see has_features()
+  static constexpr int kOption = kFeatures ? 0 : kFeatures_;     // the only one, see option.cuh
+  // Whether what dP - delta is multiplied with is not the weights, and whether a lane leaves it in shared memory until then.
+  static constexpr bool kFactors = kOption == kSoftCap || kOption == kDropout;
+  static constexpr bool kSharedFactors = kFactors && kSumGroup;
+  // Whether dS = P (dP - delta) multiplies pairs of bf16: the difference is rounded, too, for half of the instructions. (Not
+  // in f16, in which dP may be out of range where dS is not.)
+  static constexpr bool kMultipliesPairs =
+      std::is_same_v<T, __nv_bfloat16> && kRoundedWeights && !kFeatures;
+  // Whether dP begins with -delta, not 0: between dP and dS nothing is loaded from shared memory, which products keep busy, nor
+  // subtracted. Where another warpgroup computes dQ, the load before dP costs more; what dropout drops needs delta alone.
+  static constexpr bool kBeginsWithDelta = kLate && !kSumGroup && !kFeatures && kOption != kDropout;
   // Where there is room for it, the next keys are loaded while these are in use still.
-  static constexpr int kKeyStages = kDim <= 96 && !kFeatures ? 2 : 1;
-  static constexpr int kQueryStages = kKeyStages == 2 ? 2 : 3;
+  static constexpr int kKeyStages = kDim <= 96 && !kFeatures && kOption != kBias ? 2 : 1;
+  static constexpr int kQueryStages = kDim <= 96 && !kFeatures ? 2 : 3;
   static constexpr int kDOutStages = 2, kGradientStages = 2;
   static constexpr bool kInOrder = false;  // see InOrder
   // Whether products of half of a row block lie between what is computed, see consumer.cuh.
   static constexpr bool kInterleaves = kRows == 64 && !kFeatures;
   // Whether warpgroups pass over a first block of rows that see none of their keys.
   static constexpr bool kPasses = kRows == 64 && !kFeatures;
-  // Whether it can turn sums into dQ itself. With features there are no registers for that.
+  // Whether it can turn sums into dQ itself. With features there are no registers for that,
   static constexpr bool kConverts = !kFeatures;
   // Whether a warp has the first 16 columns of its values in registers.
-  static constexpr bool kHoldsValues = kSumGroup && kDimV == 128;
+  static constexpr bool kHoldsValues =
+      kSumGroup && kDimV == 128 && kOption != kBias && kOption != kRowBias;
   static constexpr int kConsumers = 128 * kGroups;
   static constexpr int kSumWarps = kSumGroup ? 4 : 0;
   static constexpr int kThreads = kConsumers + 128 + 32 * kSumWarps;
   static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = kSumGroup ? 208 : 240;
-  static constexpr int kSumRegisters = 488 - 2 * kConsumerRegisters;  // of the 512 of four threads
+  static constexpr int kSumRegisters =
+      512 - kProducerRegisters - 2 * kConsumerRegisters;  // of the 512 of four threads
 
   using Key = PanelTile<kKeys, kDim>;
   using Value = PanelTile<kKeys, kDimV>;
@@ -150,6 +165,12 @@ struct HopperBackwardTraits {
   static constexpr int kSumBuffers = kSplit == QuerySplit::kTurns ? 2 : 1;
   // Buffers of kWarpQueryBytes in all. The warpgroup for dQ has one a warp: with two it is slower.
   static constexpr int kWarpBuffers = kSumGroup ? kSumWarps : kSumBuffers * kQueryParts;
+  // See conversion.cuh: bytes of a load, and the loads under way that there is room for, in the buffers of a warp of the
+  // consumers and of one of the loading warpgroup.
+  static constexpr int kConversionBytes = 16 * 32 * 4;
+  static constexpr int kOwnConversions = kWarpQueryBytes / kConversionBytes;
+  static constexpr int kConversions =
+      kSumGroup && !kFactors && kOption != kBias ? 4 : kOwnConversions;
   // Threads that add dQ in deterministic calls, a row block each in turn.
   static constexpr int kAdders = kSplit == QuerySplit::kTurns ? 2 : 3;
 
@@ -161,11 +182,15 @@ struct HopperBackwardTraits {
   static constexpr int kDOutOffset = kQueryOffset + kQueryStages * Query::kBytes;
   static constexpr int kGradientOffset = kDOutOffset + kDOutStages * DOut::kBytes;
   static constexpr int kSumOffset = kGradientOffset + kGradientStages * Gradient::kBytes;
-  static constexpr int kZeroOffset =
-      kSumOffset + (kWarpBuffers + kHopperConverters) * kWarpQueryBytes;
-  static constexpr int kLseOffset = kZeroOffset + kWarpQueryBytes;
+  static constexpr int kZeroOffset = kSumOffset + kWarpBuffers * kWarpQueryBytes +
+                                     kHopperConverters * kConversions * kConversionBytes;
+  static constexpr int kLseOffset = kZeroOffset + kConversionBytes;
   static constexpr int kDeltaOffset = kLseOffset + kQueryStages * kRows * 4;
-  static constexpr int kControlOffset = kDeltaOffset + kDOutStages * kRows * 4;
+  static constexpr int kFactorOffset = kDeltaOffset + kDOutStages * kRows * 4;
+  // Of a warp: see kSharedFactors and WarpBias.
+  static constexpr int kFactorBytes = kOption == kBias ? 2048 : kRows / 16 * 512;
+  static constexpr int kControlOffset =
+      kFactorOffset + (kSharedFactors || kOption == kBias ? kConsumers / 32 * kFactorBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
 };
@@ -180,6 +205,12 @@ struct InOrder : Traits {
 template <class Traits>
 __device__ __forceinline__ bool adds_in_order(const BackwardParams& p) {
   return Traits::kFeatures ? p.deterministic : Traits::kInOrder;
+}
+
+// What sums of gradients are to be multiplied with: dropout leaves that to the end, see option.cuh.
+template <class Traits>
+__device__ __forceinline__ float gradient_scale(const AttentionProblem& p, float scale) {
+  return Traits::kOption == kDropout ? scale * p.dropout_scale : scale;
 }
 
 }  // namespace jax_baracuda

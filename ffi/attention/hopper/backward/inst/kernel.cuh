@@ -20,8 +20,8 @@ constexpr auto main_kernel() {
     return &hopper_backward_kernel<Traits>;
 }
 
-// Kernels with features serve deterministic calls, too.
-template <class T, int dim, int dim_v, bool features, bool pair>
+// Kernels for all features serve deterministic calls, too, those for one do not.
+template <class T, int dim, int dim_v, int features, bool pair>
 struct TraitsOfTile {
   static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
   template <bool sum_group>
@@ -31,15 +31,15 @@ struct TraitsOfTile {
   using Ordered = std::conditional_t<features, Traits, InOrder<Of<false>>>;
 };
 // The buffers that fit, where two CTAs share a tile.
-template <class T, int dim, int dim_v, bool features>
+template <class T, int dim, int dim_v, int features>
 struct TraitsOfTile<T, dim, dim_v, features, true> {
   static constexpr int query_stages = dim > 192 ? 2 : 3;
   static constexpr int dout_stages = dim > 192 ? 1 : dim_v > 128 ? 2 : 3;
-  using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages>;
-  using Ordered = InOrder<Traits>;
+  using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages, features>;
+  using Ordered = std::conditional_t<features, Traits, InOrder<Traits>>;
 };
 
-template <DType dtype, int dim, int dim_v, bool features>
+template <DType dtype, int dim, int dim_v, int features>
 HopperBackwardKernel hopper_backward_kernel_entry() {
   static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
   static_assert(tile.rows > 0, "no such tile in config.h");
