@@ -94,6 +94,14 @@ void set_mask(const Attributes& attributes, AttentionProblem* p) {
   p->soft_cap = attributes.logits_soft_cap;
 }
 
+// The rate counts as the nearest multiple of 2^-15 below 1, in the scale, too.
+void set_dropout_rate(double rate, AttentionProblem* p) {
+  constexpr double kSteps = 1 << kDropoutBits;
+  const double threshold = std::clamp(std::floor(rate * kSteps + 0.5), 0.0, kSteps - 1.0);
+  p->dropout_threshold = static_cast<uint32_t>(threshold);
+  p->dropout_scale = static_cast<float>(kSteps / (kSteps - threshold));
+}
+
 // The operands themselves and how they can be read. Needs the head dims.
 void set_data(const ffi::AnyBuffer& query, const ffi::AnyBuffer& key, const ffi::AnyBuffer& value,
               DType dtype, AttentionProblem* p) {
@@ -178,10 +186,7 @@ ffi::Error read_problem(const char* op, const ffi::AnyBuffer& query, const ffi::
     if (!has_shape(options.dropout_seed, ffi::U32, {all, heads, 4}))
       return invalid_argument(op, "dropout_seed must be uint32 [B, Hq, 4]");
     p.dropout_seed = reinterpret_cast<const uint4*>(options.dropout_seed.typed_data<uint32_t>());
-    const double rate = attributes.dropout_rate;
-    p.dropout_threshold =
-        static_cast<uint32_t>(std::min(std::floor(rate * 4294967296.0), 4294967295.0));
-    p.dropout_scale = rate < 1.0 ? static_cast<float>(1.0 / (1.0 - rate)) : 0.0f;
+    set_dropout_rate(attributes.dropout_rate, &p);
   }
   return ffi::Error::Success();
 }

@@ -50,12 +50,13 @@ struct AttentionProblem {
   int heads, kv_heads, group, dim, dim_v;
   int causal, top_left, window_left, window_right, sink_tokens;  // windows: -1 for none
   float scale, soft_cap;                                         // soft_cap: 0 for none
-  uint32_t dropout_threshold;  // a random word below it drops its weight
-  float dropout_scale;         // 1 / (1 - rate)
+  uint32_t dropout_threshold;  // 15 random bits below it drop a weight
+  float dropout_scale;         // of the others: one over the part that is kept
   int vector_q, vector_v;      // rows of D (Dv) elements are whole 16-byte pieces
 };
 
 inline constexpr int kSegmentBlock = 64;
+inline constexpr int kDropoutBits = 15;  // of a random number: dropout.py has the same number
 
 // Whether a call needs the kernels that can do everything: scores that go through more than a positive scale and
 // a mask, or rows that cannot be read 16 bytes at a time.

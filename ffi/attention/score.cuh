@@ -117,11 +117,18 @@ struct ScoreModifier {
     }
   }
 
-  // The four random words of elements {i, i + 8} x {j, j + 8}, i and j with bit 3 clear:
-  // x: (i, j), y: (i, j + 8), z: (i + 8, j), w: (i + 8, j + 8). A word below the threshold drops.
+  // The four random words of rows {i, i + 8} and keys {j, j + 1, j + 8, j + 9}, i with bit 3 and j with bits 0 and 3 clear.
+  // x: row i, keys j and j + 1 in its lower and upper half; y: keys j + 8 and j + 9; z and w: row i + 8.
   __device__ __forceinline__ uint4 dropout_words(int i, int j) const {
-    const uint32_t row = (i >> 4) * 8 + (i & 7), column = (j >> 4) * 8 + (j & 7);
+    const uint32_t row = (i >> 4) * 8 + (i & 7), column = (j >> 4) * 4 + (j >> 1 & 3);
     return philox(make_uint4(row, column, head, batch), seed);
+  }
+  // Whether a half of a word drops its element: 15 bits of it decide.
+  __device__ __forceinline__ bool drops_low(uint32_t word) const {
+    return word << 17 < threshold << 17;
+  }
+  __device__ __forceinline__ bool drops_high(uint32_t word) const {
+    return word << 1 < threshold << 17;
   }
 };
 

@@ -128,14 +128,11 @@ __device__ __forceinline__ void add_gradients(Block& total, const Block& s, cons
     }
 #pragma unroll
     for (int n = 0; n < kWarpKeys / 8; n += 2) {
-      uint32_t words[2][4];
-      if (p.dropout_seed)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const uint4 w =
-              modify.dropout_words(i0 + 16 * m + lane / 4, j0 + 8 * n + 2 * (lane % 4) + e);
-          words[e][0] = w.x, words[e][1] = w.y, words[e][2] = w.z, words[e][3] = w.w;
-        }
+      uint32_t words[4];
+      if (p.dropout_seed) {
+        const uint4 w = modify.dropout_words(i0 + 16 * m + lane / 4, j0 + 8 * n + 2 * (lane % 4));
+        words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
+      }
 #pragma unroll
       for (int b = 0; b < 2; ++b)
 #pragma unroll
@@ -148,7 +145,10 @@ __device__ __forceinline__ void add_gradients(Block& total, const Block& s, cons
           if (segments.any() && segments.k[j] != segment[half]) continue;
           const float probability = exp2_approx(modify(s[m][n + b][e], i, j) - lse[half]);
           float keep = p.dropout_scale;
-          if (p.dropout_seed && words[column][2 * half + b] < modify.threshold) keep = 0.0f;
+          if (p.dropout_seed) {
+            const uint32_t word = words[2 * half + b];
+            if (column ? modify.drops_high(word) : modify.drops_low(word)) keep = 0.0f;
+          }
           total[m][n + b][e] += probability * (keep * d[m][n + b][e] - delta[half]);
         }
     }

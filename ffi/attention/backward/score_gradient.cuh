@@ -84,6 +84,25 @@ __device__ __forceinline__ uint32_t same_segment_bits(const Visibility& visible,
   return bits;
 }
 
+// The random words of two rows of score_row() parity 0 and 1 and of two keys, in the layout of a block of scores: word
+// [r][k] has a lane's entries e = 2k and 2k + 1 of column block r in its halves. Lanes l and l + 4 have neighbouring keys, which
+// share their words: each lane draws for one of the rows.
+struct DropoutPairs {
+  uint32_t at[2][2];
+
+  // i: of the lane's entry 0, without the 8 of r; j: likewise, without the 8 of k. All lanes of the warp call it.
+  __device__ __forceinline__ DropoutPairs(const ScoreModifier& modify, int i, int j) {
+    const int odd = j & 1;
+    const uint4 words = modify.dropout_words(i + odd, j - odd);
+    const uint32_t pick = odd ? 0x3276 : 0x5410;
+    const auto pair = [&](uint32_t own) {
+      return __byte_perm(own, __shfl_xor_sync(0xffffffffu, own, 4), pick);
+    };
+    at[0][0] = pair(words.x), at[0][1] = pair(words.y);
+    at[1][0] = pair(words.z), at[1][1] = pair(words.w);
+  }
+};
+
 // Flags of the scores that dropout keeps.
 template <int kKeyTiles, int kRowTiles>
 __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i0, int j0,
@@ -92,16 +111,19 @@ __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i
 #pragma unroll
   for (int r = 0; r < kRowTiles; r += 2)
 #pragma unroll
-    for (int k = 0; k < kKeyTiles; ++k)
+    for (int k = 0; k < kKeyTiles; ++k) {
+      const DropoutPairs pairs(modify, i0 + row_of_score(r, 0, lane),
+                               j0 + key_of_score(k, 0, lane));
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const uint4 words =
-            modify.dropout_words(i0 + row_of_score(r, e, lane), j0 + key_of_score(k, e, lane));
-        if (words.x >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e);
-        if (words.y >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r, e + 2);
-        if (words.z >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r + 1, e);
-        if (words.w >= modify.threshold) bits |= 1u << score_bit<kRowTiles>(k, r + 1, e + 2);
-      }
+      for (int row = 0; row < 2; ++row)
+#pragma unroll
+        for (int key = 0; key < 2; ++key) {
+          const uint32_t word = pairs.at[row][key];
+          if (!modify.drops_low(word)) bits |= 1u << score_bit<kRowTiles>(k, r + row, 2 * key);
+          if (!modify.drops_high(word))
+            bits |= 1u << score_bit<kRowTiles>(k, r + row, 2 * key + 1);
+        }
+    }
   return bits;
 }
 

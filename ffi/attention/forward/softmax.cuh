@@ -128,6 +128,12 @@ __device__ __forceinline__ void modify_scores(Scores<kRowTiles, kN>& s, const At
     });
 }
 
+// Two neighbours of a row, by the halves of a random word.
+__device__ __forceinline__ void drop_pair(float* pair, uint32_t word, const ScoreModifier& modify) {
+  if (modify.drops_low(word)) pair[0] = 0.0f;
+  if (modify.drops_high(word)) pair[1] = 0.0f;
+}
+
 // Sets dropped weights to zero; the others are scaled at the end.
 template <int kRowTiles, int kN>
 __device__ __forceinline__ void drop_weights(Scores<kRowTiles, kN>& s, const ScoreModifier& modify,
@@ -135,16 +141,14 @@ __device__ __forceinline__ void drop_weights(Scores<kRowTiles, kN>& s, const Sco
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
 #pragma unroll
-    for (int n = 0; n < kN / 8; n += 2)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const uint4 words =
-            modify.dropout_words(i0 + score_row(r, 0, lane), j0 + score_column(n, e, lane));
-        if (words.x < modify.threshold) s[r][n][e] = 0.0f;
-        if (words.y < modify.threshold) s[r][n + 1][e] = 0.0f;
-        if (words.z < modify.threshold) s[r][n][e + 2] = 0.0f;
-        if (words.w < modify.threshold) s[r][n + 1][e + 2] = 0.0f;
-      }
+    for (int n = 0; n < kN / 8; n += 2) {
+      const uint4 words =
+          modify.dropout_words(i0 + score_row(r, 0, lane), j0 + score_column(n, 0, lane));
+      drop_pair(&s[r][n][0], words.x, modify);
+      drop_pair(&s[r][n + 1][0], words.y, modify);
+      drop_pair(&s[r][n][2], words.z, modify);
+      drop_pair(&s[r][n + 1][2], words.w, modify);
+    }
 }
 
 // Running maximum (of scores before `scale`) and sum of each row; the sum is this lane's share until finish().

@@ -179,6 +179,9 @@ inline HopperPlan choose_paged_plan(const AttentionProblem& p, int features) {
   return plan;
 }
 
+// The largest threshold that random bits are compared with as float16 numbers: infinity.
+inline constexpr uint32_t kMostThreshold = 0x7c00;
+
 // The features that a call has, as the choice of a tile sees them. A bias has a tile if boxes can be made of it: rows of
 // 16-bit elements, each a multiple of 16 bytes behind the last.
 inline int hopper_features(const AttentionProblem& p) {
@@ -188,6 +191,7 @@ inline int hopper_features(const AttentionProblem& p) {
   const int64_t strides = bias.row_stride | bias.head_stride | bias.sequence_stride;
   const bool aligned = (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % 8) == 0;
   if (features == kBias && !(halves && aligned && bias.row_stride)) return kAllFeatures;
+  if (features == kDropout && p.dropout_threshold > kMostThreshold) return kAllFeatures;
   return features;
 }
 

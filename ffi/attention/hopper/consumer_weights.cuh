@@ -166,7 +166,7 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     if constexpr (Traits::kAnything)
       drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
     else
-      multiply_dropped<kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+      find_kept_pairs<T, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
 
   // ALiBi. What is left is that scores lie `below` of what they should be, a number for each of the lane's rows: up to the
@@ -301,12 +301,19 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     return __any_sync(0xffffffffu, moved);
   }
 
+  // Where dropout is alone, drop() has made pairs and masks.
+  static __device__ __forceinline__ uint32_t weights_of(float first, float second) {
+    if constexpr (Traits::kFeatures == kDropout)
+      return __float_as_uint(first) & __float_as_uint(second);
+    else
+      return pack_pair<T>(first, second);
+  }
   static __device__ __forceinline__ void pack(const Scores<1, kN>& s, Weights& weights) {
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        weights[n / 2][n % 2 * 2 + half] = pack_pair<T>(s[0][n][2 * half], s[0][n][2 * half + 1]);
+        weights[n / 2][n % 2 * 2 + half] = weights_of(s[0][n][2 * half], s[0][n][2 * half + 1]);
   }
 
   // From products to weights, as weigh().

@@ -80,29 +80,36 @@ __device__ __forceinline__ void to_tangents(Scores<1, kN>& s, float factor) {
     for (int e = 0; e < 4; ++e) s[0][n][e] = tanh_approx(s[0][n][e] * factor);
 }
 
-// A weight whose word is below the threshold becomes 0 by a multiplication: a choice would take a slot of the pipe that
-// is busiest.
-__device__ __forceinline__ void multiply_below(float& weight, uint32_t word, uint32_t threshold) {
-  asm("{\n .reg .pred p;\n setp.lt.u32 p, %1, %2;\n @p mul.f32 %0, %0, 0f00000000;\n}\n"
-      : "+f"(weight)
-      : "r"(word), "r"(threshold));
+// Of each half of a random word all bits, if it keeps its element, or none. 15 bits compare as the float16 numbers that they
+// are; what is not a number is above all thresholds up to kMostThreshold.
+__device__ __forceinline__ uint32_t kept_halves(uint32_t word, uint32_t thresholds) {
+  uint32_t mask;
+  asm("{\n .reg .b32 magnitudes;\n abs.f16x2 magnitudes, %1;\n"
+      " set.geu.u32.f16x2 %0, magnitudes, %2;\n}\n"
+      : "=r"(mask)
+      : "r"(word), "r"(thresholds));
+  return mask;
 }
 
-// drop_weights() by multiplications.
-template <int kN>
-__device__ __forceinline__ void multiply_dropped(Scores<1, kN>& s, const ScoreModifier& modify,
-                                                 int i0, int j0, int lane) {
+// Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what dropout keeps of them, in the place of
+// the second.
+template <class T, int kN>
+__device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s, const ScoreModifier& modify,
+                                                int i0, int j0, int lane) {
+  const uint32_t thresholds = modify.threshold * 0x10001;
+  const auto keep = [&](float* pair, uint32_t word) {
+    pair[0] = __uint_as_float(pack_pair<T>(pair[0], pair[1]));
+    pair[1] = __uint_as_float(kept_halves(word, thresholds));
+  };
 #pragma unroll
-  for (int n = 0; n < kN / 8; n += 2)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const uint4 words =
-          modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(n, e, lane));
-      multiply_below(s[0][n][e], words.x, modify.threshold);
-      multiply_below(s[0][n + 1][e], words.y, modify.threshold);
-      multiply_below(s[0][n][e + 2], words.z, modify.threshold);
-      multiply_below(s[0][n + 1][e + 2], words.w, modify.threshold);
-    }
+  for (int n = 0; n < kN / 8; n += 2) {
+    const uint4 words =
+        modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(n, 0, lane));
+    keep(&s[0][n][0], words.x);
+    keep(&s[0][n + 1][0], words.y);
+    keep(&s[0][n][2], words.z);
+    keep(&s[0][n + 1][2], words.w);
+  }
 }
 
 // Adds slope * column, counted from the lane's first one, to each score.

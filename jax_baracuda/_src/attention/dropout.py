@@ -1,8 +1,8 @@
 """Which attention weights dropout keeps: a function of the seed and of absolute coordinates alone.
 
 Philox4x32 with 7 rounds (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) in
-uint32 arithmetic, so that it runs without 64-bit types. One draw serves the four elements
-{i, i + 8} x {j, j + 8}: what one thread of a tensor-core fragment holds, in either orientation.
+uint32 arithmetic, so that it runs without 64-bit types. One draw of four words serves the eight
+elements {i, i + 8} x {j, j + 1, j + 8, j + 9}, what one thread of a tensor-core fragment holds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
+STEPS = 2**15  # rates are multiples of one over it: kDropoutBits of the kernels
+
+
 def threshold(rate: float) -> int:
-    """A 32-bit word below this drops its element; ``rate`` is below 1 in float32."""
-    return int(float(np.float32(rate)) * 2.0**32)
+    """15 bits below this drop their element; ``rate`` is below 1 in float32."""
+    return min(int(float(np.float32(rate)) * STEPS + 0.5), STEPS - 1)
+
+
+def kept_part(rate: float) -> float:
+    """The probability that an element is kept: 1 - ``rate``, but for a rounding of 2^-16."""
+    return 1.0 - threshold(rate) / STEPS
 
 
 def philox(counter: Words, key: tuple[jax.Array, jax.Array]) -> Words:
@@ -48,11 +56,13 @@ def keep_mask(seed: jax.Array, row: jax.Array, column: jax.Array, rate: float) -
       bool, of the shape that the arguments broadcast to.
     """
     row, column = row.astype(jnp.uint32), column.astype(jnp.uint32)
-    counter = (_fragment(row), _fragment(column), seed[..., 2], seed[..., 3])
+    counter = (_fragment(row), _fragment(column) >> 1, seed[..., 2], seed[..., 3])
     words = philox(counter, (seed[..., 0], seed[..., 1]))
     lower, right = (row & 8) > 0, (column & 8) > 0
     upper_word, lower_word = (jnp.where(right, words[n + 1], words[n]) for n in (0, 2))
-    keep: jax.Array = jnp.where(lower, lower_word, upper_word) >= jnp.uint32(threshold(rate))
+    word = jnp.where(lower, lower_word, upper_word)
+    half = jnp.where((column & 1) > 0, word >> 16, word)
+    keep: jax.Array = (half & (STEPS - 1)) >= jnp.uint32(threshold(rate))
     return keep
 
 
