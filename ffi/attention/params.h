@@ -71,6 +71,7 @@ enum Feature {
   kAlibi = 2,
   kBias = 4,
   kDropout = 8,
+  kRowBias = 16,      // of kernels: a bias that all rows share
   kAllFeatures = 31,  // and scales that are not positive
 };
 

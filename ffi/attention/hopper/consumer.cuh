@@ -154,8 +154,8 @@ struct Consumer : ConsumerOutput<Traits> {
   __device__ __forceinline__ void add_bias(State& r) const {
     if constexpr (Traits::kBiased) {
       wait(control.bias_full[key_place.stage], key_place.parity);
-      add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
-      release(control.bias_empty[key_place.stage]);
+      add_bias_block(r.s, bias + key_place.stage * Traits::kBiasBytes);
+      if constexpr (!Traits::kRowBiased) release(control.bias_empty[key_place.stage]);
     }
   }
 

@@ -201,6 +201,7 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   // at: the block of the bias in shared memory.
   __device__ __forceinline__ void add_bias_block(Scores<1, kN>& s, uint32_t at) const {
     const auto [lane, warp_row] = place();
+    if constexpr (Traits::kRowBiased) return add_row<kN>(s, at, lane);
     const BiasPairs<typename Traits::Bias> pairs(at, warp_row, lane);
     if (p.bias.type == BiasType::kBF16)
       pairs.template add<__nv_bfloat16>(s, factor());

@@ -4,6 +4,7 @@
 
 #include "attention/hopper/consumer.cuh"
 #include "attention/hopper/producer.cuh"
+#include "attention/hopper/row_bias.cuh"
 
 namespace jax_baracuda {
 
@@ -17,11 +18,11 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
   for (int i = 0; i < Traits::kStages; ++i) {
     mbarrier_init(shared_address(&control.key_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.key_empty[i]),
-                  kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
+                  kArrivals + (Traits::kSecondWarp ? kWarpArrivals : 0));
     mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
     if constexpr (Traits::kBiased) {
-      mbarrier_init(shared_address(&control.bias_full[i]), 1);
+      mbarrier_init(shared_address(&control.bias_full[i]), Traits::kRowBiased ? kWarpArrivals : 1);
       mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
     }
   }
@@ -49,6 +50,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     if (threadIdx.x < 32) Producer<Traits>(p, control, shared, threadIdx.x).run();
     if (Traits::kPaged && threadIdx.x / 32 == 1)
       Producer<Traits>(p, control, shared, threadIdx.x % 32).load_values();
+    if (Traits::kRowBiased && threadIdx.x / 32 == 1)
+      RowBiasLoader<Traits>(p, control, shared, threadIdx.x % 32).run();
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     Consumer<Traits>(p, control, shared, warpgroup - 1).run(shared + Traits::kValueOffset);

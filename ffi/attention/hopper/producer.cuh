@@ -307,7 +307,7 @@ struct Producer {
       }
       load_key(place);
       load_due_value();
-      if constexpr (Traits::kBiased) load_bias(block * kN, i0, head, sequence.index);
+      if constexpr (Traits::kFeatures == kBias) load_bias(block * kN, i0, head, sequence.index);
       due_value = place;
       if constexpr (Traits::kTwoCtas) load_due_value();  // there are buffers enough
       place = following;

@@ -74,8 +74,11 @@ struct HopperTraits {
   static constexpr int kQueryStages = kQueryStages_;
   static constexpr int kFeatures = kFeatures_;  // a Feature that scores go through alone, or all
   static constexpr bool kAnything = kFeatures == kAllFeatures;  // which, is looked up
-  static constexpr bool kBiased = kFeatures == kBias;
+  static constexpr bool kRowBiased = kFeatures == kRowBias;
+  static constexpr bool kBiased = kFeatures == kBias || kRowBiased;
   static constexpr bool kModifies = kFeatures != 0;
+  // A second loading warp, which learns of the blocks as the consumers do.
+  static constexpr bool kSecondWarp = kUse_ == TileUse::kPages || kRowBiased;
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
@@ -96,27 +99,29 @@ struct HopperTraits {
   static constexpr int kFullArrivals = kPaged ? kWarpArrivals : 1;
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
-  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : kPaged ? 56 : 40;
+  static constexpr int kProducerRegisters = kGroups == 3 ? (kRowBiased ? 56 : 32) : kSecondWarp ? 56 : 40;
   static constexpr int kConsumerRegisters = kTwoCtas       ? 96
-                                            : kGroups == 3 ? 160
+                                            : kGroups == 3 ? (kRowBiased ? 152 : 160)
                                                            : (504 - kProducerRegisters) / 2 / 8 * 8;
 
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;
   using Value = PanelTile<kN, kDimV>;
   using Bias = PanelTile<kM, kBiased ? kN : 64>;
+  static constexpr int kBiasBytes = kRowBiased ? kN * 4 : kBiased ? Bias::kBytes : 0;  // of a block
   using Tile = std::conditional_t<kModifies, ModifiedQueryTile,
                                   std::conditional_t<kFewTiles, SplitQueryTile, QueryTile>>;
   using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   // The output goes through shared memory, which leaves the computing warps less to do at the end of a tile.
-  static constexpr bool kStaged = kOverlap && !kAnything && !kBiased && kUse_ == TileUse::kAny;
+  static constexpr bool kStaged =
+      kOverlap && !kAnything && kFeatures != kBias && kUse_ == TileUse::kAny;
   static constexpr int kStagedBytes = 16 * 64 * 2;  // of a warp: its rows, 64 columns at a time
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kBiasOffset =
       kStagingOffset + (kStaged ? kConsumers / 32 * kStagedBytes : 0);
-  static constexpr int kControlOffset = kBiasOffset + (kBiased ? kStages * Bias::kBytes : 0);
+  static constexpr int kControlOffset = kBiasOffset + kStages * kBiasBytes;
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static constexpr int kCtas = kTwoCtas ? 2 : 1;
   static_assert(kCtas * (kSharedBytes + 1024) <= 233472, "an SM has 228 KB, a CTA takes one more");
