@@ -1,25 +1,10 @@
-// A block of a bias, from shared memory to the scores.
+// A block of a 16-bit bias, from shared memory to the scores.
 #pragma once
 
 #include "attention/forward/softmax.cuh"
 #include "device/fragment.cuh"
-#include "device/memory.cuh"
 
 namespace jax_baracuda {
-
-// Adds to each score what its key has: float32 numbers that all rows share.
-template <int kN>
-__device__ __forceinline__ void add_row(Scores<1, kN>& s, uint32_t row, int lane) {
-#pragma unroll
-  for (int n = 0; n < kN / 8; ++n) {
-    const float2 bias = load_shared_float2(row + score_column(n, 0, lane) * 4);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      s[0][n][e] += e % 2 ? bias.y : bias.x;
-      asm volatile("" : "+f"(s[0][n][e]));  // in this order: all loads at once would take too many registers
-    }
-  }
-}
 
 // The two elements of a word.
 template <class T>

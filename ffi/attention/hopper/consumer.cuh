@@ -42,15 +42,25 @@ struct Consumer : ConsumerOutput<Traits> {
     }
   }
 
+  // A bias that all rows share, as a product of ones and the three numbers that each of it is the sum of.
+  __device__ __forceinline__ void issue_row_bias(FlatScores& s) const {
+    using Row = typename Traits::BiasRow;
+    using Ones = typename Traits::Ones;
+    constexpr int kOnes = Traits::kOnesOffset - Traits::kBiasOffset;
+    const uint64_t row = Row::descriptor(bias);
+    WarpgroupMma<__nv_bfloat16, kN>::shared(s, Ones::descriptor(bias + kOnes),
+                                            advance(row, key_place.stage * Row::kBytes), 1);
+  }
   __device__ __forceinline__ void issue_scores(FlatScores& s) const {
     uint64_t q = advance(queries, query_place.stage * Query::kBytes);
     // With three warpgroups there are no registers to keep the sums in.
-    if constexpr (Traits::kGroups == 3 && !Traits::kFeatures) asm volatile("" : "+l"(q));
+    if constexpr (Traits::kGroups == 3 && !Traits::kModifies) asm volatile("" : "+l"(q));
     const uint64_t k = advance(keys, key_place.stage * Key::kBytes);
 #pragma unroll
     for (int d = 0; d < Traits::kDim; d += 16)
       WarpgroupMma<T, kN>::shared(s, advance(q, Query::column_offset(d)),
                                   advance(k, Key::column_offset(d)), d > 0);
+    if constexpr (Traits::kRowBiased) issue_row_bias(s);
     warpgroup_commit();
   }
   __device__ __forceinline__ void issue_output(FlatOutput& out, const Weights& weights) const {
@@ -154,8 +164,8 @@ struct Consumer : ConsumerOutput<Traits> {
   __device__ __forceinline__ void add_bias(State& r) const {
     if constexpr (Traits::kBiased) {
       wait(control.bias_full[key_place.stage], key_place.parity);
-      add_bias_block(r.s, bias + key_place.stage * Traits::kBiasBytes);
-      if constexpr (!Traits::kRowBiased) release(control.bias_empty[key_place.stage]);
+      add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
+      release(control.bias_empty[key_place.stage]);
     }
   }
 

@@ -193,7 +193,7 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   }
   // Of scores before the hyperbolic tangent, or of a bias.
   __device__ __forceinline__ float factor() const {
-    if constexpr (Traits::kFeatures == 0)
+    if constexpr (!Traits::kModifies)
       return 1.0f;
     else
       return control.tile[tile_slot].modify.scale;
@@ -201,7 +201,6 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   // at: the block of the bias in shared memory.
   __device__ __forceinline__ void add_bias_block(Scores<1, kN>& s, uint32_t at) const {
     const auto [lane, warp_row] = place();
-    if constexpr (Traits::kRowBiased) return add_row<kN>(s, at, lane);
     const BiasPairs<typename Traits::Bias> pairs(at, warp_row, lane);
     if (p.bias.type == BiasType::kBF16)
       pairs.template add<__nv_bfloat16>(s, factor());

@@ -16,15 +16,16 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
     mbarrier_init(shared_address(&control.query_empty[i]), kArrivals);
   }
   for (int i = 0; i < Traits::kStages; ++i) {
-    mbarrier_init(shared_address(&control.key_full[i]), Traits::kFullArrivals);
+    mbarrier_init(shared_address(&control.key_full[i]), Traits::kKeyArrivals);
     mbarrier_init(shared_address(&control.key_empty[i]),
-                  kArrivals + (Traits::kSecondWarp ? kWarpArrivals : 0));
+                  kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
     mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
     if constexpr (Traits::kBiased) {
-      mbarrier_init(shared_address(&control.bias_full[i]), Traits::kRowBiased ? kWarpArrivals : 1);
+      mbarrier_init(shared_address(&control.bias_full[i]), 1);
       mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
     }
+    if constexpr (Traits::kHelpers > 0) mbarrier_init(shared_address(&control.record_full[i]), 1);
   }
   mbarrier_init_fence();
 }

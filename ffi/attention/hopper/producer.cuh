@@ -110,6 +110,13 @@ struct Producer {
     due_value.row = -1;
   }
 
+  // Writes the record of a block, which those who wait for its keys may read then, and its helpers now.
+  __device__ __forceinline__ void announce(const KeyBlock& block) {
+    control.block[key_place.stage] = block;
+    if constexpr (Traits::kHelpers > 0)
+      mbarrier_arrive(shared_address(&control.record_full[key_place.stage]));
+  }
+
   // The bias of the block of keys that was loaded last, in the buffer of the same place. row: first of the tile.
   __device__ __forceinline__ void load_bias(int first_key, int row, int head, int sequence) {
     using Bias = typename Traits::Bias;
@@ -300,14 +307,14 @@ struct Producer {
       if (is_padded(sequence, block)) flags |= kPaddedBlock;
       const BoxPlace following = find_block(sequence, kv_head, max(next, 0) * kN);
       mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
-      if (lane == 0) control.block[key_place.stage] = {block * kN, flags};
+      if (lane == 0) announce({block * kN, flags});
       if constexpr (Traits::kPaged) {
         control.box[key_place.stage][lane] = place;
         __syncwarp();
       }
       load_key(place);
       load_due_value();
-      if constexpr (Traits::kFeatures == kBias) load_bias(block * kN, i0, head, sequence.index);
+      if constexpr (Traits::kBiased) load_bias(block * kN, i0, head, sequence.index);
       due_value = place;
       if constexpr (Traits::kTwoCtas) load_due_value();  // there are buffers enough
       place = following;
@@ -354,7 +361,7 @@ struct Producer {
       load_sequences();
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
     if (lane == 0) {
-      control.block[key_place.stage] = {0, kNoBlock};
+      announce({0, kNoBlock});
       mbarrier_arrive(shared_address(&control.key_full[key_place.stage]));
     } else if (Traits::kPaged && kRacecheck) {
       mbarrier_arrive(shared_address(&control.key_full[key_place.stage]));
