@@ -73,7 +73,7 @@ __device__ __forceinline__ int best_of_row(const Scores<1, kN>& s, int half, flo
 template <class Traits>
 struct ConsumerWeights : ConsumerBase<Traits> {
   using Base = ConsumerBase<Traits>;
-  using Base::all, Base::control, Base::p, Base::scale, Base::tile_slot;
+  using Base::all, Base::bias, Base::control, Base::key_place, Base::p, Base::scale, Base::tile_slot;
   using Base::place, Base::row_of, Base::ConsumerBase;
   using typename Base::Place;
 
@@ -161,12 +161,16 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   }
   __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
     if (Traits::kPaged || (Traits::kAnything && !p.dropout_seed)) return;
-    const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    if constexpr (Traits::kAnything)
+    if constexpr (Traits::kAnything) {
+      const auto& tile = control.tile[tile_slot];
       drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
-    else
-      find_kept_pairs<T, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    } else {
+      const auto at = key_place.before();  // the keys have been given back
+      mbarrier_wait(shared_address(&control.bias_full[at.stage]), at.parity);
+      take_kept_pairs<T, kN>(s, bias + at.stage * Traits::kBiasBytes + warp_row * (kN * 2) + lane * 16);
+      mbarrier_arrive_warp(shared_address(&control.bias_empty[at.stage]));
+    }
   }
 
   // ALiBi. What is left is that scores lie `below` of what they should be, a number for each of the lane's rows: up to the

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/hopper/consumer.cuh"
+#include "attention/hopper/draws.cuh"
 #include "attention/hopper/producer.cuh"
 #include "attention/hopper/row_bias.cuh"
 
@@ -18,11 +19,11 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
   for (int i = 0; i < Traits::kStages; ++i) {
     mbarrier_init(shared_address(&control.key_full[i]), Traits::kKeyArrivals);
     mbarrier_init(shared_address(&control.key_empty[i]),
-                  kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
+                  kArrivals + (Traits::kPaged ? 1 : Traits::kDraws ? Traits::kHelpers : 0) * kWarpArrivals);
     mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
-    if constexpr (Traits::kBiased) {
-      mbarrier_init(shared_address(&control.bias_full[i]), 1);
+    if constexpr (Traits::kBiased || Traits::kDraws) {
+      mbarrier_init(shared_address(&control.bias_full[i]), Traits::kDraws ? Traits::kHelpers * kWarpArrivals : 1);
       mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
     }
     if constexpr (Traits::kHelpers > 0) mbarrier_init(shared_address(&control.record_full[i]), 1);
@@ -53,6 +54,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
       Producer<Traits>(p, control, shared, threadIdx.x % 32).load_values();
     if (Traits::kRowBiased && threadIdx.x / 32 == 1)
       RowBiasLoader<Traits>(p, control, shared, threadIdx.x % 32).run();
+    if (Traits::kDraws && threadIdx.x / 32 > 0)
+      DropoutDrawer<Traits>(control, shared, threadIdx.x / 32 - 1, threadIdx.x % 32).run();
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     Consumer<Traits>(p, control, shared, warpgroup - 1).run(shared + Traits::kValueOffset);

@@ -91,24 +91,21 @@ __device__ __forceinline__ uint32_t kept_halves(uint32_t word, uint32_t threshol
   return mask;
 }
 
-// Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what dropout keeps of them, in the place of
-// the second.
+// Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what dropout keeps of them, which lie 512
+// bytes behind each other for 16 keys, in the place of the second.
 template <class T, int kN>
-__device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s, const ScoreModifier& modify,
-                                                int i0, int j0, int lane) {
-  const uint32_t thresholds = modify.threshold * 0x10001;
-  const auto keep = [&](float* pair, uint32_t word) {
+__device__ __forceinline__ void take_kept_pairs(Scores<1, kN>& s, uint32_t masks) {
+  const auto keep = [&](float* pair, uint32_t mask) {
     pair[0] = __uint_as_float(pack_pair<T>(pair[0], pair[1]));
-    pair[1] = __uint_as_float(kept_halves(word, thresholds));
+    pair[1] = __uint_as_float(mask);
   };
 #pragma unroll
   for (int n = 0; n < kN / 8; n += 2) {
-    const uint4 words =
-        modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(n, 0, lane));
-    keep(&s[0][n][0], words.x);
-    keep(&s[0][n + 1][0], words.y);
-    keep(&s[0][n][2], words.z);
-    keep(&s[0][n + 1][2], words.w);
+    const uint4 kept = load_shared_16(masks + n / 2 * 512);
+    keep(&s[0][n][0], kept.x);
+    keep(&s[0][n + 1][0], kept.y);
+    keep(&s[0][n][2], kept.z);
+    keep(&s[0][n + 1][2], kept.w);
   }
 }
 

@@ -77,9 +77,10 @@ struct HopperTraits {
   static constexpr bool kAnything = kFeatures == kAllFeatures;  // which, is looked up
   static constexpr bool kRowBiased = kFeatures == kRowBias;
   static constexpr bool kBiased = kFeatures == kBias;
+  static constexpr bool kDraws = kFeatures == kDropout;
   static constexpr bool kModifies = kFeatures != 0 && !kRowBiased;
   // Warps of the loading warpgroup that make something of a block's record: a row of a bias, or masks of dropout.
-  static constexpr int kHelpers = kRowBiased ? 1 : 0;
+  static constexpr int kHelpers = kRowBiased ? 1 : kDraws ? 3 : 0;
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
@@ -117,14 +118,14 @@ struct HopperTraits {
   using BiasRow = PanelTile<kN, 32>;
   using Ones = PanelTile<64, 32>;
   static constexpr int kBiasBytes =
-      kRowBiased ? BiasRow::kBytes : kBiased ? Bias::kBytes : 0;  // of a block
+      kRowBiased ? BiasRow::kBytes : kBiased ? Bias::kBytes : kDraws ? kM * kN * 2 : 0;
   using Tile = std::conditional_t<kModifies, ModifiedQueryTile,
                                   std::conditional_t<kFewTiles, SplitQueryTile, QueryTile>>;
   using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   // The output goes through shared memory, which leaves the computing warps less to do at the end of a tile.
-  static constexpr bool kStaged = kOverlap && !kAnything && !kBiased && kUse_ == TileUse::kAny;
+  static constexpr bool kStaged = kOverlap && !kAnything && !kBiased && !kDraws && kUse_ == TileUse::kAny;
   static constexpr int kStagedBytes = 16 * 64 * 2;  // of a warp: its rows, 64 columns at a time
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kBiasOffset =
