@@ -229,18 +229,28 @@ def test_dropout_keeps_what_the_words_say(rate):
     got = dropout.keep_mask(
         jnp.asarray(seed)[:, :, None, None], rows[:, None], columns[None, :], rate
     )
-    limit = int(np.floor(float(np.float32(rate)) * 2**32))
+    limit = int(np.floor(float(np.float32(rate)) * 2**15 + 0.5))
     for at in ((0, 0, 0, 0), (0, 1, 8, 3), (1, 0, 3, 8), (2, 1, 15, 15), (2, 0, 34, 40)):
         *block, i, j = at
         seed0, seed1, head, batch = (int(word) for word in seed[tuple(block)])
-        counter = ((i >> 4) * 8 + (i & 7), (j >> 4) * 8 + (j & 7), head, batch)
+        counter = ((i >> 4) * 8 + (i & 7), (j >> 4) * 4 + (j >> 1 & 3), head, batch)
         word = philox_of_integers(counter, (seed0, seed1))[2 * (i >> 3 & 1) + (j >> 3 & 1)]
-        assert bool(got[at]) == (word >= limit)
+        assert bool(got[at]) == ((word >> 16 * (j & 1) & 0x7FFF) >= limit)
     assert got.shape == (3, 2, 35, 41)
     assert abs(float(got.mean()) - (1 - rate)) < 5 * np.sqrt(0.25 / got.size)
 
 
-def test_no_two_elements_share_a_random_word():
+@pytest.mark.parametrize(
+    ("rate", "steps"),
+    [(0.0, 0), (1e-5, 0), (0.1, 3277), (0.5, 2**14), (0.75, 24576), (1 - 2.0**-24, 2**15 - 1)],
+)
+def test_rates_are_the_nearest_multiples_of_a_step(rate, steps):
+    assert dropout.threshold(rate) == steps
+    assert dropout.kept_part(rate) == 1 - steps / 2**15 > 0
+    assert abs(dropout.kept_part(rate) - (1 - rate)) <= (2.0**-15 if rate > 0.9999 else 2.0**-16)
+
+
+def test_no_two_elements_share_random_bits():
     seed = jnp.zeros((4,), jnp.uint32)
     i, j = np.arange(64)[:, None], np.arange(64)[None, :]
     rates = np.linspace(0, 1, 257)[1:-1]
