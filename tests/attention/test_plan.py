@@ -7,7 +7,14 @@ import itertools
 import pytest
 
 from jax_baracuda._src.attention import shapes
-from jax_baracuda._src.explain.attention import ALIBI, ALL_FEATURES, BIAS, DROPOUT, SOFT_CAP
+from jax_baracuda._src.explain.attention import (
+    ALIBI,
+    ALL_FEATURES,
+    BIAS,
+    DROPOUT,
+    ROW_BIAS,
+    SOFT_CAP,
+)
 
 ffi = pytest.importorskip(
     "jax_baracuda._ffi", reason="this installation has no kernels", exc_type=ImportError
@@ -83,7 +90,7 @@ def test_no_kernel_where_nothing_fits():
 # ---- the Hopper kernel
 
 ANY, TWO_CTAS, FEW, PAGES = range(4)
-FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, SOFT_CAP | ALIBI, ALL_FEATURES)
+FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, SOFT_CAP | ALIBI, ALL_FEATURES)
 
 
 def hopper(

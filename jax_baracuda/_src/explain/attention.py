@@ -8,12 +8,14 @@ from typing import Any
 import jax
 
 from jax_baracuda._src import compat, registry, validation
-from jax_baracuda._src.attention import dot_product, masked, shapes
+from jax_baracuda._src.attention import dot_product, dropout, masked, shapes
 from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.explain import info
 
 HOPPER = "flash_attention_wgmma"  # the forward kernel for Hopper GPUs
-SOFT_CAP, ALIBI, BIAS, DROPOUT, ALL_FEATURES = 1, 2, 4, 8, 31  # as in ffi/attention/params.h
+# As in ffi/attention/params.h.
+SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, ALL_FEATURES = 1, 2, 4, 8, 16, 31
+_MOST_THRESHOLD = 0x7C00  # of dropout alone: as in ffi/attention/hopper/config.h
 
 
 def flash_attention(
@@ -162,13 +164,19 @@ def _features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
         | (BIAS if bias is not None else 0)
         | (DROPOUT if options["dropout_rate"] > 0 else 0)
     )
-    return ALL_FEATURES if features == BIAS and not _in_boxes(bias) else features
+    if features == BIAS:
+        return _bias_alone(bias)
+    steep = dropout.threshold(options["dropout_rate"]) > _MOST_THRESHOLD
+    return ALL_FEATURES if features == DROPOUT and steep else features
 
 
-def _in_boxes(bias: Any) -> bool:
-    """Whether the Hopper kernel can load it in boxes, which it does where nothing else is added."""
+def _bias_alone(bias: Any) -> int:
+    """How the Hopper kernel takes it: one row for all, in boxes, or element by element."""
     rows, keys = bias.shape[-2:]
-    return bool(bias.dtype.itemsize == 2 and rows > 1 and keys % 8 == 0)
+    if rows == 1:
+        return ROW_BIAS
+    in_boxes = bias.dtype.itemsize == 2 and keys % 8 == 0
+    return BIAS if in_boxes else ALL_FEATURES
 
 
 def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, features: int) -> str:
