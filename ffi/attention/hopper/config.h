@@ -58,6 +58,8 @@ constexpr HopperTile kHopperTiles[] = {
     {kAlibi, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kBias, 64, 64, 128, 2, 1, false, false, 0, 0},
     {kBias, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kFloatBias, 64, 64, 128, 2, 1, false, false, 0, 0},
+    {kFloatBias, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kRowBias, 64, 64, 128, 3, 2, true, false, 4096, 8192},
     {kRowBias, 64, 64, 128, 3, 1, true, false, 512, 2048},
     {kRowBias, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
@@ -187,15 +189,18 @@ inline HopperPlan choose_paged_plan(const AttentionProblem& p, int features) {
 inline constexpr uint32_t kMostThreshold = 0x7c00;
 
 // The features that a call has, as the choice of a tile sees them. A bias of all rows has a tile, whatever its elements; another one
-// if boxes can be made of it: rows of 16-bit elements, each a multiple of 16 bytes behind the last.
+// if boxes can be made of it: rows of numbers, each a multiple of 16 bytes behind the last.
 inline int hopper_features(const AttentionProblem& p) {
   const int features = features_of(p);
   const AttentionBias& bias = p.bias;
+  const bool floats = bias.type == BiasType::kF32;
   const bool halves = bias.type == BiasType::kF16 || bias.type == BiasType::kBF16;
   const int64_t strides = bias.row_stride | bias.head_stride | bias.sequence_stride;
-  const bool aligned = (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % 8) == 0;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % (floats ? 4 : 8)) == 0;
   if (features == kBias && !bias.row_stride) return kRowBias;
-  if (features == kBias && !(halves && aligned)) return kAllFeatures;
+  if (features == kBias && !((halves || floats) && aligned)) return kAllFeatures;
+  if (features == kBias && floats) return kFloatBias;
   if (features == kDropout && p.dropout_threshold > kMostThreshold) return kAllFeatures;
   return features;
 }

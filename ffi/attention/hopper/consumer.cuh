@@ -12,7 +12,7 @@ struct Consumer : ConsumerOutput<Traits> {
   using Stage = ConsumerOutput<Traits>;
   using Stage::add_bias_block, Stage::bias, Stage::finish, Stage::pack, Stage::score, Stage::store;
   using Stage::ConsumerOutput, Stage::kDimV, Stage::kN;
-  using Stage::control, Stage::key_place, Stage::keys, Stage::queries, Stage::query_place;
+  using Stage::bias_place, Stage::control, Stage::key_place, Stage::keys, Stage::queries, Stage::query_place;
   using Stage::tile_slot, Stage::value_place, Stage::values;
   using typename Stage::Key, typename Stage::Query, typename Stage::Value;
   using typename Stage::T, typename Stage::Weights;
@@ -161,12 +161,27 @@ struct Consumer : ConsumerOutput<Traits> {
   }
 
   // The bias of a block whose keys are still held lies in the buffer of the same place.
-  __device__ __forceinline__ void add_bias(State& r) const {
-    if constexpr (Traits::kBiased) {
+  __device__ __forceinline__ void add_bias(State& r) {
+    if constexpr (Traits::kFloatBiased) {
+      add_float_bias(r);
+    } else if constexpr (Traits::kBiased) {
       wait(control.bias_full[key_place.stage], key_place.parity);
       add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
       release(control.bias_empty[key_place.stage]);
     }
+  }
+
+  __device__ __forceinline__ void add_float_bias(State& r) {
+    using Bias = typename Traits::Bias;
+    const auto [lane, warp_row] = this->place();
+    const FloatBias<Bias> floats(bias, warp_row, lane);
+#pragma unroll
+    for (int panel = 0; panel < Bias::kPanels; ++panel) {
+      wait(control.bias_full[panel], bias_place.parity);
+      floats.template add<kN>(r.s, panel, this->factor());
+      release(control.bias_empty[panel]);
+    }
+    bias_place.next();
   }
 
   // The first block of a tile that this warpgroup multiplies in full, with nothing to overlap with.

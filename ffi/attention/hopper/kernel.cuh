@@ -28,6 +28,10 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
     }
     if constexpr (Traits::kHelpers > 0) mbarrier_init(shared_address(&control.record_full[i]), 1);
   }
+  for (int i = Traits::kStages; Traits::kFloatBiased && i < Traits::Bias::kPanels; ++i) {
+    mbarrier_init(shared_address(&control.bias_full[i]), 1);
+    mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
+  }
   mbarrier_init_fence();
 }
 

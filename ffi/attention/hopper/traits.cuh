@@ -61,7 +61,7 @@ struct HopperControl {
   KeyBlock block[kStages];
   QueryTile tile[kTiles];
   BoxPlace box[kStages][kLanes];  // in pages: for the warp that loads the values
-  uint64_t bias_full[kStages], bias_empty[kStages];
+  uint64_t bias_full[4], bias_empty[4];  // of a block, or of the panels of the only block of float32
   uint64_t record_full[kStages];  // for helpers
 };
 
@@ -76,7 +76,8 @@ struct HopperTraits {
   static constexpr int kFeatures = kFeatures_;  // a Feature that scores go through alone, or all
   static constexpr bool kAnything = kFeatures == kAllFeatures;  // which, is looked up
   static constexpr bool kRowBiased = kFeatures == kRowBias;
-  static constexpr bool kBiased = kFeatures == kBias;
+  static constexpr bool kFloatBiased = kFeatures == kFloatBias;
+  static constexpr bool kBiased = kFeatures == kBias || kFloatBiased;
   static constexpr bool kDraws = kFeatures == kDropout;
   static constexpr bool kModifies = kFeatures != 0 && !kRowBiased;
   // Warps of the loading warpgroup that make something of a block's record: a row of a bias, or masks of dropout.
@@ -113,7 +114,7 @@ struct HopperTraits {
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;
   using Value = PanelTile<kN, kDimV>;
-  using Bias = PanelTile<kM, kBiased ? kN : 64>;
+  using Bias = PanelTile<kM, kFloatBiased ? 2 * kN : kBiased ? kN : 64>;  // columns of two bytes
   // A bias that all rows share: of each key three numbers of bfloat16 whose sum it is, and ones to multiply them with.
   using BiasRow = PanelTile<kN, 32>;
   using Ones = PanelTile<64, 32>;
@@ -130,7 +131,10 @@ struct HopperTraits {
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kBiasOffset =
       kStagingOffset + (kStaged ? kConsumers / 32 * kStagedBytes : 0);
-  static constexpr int kOnesOffset = kBiasOffset + kStages * kBiasBytes;
+  // Of a bias of float32 a block fits, whose panels are given back one by one.
+  static constexpr int kBiasBlocks = kFloatBiased ? 1 : kStages;
+  static_assert(!kFloatBiased || Bias::kPanels <= 4);
+  static constexpr int kOnesOffset = kBiasOffset + kBiasBlocks * kBiasBytes;
   static constexpr int kControlOffset = kOnesOffset + (kRowBiased ? Ones::kBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static constexpr int kCtas = kTwoCtas ? 2 : 1;
