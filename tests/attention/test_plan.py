@@ -12,6 +12,7 @@ from jax_baracuda._src.explain.attention import (
     ALL_FEATURES,
     BIAS,
     DROPOUT,
+    FLOAT_BIAS,
     ROW_BIAS,
     SOFT_CAP,
 )
@@ -90,7 +91,7 @@ def test_no_kernel_where_nothing_fits():
 # ---- the Hopper kernel
 
 ANY, TWO_CTAS, FEW, PAGES = range(4)
-FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, SOFT_CAP | ALIBI, ALL_FEATURES)
+FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, FLOAT_BIAS, SOFT_CAP | ALIBI, ALL_FEATURES)
 
 
 def hopper(

@@ -386,3 +386,39 @@ def test_explain_says_why_a_call_would_fail(monkeypatch):
     monkeypatch.setattr(registry, "register", lambda: extension)
     info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda")
     assert "it is of last year" in info.note
+
+
+def _bias(dtype, rows, keys=64):
+    return dict(bias=jax.ShapeDtypeStruct((1, 4, rows, keys), dtype))
+
+
+@pytest.mark.parametrize(
+    ("options", "features"),
+    [
+        (dict(), 0),
+        (_bias("bfloat16", 48), 4),
+        (_bias("float16", 48, 60), 31),  # rows that are no multiples of 16 bytes
+        (_bias("float32", 48, 60), 32),
+        (_bias("float32", 48, 61), 31),
+        (_bias("bool", 48), 31),
+        (_bias("float32", 1, 61), 16),
+        (_bias("bool", 1), 16),
+        (dict(dropout_rate=0.1), 8),
+        (dict(dropout_rate=0.98), 31),
+        (dict(dropout_rate=0.1, logits_soft_cap=5.0), 9),
+        (dict(_bias("bool", 1), scale=-1.0), 31),
+    ],
+)
+def test_explain_asks_for_the_kernel_of_the_options(monkeypatch, options, features):
+    """As a sum of Feature in ffi/attention/params.h, after hopper_features()."""
+    asked = []
+    monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
+    monkeypatch.setattr(
+        registry, "hopper_plan", lambda **call: asked.append(call["features"]) or {}
+    )
+    keys = options["bias"].shape[-1] if "bias" in options else 64
+    query, key = (jax.ShapeDtypeStruct((2, n, 4, 64), "bfloat16") for n in (48, keys))
+    if "dropout_rate" in options:
+        options = dict(options, dropout_seed=np.zeros(2, np.uint32))
+    jax_baracuda.explain("flash_attention", query, key, key, implementation="cuda", **options)
+    assert asked == [features]

@@ -11,8 +11,9 @@ template <class Traits>
 struct Consumer : ConsumerOutput<Traits> {
   using Stage = ConsumerOutput<Traits>;
   using Stage::add_bias_block, Stage::bias, Stage::finish, Stage::pack, Stage::score, Stage::store;
+  using Stage::bias_place, Stage::control, Stage::key_place, Stage::keys, Stage::queries,
+      Stage::query_place;
   using Stage::ConsumerOutput, Stage::kDimV, Stage::kN;
-  using Stage::bias_place, Stage::control, Stage::key_place, Stage::keys, Stage::queries, Stage::query_place;
   using Stage::tile_slot, Stage::value_place, Stage::values;
   using typename Stage::Key, typename Stage::Query, typename Stage::Value;
   using typename Stage::T, typename Stage::Weights;

@@ -81,7 +81,8 @@ enum class Cap { kNone, kAny, kSmall };
 template <class Traits>
 struct ConsumerWeights : ConsumerBase<Traits> {
   using Base = ConsumerBase<Traits>;
-  using Base::all, Base::bias, Base::control, Base::key_place, Base::p, Base::scale, Base::tile_slot;
+  using Base::all, Base::bias, Base::control, Base::key_place, Base::p, Base::scale,
+      Base::tile_slot;
   using Base::place, Base::row_of, Base::ConsumerBase;
   using typename Base::Place;
 
@@ -176,7 +177,8 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     } else {
       const auto at = key_place.before();  // the keys have been given back
       mbarrier_wait(shared_address(&control.bias_full[at.stage]), at.parity);
-      take_kept_pairs<T, kN>(s, bias + at.stage * Traits::kBiasBytes + warp_row * (kN * 2) + lane * 16);
+      take_kept_pairs<T, kN>(
+          s, bias + at.stage * Traits::kBiasBytes + warp_row * (kN * 2) + lane * 16);
       mbarrier_arrive_warp(shared_address(&control.bias_empty[at.stage]));
     }
   }

@@ -52,10 +52,10 @@ struct DropoutDrawer {
     for (int n = 0; n < kPairs; ++n) {
       const uint4 words =
           modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(2 * n, 0, lane));
-      store_shared_16(to + n * 32 * 16, make_uint4(kept_halves(words.x, thresholds),
-                                                   kept_halves(words.y, thresholds),
-                                                   kept_halves(words.z, thresholds),
-                                                   kept_halves(words.w, thresholds)));
+      store_shared_16(
+          to + n * 32 * 16,
+          make_uint4(kept_halves(words.x, thresholds), kept_halves(words.y, thresholds),
+                     kept_halves(words.z, thresholds), kept_halves(words.w, thresholds)));
     }
   }
 };

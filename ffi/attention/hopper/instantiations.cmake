@@ -18,12 +18,12 @@ if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
     foreach(tile "64 64 128 2 1" "128 128 112 2 1" "192 192 112 2 1" "256 256 80 2 1")
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 31 kAny" "${dtype} ${tile} 31 kPages")
     endforeach()
-    foreach(feature 1 2 4 8 16) # soft cap, ALiBi, bias, dropout, bias of all rows
+    foreach(feature 1 2 4 8 16 32) # soft cap, ALiBi, bias, dropout, bias of all rows, bias of float32
       foreach(tile "64 64 128 2 1" "128 128 128 2 1")
         list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} ${feature} kAny")
       endforeach()
     endforeach()
-    list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 128 3 1 2 kAny" "${dtype} 64 64 128 3 1 16 kAny")
+    list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 128 3 1 2 kAny")
   endforeach()
 endif()
 
