@@ -172,6 +172,13 @@ struct Consumer : ConsumerOutput<Traits> {
     }
   }
 
+  // A panel is loaded anew as soon as it is given back, and that must not overtake loads from it that are under way, of which `last`
+  // needs the last. This sleeps if it is one certain number.
+  static __device__ __forceinline__ void loads_before_release(float last) {
+    asm volatile(
+        "{\n .reg .pred p;\n setp.eq.f32 p, %0, 0f12345678;\n @p nanosleep.u32 20;\n}\n" ::"f"(last)
+        : "memory");
+  }
   __device__ __forceinline__ void add_float_bias(State& r) {
     using Bias = typename Traits::Bias;
     const auto [lane, warp_row] = this->place();
@@ -180,6 +187,7 @@ struct Consumer : ConsumerOutput<Traits> {
     for (int panel = 0; panel < Bias::kPanels; ++panel) {
       wait(control.bias_full[panel], bias_place.parity);
       floats.template add<kN>(r.s, panel, this->factor());
+      loads_before_release(r.s[0][4 * panel + 3][3]);
       release(control.bias_empty[panel]);
     }
     bias_place.next();

@@ -36,11 +36,6 @@ struct Greatest {
 struct GreatestPositive {
   static __device__ __forceinline__ int of(int a, int b, int c) { return __vimax3_s32(a, b, c); }
 };
-struct GreatestUnsigned {
-  static __device__ __forceinline__ int of(int a, int b, int c) {
-    return static_cast<int>(__vimax3_u32(a, b, c));
-  }
-};
 struct GreatestNegative {
   static __device__ __forceinline__ int of(int a, int b, int c) {
     return static_cast<int>(__vimin3_u32(a, b, c));
@@ -75,14 +70,10 @@ __device__ __forceinline__ int best_of_row(const Scores<1, kN>& s, int half, flo
   return best_of_quad<Choice>(best_of_lane<Choice, kN>(s, half, other));
 }
 
-// What weigh() gets: scores, those before a soft cap, or those of them that are small.
-enum class Cap { kNone, kAny, kSmall };
-
 template <class Traits>
 struct ConsumerWeights : ConsumerBase<Traits> {
   using Base = ConsumerBase<Traits>;
-  using Base::all, Base::bias, Base::control, Base::key_place, Base::p, Base::scale,
-      Base::tile_slot;
+  using Base::all, Base::control, Base::p, Base::scale, Base::tile_slot;
   using Base::place, Base::row_of, Base::ConsumerBase;
   using typename Base::Place;
 
@@ -170,17 +161,12 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   }
   __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
     if (Traits::kPaged || (Traits::kAnything && !p.dropout_seed)) return;
+    const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    if constexpr (Traits::kAnything) {
-      const auto& tile = control.tile[tile_slot];
+    if constexpr (Traits::kAnything)
       drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
-    } else {
-      const auto at = key_place.before();  // the keys have been given back
-      mbarrier_wait(shared_address(&control.bias_full[at.stage]), at.parity);
-      take_kept_pairs<T, kN>(
-          s, bias + at.stage * Traits::kBiasBytes + warp_row * (kN * 2) + lane * 16);
-      mbarrier_arrive_warp(shared_address(&control.bias_empty[at.stage]));
-    }
+    else
+      find_kept_pairs<T, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
 
   // ALiBi. What is left is that scores lie `below` of what they should be, a number for each of the lane's rows: up to the
@@ -243,16 +229,6 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     for (int half = 0; half < 2; ++half) tops[half] = __int_as_float(bits[half]);
   }
 
-  // Whether all scores of the warp are so small, times the factor, that a polynomial makes tangents of them.
-  static __device__ __forceinline__ bool are_small(const Scores<1, kN>& s, float factor) {
-    int bits = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int any = best_of_lane<GreatestUnsigned, kN>(s, half, 0.0f) & 0x7fffffff;
-      bits = max(bits, max(any, best_of_lane<GreatestPositive, kN>(s, half, 0.0f)));
-    }
-    return __all_sync(0xffffffffu, __int_as_float(bits) * factor <= 1.0f && factor > 1e-4f);
-  }
   // The same of the tangents of scores.
   static __device__ __forceinline__ void find_tangent_tops(const Scores<1, kN>& s,
                                                            const OnlineSoftmax<1>& softmax,
@@ -262,23 +238,6 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       const int best = best_of_row<Greatest, kN>(s, half, negative_infinity());
       tops[half] = fmaxf(softmax.maximum[0][half], tanh_approx(__int_as_float(best) * factor));
     }
-  }
-  static __device__ __forceinline__ void find_small_tops(const Scores<1, kN>& s,
-                                                         const OnlineSoftmax<1>& softmax,
-                                                         float factor, float (&tops)[2]) {
-    int bits[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      bits[half] = best_of_row<GreatestPositive, kN>(s, half, 0.0f);
-    if (__any_sync(0xffffffffu, bits[0] == 0 || bits[1] == 0)) {  // rows of negative scores
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        bits[half] = best_of_row<Greatest, kN>(s, half, negative_infinity());
-    }
-    const SmallTangent tangent(factor, 1.0f);
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      tops[half] = fmaxf(softmax.maximum[0][half], tangent(__int_as_float(bits[half]), 0.0f));
   }
   // And of scores that lie `below`: see slope().
   static __device__ __forceinline__ void find_raised_tops(const Scores<1, kN>& s,
@@ -296,17 +255,14 @@ struct ConsumerWeights : ConsumerBase<Traits> {
 
   // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
   // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
-  // whether that is anything but 1 in some row of the warp. below: see slope(). cap: whether scores are still those before
+  // whether that is anything but 1 in some row of the warp. below: see slope(). kCaps: the scores are still those before
   // the soft cap.
-  template <Cap cap>
+  template <bool kCaps>
   __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
                                         float (&rescale)[2], const float (&below)[2]) const {
-    const float factor = cap == Cap::kNone ? 1.0f : this->factor();
-    const SmallTangent tangent(factor, scale);
+    const float factor = kCaps ? this->factor() : 1.0f;
     float tops[2];
-    if constexpr (cap == Cap::kSmall)
-      find_small_tops(s, softmax, factor, tops);
-    else if constexpr (cap == Cap::kAny)
+    if constexpr (kCaps)
       find_tangent_tops(s, softmax, factor, tops);
     else if constexpr (Traits::kFeatures == kAlibi)
       find_raised_tops(s, softmax, below, tops);
@@ -331,12 +287,12 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       for (int n = 0; n < kN / 8; ++n) {
         float& a = s[0][n][2 * half];
         float& b = s[0][n][2 * half + 1];
-        if constexpr (cap == Cap::kAny) {
+        if constexpr (kCaps) {
           a = tanh_approx(a * factor);
           b = tanh_approx(b * factor);
         }
-        a = exp2_approx(cap == Cap::kSmall ? tangent(a, shift) : a * scale - shift);
-        b = exp2_approx(cap == Cap::kSmall ? tangent(b, shift) : b * scale - shift);
+        a = exp2_approx(a * scale - shift);
+        b = exp2_approx(b * scale - shift);
         sum0 += a;
         sum1 += b;
       }
@@ -367,15 +323,12 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     if constexpr (Traits::kAnything) modify(s, block);
     if constexpr (Traits::kFeatures == kAlibi) slope(s, block, below);
     if constexpr (Traits::kFeatures == kSoftCap) {
-      if (!(block.flags & kMasked)) {
-        if (are_small(s, factor())) return weigh<Cap::kSmall>(s, softmax, rescale, below);
-        if (kCapsLate) return weigh<Cap::kAny>(s, softmax, rescale, below);
-      }
+      if (kCapsLate && !(block.flags & kMasked)) return weigh<true>(s, softmax, rescale, below);
       to_tangents<kN>(s, factor());
     }
     mask(s, block);
     if constexpr (Traits::kAnything) add_bias(s, block);
-    const bool moved = weigh<Cap::kNone>(s, softmax, rescale, below);
+    const bool moved = weigh<false>(s, softmax, rescale, below);
     if constexpr (Traits::kFeatures & kDropout) drop(s, block);
     return moved;
   }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "attention/hopper/consumer.cuh"
-#include "attention/hopper/draws.cuh"
 #include "attention/hopper/producer.cuh"
 #include "attention/hopper/row_bias.cuh"
 
@@ -19,15 +18,14 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
   for (int i = 0; i < Traits::kStages; ++i) {
     mbarrier_init(shared_address(&control.key_full[i]), Traits::kKeyArrivals);
     mbarrier_init(shared_address(&control.key_empty[i]),
-                  kArrivals + Traits::kRecordReaders * kWarpArrivals);
+                  kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
     mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
     mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
-    if constexpr (Traits::kBiased || Traits::kDraws) {
-      mbarrier_init(shared_address(&control.bias_full[i]),
-                    Traits::kDraws ? Traits::kHelpers * kWarpArrivals : 1);
+    if constexpr (Traits::kBiased) {
+      mbarrier_init(shared_address(&control.bias_full[i]), 1);
       mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
     }
-    if constexpr (Traits::kHelpers > 0) mbarrier_init(shared_address(&control.record_full[i]), 1);
+    if constexpr (Traits::kRowBiased) mbarrier_init(shared_address(&control.record_full[i]), 1);
   }
   for (int i = Traits::kStages; Traits::kFloatBiased && i < Traits::Bias::kPanels; ++i) {
     mbarrier_init(shared_address(&control.bias_full[i]), 1);
@@ -45,8 +43,6 @@ __device__ __forceinline__ void help_to_load(const HopperForwardParams& p,
     if (helper == 0) Producer<Traits>(p, control, shared, lane).load_values();
   } else if constexpr (Traits::kRowBiased) {
     if (helper == 0) RowBiasLoader<Traits>(p, control, shared, lane).run();
-  } else if constexpr (Traits::kDraws) {
-    DropoutDrawer<Traits>(control, shared, helper, lane).run();
   }
 }
 

@@ -80,24 +80,6 @@ __device__ __forceinline__ void to_tangents(Scores<1, kN>& s, float factor) {
     for (int e = 0; e < 4; ++e) s[0][n][e] = tanh_approx(s[0][n][e] * factor);
 }
 
-// The hyperbolic tangent of numbers up to 1 as a polynomial, to 8e-5 of it: x * (k0 + k1 x^2 + ...) times `factor` and `scale`.
-struct SmallTangent {
-  float k0, k1, k2, k3;
-
-  __device__ __forceinline__ SmallTangent(float factor, float scale) {
-    const float square = factor * factor;
-    k0 = 0.99991855f * factor * scale;
-    k1 = -0.33065427f * factor * scale * square;
-    k2 = 0.11889748f * factor * scale * square * square;
-    k3 = -0.026629632f * factor * scale * square * square * square;
-  }
-  // Of a score, less `shift`.
-  __device__ __forceinline__ float operator()(float score, float shift) const {
-    const float u = score * score;
-    return score * (k0 + u * (k1 + u * (k2 + u * k3))) - shift;
-  }
-};
-
 // Of each half of a random word all bits, if it keeps its element, or none. 15 bits compare as the float16 numbers that they
 // are; what is not a number is above all thresholds up to kMostThreshold.
 __device__ __forceinline__ uint32_t kept_halves(uint32_t word, uint32_t thresholds) {
@@ -109,21 +91,24 @@ __device__ __forceinline__ uint32_t kept_halves(uint32_t word, uint32_t threshol
   return mask;
 }
 
-// Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what dropout keeps of them, which lie 512
-// bytes behind each other for 16 keys, in the place of the second.
+// Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what dropout keeps of them, in the place of
+// the second.
 template <class T, int kN>
-__device__ __forceinline__ void take_kept_pairs(Scores<1, kN>& s, uint32_t masks) {
-  const auto keep = [&](float* pair, uint32_t mask) {
+__device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s, const ScoreModifier& modify,
+                                                int i0, int j0, int lane) {
+  const uint32_t thresholds = modify.threshold * 0x10001;
+  const auto keep = [&](float* pair, uint32_t word) {
     pair[0] = __uint_as_float(pack_pair<T>(pair[0], pair[1]));
-    pair[1] = __uint_as_float(mask);
+    pair[1] = __uint_as_float(kept_halves(word, thresholds));
   };
 #pragma unroll
   for (int n = 0; n < kN / 8; n += 2) {
-    const uint4 kept = load_shared_16(masks + n / 2 * 512);
-    keep(&s[0][n][0], kept.x);
-    keep(&s[0][n + 1][0], kept.y);
-    keep(&s[0][n][2], kept.z);
-    keep(&s[0][n + 1][2], kept.w);
+    const uint4 words =
+        modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(n, 0, lane));
+    keep(&s[0][n][0], words.x);
+    keep(&s[0][n + 1][0], words.y);
+    keep(&s[0][n][2], words.z);
+    keep(&s[0][n + 1][2], words.w);
   }
 }
 

@@ -111,10 +111,10 @@ struct Producer {
     due_value.row = -1;
   }
 
-  // Writes the record of a block, which those who wait for its keys may read then, and its helpers now.
+  // Writes the record of a block, which those who wait for its keys may read then, and the warp that brings their bias now.
   __device__ __forceinline__ void announce(const KeyBlock& block) {
     control.block[key_place.stage] = block;
-    if constexpr (Traits::kHelpers > 0)
+    if constexpr (Traits::kRowBiased)
       mbarrier_arrive(shared_address(&control.record_full[key_place.stage]));
   }
 

@@ -63,7 +63,7 @@ struct HopperControl {
   BoxPlace box[kStages][kLanes];  // in pages: for the warp that loads the values
   uint64_t bias_full[4],
       bias_empty[4];              // of a block, or of the panels of the only block of float32
-  uint64_t record_full[kStages];  // for helpers
+  uint64_t record_full[kStages];  // for the warp that brings a bias of all rows
 };
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
@@ -79,12 +79,7 @@ struct HopperTraits {
   static constexpr bool kRowBiased = kFeatures == kRowBias;
   static constexpr bool kFloatBiased = kFeatures == kFloatBias;
   static constexpr bool kBiased = kFeatures == kBias || kFloatBiased;
-  static constexpr bool kDraws = kFeatures == kDropout;
   static constexpr bool kModifies = kFeatures != 0 && !kRowBiased;
-  // Warps of the loading warpgroup that make something of a block's record: a row of a bias, or masks of dropout.
-  static constexpr int kHelpers = kRowBiased ? 1 : kDraws ? 3 : 0;
-  // Other warps who give the record of a block back: nobody waits for those that draw before its keys are given back.
-  static constexpr int kRecordReaders = kUse_ == TileUse::kPages ? 1 : kDraws ? kHelpers : 0;
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
@@ -106,12 +101,12 @@ struct HopperTraits {
   static constexpr int kKeyArrivals = kFullArrivals + (kRowBiased ? kWarpArrivals : 0);
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
-  static constexpr int kProducerRegisters = kTwoCtas && kHelpers ? 48
-                                            : kPaged || kHelpers ? 56
-                                            : kGroups == 3       ? 32
-                                                                 : 40;
+  static constexpr int kProducerRegisters = kTwoCtas && kRowBiased ? 48
+                                            : kPaged || kRowBiased ? 56
+                                            : kGroups == 3         ? 32
+                                                                   : 40;
   static constexpr int kConsumerRegisters = kTwoCtas       ? 96
-                                            : kGroups == 3 ? (512 - kProducerRegisters) / 3 / 8 * 8
+                                            : kGroups == 3 ? 160
                                                            : (504 - kProducerRegisters) / 2 / 8 * 8;
 
   using Query = PanelTile<kM, kDim>;
@@ -121,18 +116,14 @@ struct HopperTraits {
   // A bias that all rows share: of each key three numbers of bfloat16 whose sum it is, and ones to multiply them with.
   using BiasRow = PanelTile<kN, 32>;
   using Ones = PanelTile<64, 32>;
-  static constexpr int kBiasBytes = kRowBiased ? BiasRow::kBytes
-                                    : kBiased  ? Bias::kBytes
-                                    : kDraws   ? kM * kN * 2
-                                               : 0;
+  static constexpr int kBiasBytes = kRowBiased ? BiasRow::kBytes : kBiased ? Bias::kBytes : 0;
   using Tile = std::conditional_t<kModifies, ModifiedQueryTile,
                                   std::conditional_t<kFewTiles, SplitQueryTile, QueryTile>>;
   using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   // The output goes through shared memory, which leaves the computing warps less to do at the end of a tile.
-  static constexpr bool kStaged =
-      kOverlap && !kAnything && !kBiased && !kDraws && kUse_ == TileUse::kAny;
+  static constexpr bool kStaged = kOverlap && !kAnything && !kBiased && kUse_ == TileUse::kAny;
   static constexpr int kStagedBytes = 16 * 64 * 2;  // of a warp: its rows, 64 columns at a time
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kBiasOffset =
