@@ -37,6 +37,17 @@ __device__ __forceinline__ void tma_load_multicast(uint32_t shared, const void* 
       : "memory");
 }
 
+// Starts to copy a box from shared memory to its place; elements outside of the tensor are left out. Part of this thread's
+// current group (bulk.cuh).
+__device__ __forceinline__ void tma_store(const void* map, uint32_t shared, int column, int row,
+                                          int head, int pack) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n" ::"l"(
+          map),
+      "r"(shared), "r"(column), "r"(row), "r"(head), "r"(pack)
+      : "memory");
+}
+
 // Orders this thread's ordinary accesses to shared memory before those of the copy engine and of wgmma.
 __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

@@ -29,9 +29,19 @@ struct HopperTile {
 
   constexpr int m() const { return 64 * groups; }
   constexpr int ctas() const { return use == TileUse::kTwoCtas ? 2 : 1; }  // of an SM
-  // Warpgroups pass over blocks that they see nothing of: requests in pages may have rows for one of them alone. Elsewhere
-  // it costs more than it saves; with features registers are short.
-  constexpr bool skips() const { return use == TileUse::kPages && !features; }
+  // Warpgroups pass over blocks that they see nothing of: requests in pages may have rows for one of them alone, and of short
+  // causal sequences the diagonal is a large part. Elsewhere it costs more than it saves; with features registers are short.
+  constexpr bool skips() const {
+    return use == TileUse::kTwoCtas || (use == TileUse::kPages && !features);
+  }
+  // The output goes through shared memory and from there by the copy engine: less for the computing warps to do at the end
+  // of a tile. Where shared memory is full, or panels are not 64 columns wide, they store it themselves.
+  constexpr bool staged() const {
+    const bool simple = !(features & (kBias | kRowBias | kFloatBias));
+    const bool registers = groups < 3 || (query_stages == 1 && !features);
+    return (use == TileUse::kAny || use == TileUse::kTwoCtas) && dim == dim_v && dim <= 128 &&
+           dim % 64 == 0 && simple && registers;
+  }
   constexpr bool operator==(const HopperTile& o) const {
     return features == o.features && dim == o.dim && dim_v == o.dim_v && n == o.n &&
            groups == o.groups && query_stages == o.query_stages && use == o.use;

@@ -11,8 +11,8 @@ template <class Traits>
 struct Consumer : ConsumerOutput<Traits> {
   using Stage = ConsumerOutput<Traits>;
   using Stage::add_bias_block, Stage::bias, Stage::finish, Stage::pack, Stage::score, Stage::store;
-  using Stage::bias_place, Stage::control, Stage::key_place, Stage::keys, Stage::queries,
-      Stage::query_place;
+  using Stage::bias_place, Stage::control, Stage::group, Stage::key_place, Stage::keys,
+      Stage::queries, Stage::query_place;
   using Stage::ConsumerOutput, Stage::kDimV, Stage::kN;
   using Stage::tile_slot, Stage::value_place, Stage::values;
   using typename Stage::Key, typename Stage::Query, typename Stage::Value;
@@ -34,12 +34,11 @@ struct Consumer : ConsumerOutput<Traits> {
 
   // The warpgroups issue their products in turns.
   __device__ __forceinline__ void take_turn() const {
-    if constexpr (Traits::kPingpong) named_barrier_sync(threadIdx.x / 128, 256);
+    if constexpr (Traits::kPingpong) named_barrier_sync(group + 1, 256);
   }
   __device__ __forceinline__ void give_turn() const {
     if constexpr (Traits::kPingpong) {
-      const int group = threadIdx.x / 128;  // from 1: the first warpgroup loads
-      named_barrier_arrive(group == Traits::kGroups ? 1 : group + 1, 256);
+      named_barrier_arrive(group + 1 == Traits::kGroups ? 1 : group + 2, 256);
     }
   }
 
@@ -64,11 +63,14 @@ struct Consumer : ConsumerOutput<Traits> {
     if constexpr (Traits::kRowBiased) issue_row_bias(s);
     warpgroup_commit();
   }
-  __device__ __forceinline__ void issue_output(FlatOutput& out, const Weights& weights) const {
+  // fresh: there is no output yet.
+  __device__ __forceinline__ void issue_output(FlatOutput& out, const Weights& weights,
+                                               bool fresh = false) const {
     const uint64_t v = advance(values, value_place.stage * Value::kBytes);
 #pragma unroll
     for (int n = 0; n < kN; n += 16)
-      WarpgroupMma<T, kDimV>::registers(out, weights[n / 16], advance(v, Value::row_offset(n)), 1);
+      WarpgroupMma<T, kDimV>::registers(out, weights[n / 16], advance(v, Value::row_offset(n)),
+                                        n > 0 || !fresh);
     warpgroup_commit();
   }
 
@@ -87,7 +89,7 @@ struct Consumer : ConsumerOutput<Traits> {
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(to), "r"(0) : "memory");
     }
     fence_async_shared();
-    named_barrier_sync(4 + threadIdx.x / 128, 128);
+    named_barrier_sync(5 + group, 128);
   }
 
   // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
@@ -107,10 +109,14 @@ struct Consumer : ConsumerOutput<Traits> {
     float out[kDimV / 8][4];
     OnlineSoftmax<1> softmax;
     KeyBlock block, next;  // next: see look_ahead()
+    bool fresh =
+        true;  // nothing is in `out`: two CTAs an SM have no clocks to spare for clearing it
 
     __device__ __forceinline__ FlatScores& scores() { return reinterpret_cast<FlatScores&>(s); }
     __device__ __forceinline__ FlatOutput& output() { return reinterpret_cast<FlatOutput&>(out); }
     __device__ __forceinline__ void clear_output() {
+      fresh = true;
+      if constexpr (Traits::kTwoCtas) return;
 #pragma unroll
       for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
     }
@@ -128,6 +134,14 @@ struct Consumer : ConsumerOutput<Traits> {
     r.block = control.block[key_place.stage];
     return !__any_sync(0xffffffffu, r.block.flags & kNoBlock);
   }
+  // Of a later block of a tile, which is there in any case, only the keys are waited for: to read its record takes a hundred
+  // clocks, in which the product can run.
+  __device__ __forceinline__ void wait_keys() const {
+    wait(control.key_full[key_place.stage], key_place.parity);
+  }
+  __device__ __forceinline__ void read_block(State& r) const {
+    r.block = control.block[key_place.stage];
+  }
   // The record of the tile's next block is read as soon as nothing but the conversion of the weights is left to do: to learn
   // of it takes as long as that.
   __device__ __forceinline__ void look_ahead(State& r) const {
@@ -139,7 +153,7 @@ struct Consumer : ConsumerOutput<Traits> {
     if constexpr (kLooksAhead)
       r.block = r.next;
     else
-      next_block(r);
+      wait_keys();
   }
   __device__ __forceinline__ void wait_values() const {
     wait(control.value_full[value_place.stage], value_place.parity);
@@ -216,7 +230,7 @@ struct Consumer : ConsumerOutput<Traits> {
     return !(r.block.flags & kFirstBlock);
   }
   __device__ __forceinline__ bool is_hidden(const KeyBlock& block) const {
-    return __any_sync(0xffffffffu, block.flags & kHidden << (threadIdx.x / 128 - 1));
+    return __any_sync(0xffffffffu, block.flags & kHidden << group);
   }
 
   // A block that this warpgroup sees nothing of. Its buffers are given back when they are full: an arrival before that
@@ -270,6 +284,7 @@ struct Consumer : ConsumerOutput<Traits> {
     warpgroup_arrive();
     issue_output(r.output(), r.weights);
     give_turn();
+    if constexpr (!kLooksAhead && !kJoined) read_block(r);
     if constexpr (kNewTile) {
       finish(ending_slot, r.softmax, factor);
       r.softmax = OnlineSoftmax<1>();
@@ -305,7 +320,8 @@ struct Consumer : ConsumerOutput<Traits> {
   __device__ __forceinline__ void end(State& r) {
     wait_values();
     warpgroup_arrive();
-    issue_output(r.output(), r.weights);
+    issue_output(r.output(), r.weights, Traits::kTwoCtas && r.fresh);
+    r.fresh = false;
     end_output(r);
   }
   __device__ __forceinline__ void conclude(State& r) {
@@ -381,31 +397,36 @@ struct Consumer : ConsumerOutput<Traits> {
   }
 
   // One product after the other: the other CTA of the SM has the tensor cores meanwhile.
-  __device__ __forceinline__ void run_plainly(State& r, uint32_t shared_values) {
-    while (next_block(r)) {
+  __device__ __forceinline__ void run_plain_tile(State& r, uint32_t shared_values) {
+    while (true) {
       float rescale[2];
-      if (r.block.flags & kFirstBlock)
-        wait(control.query_full[query_place.stage], query_place.parity);
       warpgroup_arrive();
       issue_scores(r.scores());
+      read_block(r);
       warpgroup_wait<0>();
       hold(r.scores());
       release_keys(r.block);
-      if (score(r.s, r.block, r.softmax, rescale)) r.rescale_output(rescale);
+      if (score(r.s, r.block, r.softmax, rescale) && !r.fresh) r.rescale_output(rescale);
       pack(r.s, r.weights);
       clean_values(r.block, shared_values);
       end(r);
-      if (r.block.flags & kLastBlock) {
-        conclude(r);
-        start_anew(r);
-      }
+      if (r.block.flags & kLastBlock) break;
+      wait_keys();
+    }
+  }
+  __device__ __forceinline__ void run_plainly(State& r, uint32_t shared_values) {
+    while (next_block(r)) {
+      wait(control.query_full[query_place.stage], query_place.parity);
+      if (pass_hidden(r)) run_plain_tile(r, shared_values);
+      conclude(r);
+      start_anew(r);
     }
   }
 
   __device__ __forceinline__ void run(uint32_t shared_values) {
     State r;
     r.clear_output();
-    if (Traits::kPingpong && threadIdx.x / 128 == Traits::kGroups) give_turn();
+    if (Traits::kPingpong && group + 1 == Traits::kGroups) give_turn();
     if constexpr (Traits::kTwoCtas)
       run_plainly(r, shared_values);
     else if constexpr (kJoined)

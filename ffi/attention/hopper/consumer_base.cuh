@@ -19,6 +19,7 @@ struct ConsumerBase {
   const HopperForwardParams& all;
   const ForwardParams& p;
   typename Traits::Control& control;
+  const int group;    // of this warpgroup, the same register for a warp
   const float scale;  // of what the softmax gets, to base 2
 
   const uint64_t queries, keys, values;  // descriptors
@@ -35,6 +36,7 @@ struct ConsumerBase {
       : all(params),
         p(params.problem),
         control(control),
+        group(group),
         scale(scale_of(params.problem)),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),

@@ -13,6 +13,12 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
   using typename Stage::Place, typename Stage::T;
   static constexpr int kDimV = Traits::kDimV;
 
+  // The row of its pack where a sequence begins: less than 2^31, so the lower words are enough.
+  __device__ __forceinline__ int first_row_of(const Sequence& sequence) const {
+    return static_cast<int>(static_cast<uint32_t>(sequence.q_first) -
+                            static_cast<uint32_t>(sequence.pack) * p.q_rows);
+  }
+
   __device__ __forceinline__ void finish(int slot, OnlineSoftmax<1>& softmax,
                                          float (&factor)[2]) const {
     const auto& tile = control.tile[slot];
@@ -20,9 +26,10 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
     const Place at = place();
     const auto row_at = [&](int half) { return output_row(tile, at, half); };
     const float* sinks = p.sinks ? p.sinks + sequence.index * p.sinks_stride : nullptr;
+    float* const first_lse = lse_of(p, sequence.pack, tile.head, first_row_of(sequence));
     const auto lse_at = [&](const OutputRow& r) {
-      const int64_t row = sequence.q_first - static_cast<int64_t>(sequence.pack) * p.q_rows + r.row;
-      return lse_of(p, sequence.pack, r.head, row);
+      float* row_lse = first_lse + r.row * p.lse_row_stride;
+      return Traits::kPacked ? row_lse + (r.head - tile.head) * p.lse_head_stride : row_lse;
     };
     if constexpr (Traits::kFewTiles) {
       if (all.few.splits > 1) {  // sinks come in when the splits are added up
@@ -39,7 +46,23 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
       factor[1] *= p.dropout_scale;
     }
   }
-  __device__ __forceinline__ void store(int slot, const float (&out)[kDimV / 8][4],
+  __device__ __forceinline__ void store_staged(const QueryTile& tile, const Place& at,
+                                               float (&out)[kDimV / 8][4],
+                                               const float (&factor)[2]) const {
+    const Sequence& sequence = tile.sequence;
+    const uint32_t to = staging + at.warp_row / 16 * Traits::kStagedBytes;
+    const int row = tile.first_row + at.warp_row, rows = sequence.q_rows - row;
+    stage_rows<T, kDimV>(to, out, factor, at.lane);
+    // All lanes together: of a branch that they might not share, the compiler has the whole loop pay.
+    if (__any_sync(0xffffffffu, p.cu_seqlens_q && rows < 16)) {
+      store_staged_rows<T, kDimV>(
+          to, static_cast<T*>(p.out) + output_at(p, sequence, {row, tile.head, true}),
+          int64_t{p.heads} * p.dim_v, rows, p.dim_v, at.lane);
+    } else {
+      store_staged_rows<kDimV>(to, all.out, first_row_of(sequence) + row, tile.head, sequence.pack);
+    }
+  }
+  __device__ __forceinline__ void store(int slot, float (&out)[kDimV / 8][4],
                                         const float (&factor)[2]) const {
     const auto& tile = control.tile[slot];
     const Place at = place();
@@ -52,12 +75,9 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
         return;
       }
     }
+    clear_unseen<kDimV>(out, factor);
     if constexpr (Traits::kStaged) {
-      const int row = tile.first_row + at.warp_row;
-      T* to = static_cast<T*>(p.out) + output_at(p, tile.sequence, {row, tile.head, true});
-      store_rows_staged<T, kDimV>(staging + at.warp_row / 16 * Traits::kStagedBytes, to,
-                                  int64_t{p.heads} * p.dim_v, tile.sequence.q_rows - row, p.dim_v,
-                                  out, factor, at.lane);
+      store_staged(tile, at, out, factor);
       return;
     }
     store_rows<T, kDimV>(p, tile.sequence, row_at, out, factor, at.lane);

@@ -164,6 +164,12 @@ cudaError_t launch_hopper_forward(const HopperCall& call, const ForwardParams& p
   if (tile.features == kBias || tile.features == kFloatBias) {
     if (cudaError_t error = encode_bias(p, tile, &params.bias); error != cudaSuccess) return error;
   }
+  if (tile.staged()) {
+    if (cudaError_t error = encode_tensor_map(call.kernel->dtype, p.out, p.packs, p.q_rows, p.heads,
+                                              p.dim_v, 16, panel_columns(tile.dim_v), &params.out);
+        error != cudaSuccess)
+      return error;
+  }
   params.boxes = p.pages.indptr ? page_boxes(p.pages, tile.n) : PageBoxes{};
   if (cudaError_t error = encode_keys(call, p, params.boxes, p.key, p.dim, tile.dim, &params.key);
       error != cudaSuccess)

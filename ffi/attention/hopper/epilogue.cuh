@@ -5,7 +5,9 @@
 #include "attention/forward/softmax.cuh"
 #include "attention/hopper/traits.cuh"
 #include "device/bulk.cuh"
+#include "device/elect.cuh"
 #include "device/memory.cuh"
+#include "device/tma.cuh"
 
 namespace jax_baracuda {
 
@@ -42,6 +44,8 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int lane) {
   }
 }
 
+inline constexpr int kPanelBytes16 = 16 * 128;  // 16 rows of 64 columns
+
 // A row of the output: within the sequence, and its head. Rows of a tile that are none of the sequence's are not there.
 struct OutputRow {
   int row, head;
@@ -49,21 +53,36 @@ struct OutputRow {
 };
 
 // What a lane's two rows of the output are multiplied with, 0 for rows that see no key; writes their LSE. row_at(half) is
-// the OutputRow; sinks has a logit a head or is null; lse_at(row) is where its LSE goes.
+// the OutputRow; sinks has a logit a head or is null; lse_at(row) is where its LSE goes. Reciprocal and logarithm are the
+// special function unit's: off by 2^-22 of themselves at the most, and the tensor cores wait for them.
 template <class RowAt, class LseAt>
 __device__ __forceinline__ void finish_rows(const Sequence& sequence, const float* sinks,
-                                            OnlineSoftmax<1>& softmax, float scale, int lane,
+                                            const OnlineSoftmax<1>& softmax, float scale, int lane,
                                             RowAt row_at, LseAt lse_at, float (&factor)[2]) {
+  float totals[2], tops[2];
+  bool seen[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    totals[half] = butterfly_sum<1, 2>(softmax.sum[0][half]);
+    tops[half] = softmax.maximum[0][half] * scale;
+    seen[half] = totals[half] != 0.0f && row_at(half).row < sequence.q_len;
+    factor[half] = 1.0f;
+  }
+  if (sinks) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float logit = sinks[row_at(half).head] * kLog2E, top = fmaxf(tops[half], logit);
+      factor[half] = exp2_approx(tops[half] - top);
+      totals[half] = totals[half] * factor[half] + exp2_approx(logit - top);
+      tops[half] = top;
+    }
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const OutputRow r = row_at(half);
-    float lse;
-    factor[half] = softmax.finish(0, half, scale, sinks ? sinks + r.head : nullptr, &lse);
-    if (r.row >= sequence.q_len) {
-      factor[half] = 0.0f;
-      lse = negative_infinity();
-    }
-    if (lane % 4 == 0 && r.there) *lse_at(r) = lse;
+    const float lse = (tops[half] + log2_approx(totals[half])) * kLn2;
+    factor[half] = seen[half] ? factor[half] * reciprocal_approx(totals[half]) : 0.0f;
+    if (lane % 4 == 0 && r.there) *lse_at(r) = seen[half] ? lse : negative_infinity();
   }
 }
 
@@ -71,6 +90,18 @@ __device__ __forceinline__ void finish_rows(const Sequence& sequence, const floa
 __device__ __forceinline__ int64_t output_at(const ForwardParams& p, const Sequence& sequence,
                                              const OutputRow& r) {
   return ((sequence.q_first + r.row) * p.heads + r.head) * static_cast<int64_t>(p.dim_v);
+}
+
+// Rows that see no key are zero, whatever padding left there: it may be NaN. They are few.
+template <int kDimV>
+__device__ __forceinline__ void clear_unseen(float (&out)[kDimV / 8][4], const float (&factor)[2]) {
+  if (__any_sync(0xffffffffu, factor[0] == 0.0f || factor[1] == 0.0f)) {
+#pragma unroll
+    for (int c = 0; c < kDimV / 8; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (factor[e / 2] == 0.0f) out[c][e] = 0.0f;
+  }
 }
 
 template <class T, int kDimV, class RowAt>
@@ -86,9 +117,8 @@ __device__ __forceinline__ void store_rows(const ForwardParams& p, const Sequenc
       uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t pair = pack_pair<T>(out[c + i][2 * half] * factor[half],
-                                           out[c + i][2 * half + 1] * factor[half]);
-        words[i] = factor[half] == 0.0f ? 0 : pair;  // what padding left may be NaN
+        words[i] = pack_pair<T>(out[c + i][2 * half] * factor[half],
+                                out[c + i][2 * half + 1] * factor[half]);
       }
       transpose_quad(words, lane);
       const int column = 8 * (c + lane % 4);
@@ -98,38 +128,56 @@ __device__ __forceinline__ void store_rows(const ForwardParams& p, const Sequenc
   }
 }
 
-// A warp's 16 rows, of which `rows` are there, through its part of shared memory: 64 columns at a time, 128 bytes a row, whose
-// 16-byte pieces are exchanged by row against bank conflicts. `to`: where row 0 starts.
+// A warp's 16 rows to its part of shared memory, panels of 64 columns with the 128-byte swizzle, from which the copy engine
+// has taken what was there before.
 template <class T, int kDimV>
-__device__ __forceinline__ void store_rows_staged(uint32_t staging, T* to, int64_t stride, int rows,
-                                                  int dim_v, const float (&out)[kDimV / 8][4],
-                                                  const float (&factor)[2], int lane) {
+__device__ __forceinline__ void stage_rows(uint32_t staging, const float (&out)[kDimV / 8][4],
+                                           const float (&factor)[2], int lane) {
   static_assert(kDimV % 64 == 0);
-  const int piece = lane % 8, row = lane / 8;  // of four rows that a warp reads at once
-  to += row * stride + 8 * piece;
+  if (elect_lane()) bulk_wait_read();
+  __syncwarp();
 #pragma unroll
-  for (int first = 0; first < kDimV / 8; first += 8) {
-    __syncwarp();
+  for (int c = 0; c < kDimV / 8; c += 2) {
+    uint32_t words[4];
 #pragma unroll
-    for (int c = 0; c < 8; c += 2) {
-      uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int half = i % 2;
-        const float (&pair)[4] = out[first + c + i / 2];
-        words[i] = pack_pair<T>(pair[2 * half] * factor[half], pair[2 * half + 1] * factor[half]);
-        if (factor[half] == 0.0f) words[i] = 0;  // what padding left may be NaN
-      }
-      store_matrices(staging + lane % 16 * 128 + ((c + lane / 16) ^ piece) * 16, words);
+    for (int i = 0; i < 4; ++i) {
+      const int half = i % 2;
+      const float (&pair)[4] = out[c + i / 2];
+      words[i] = pack_pair<T>(pair[2 * half] * factor[half], pair[2 * half + 1] * factor[half]);
     }
-    __syncwarp();
-#pragma unroll
-    for (int r = 0; r < 16; r += 4) {
-      const uint4 words = load_shared_16(staging + (r + row) * 128 + (piece ^ (r + row) % 8) * 16);
-      if (r + row < rows && 8 * (first + piece) < dim_v)
-        *reinterpret_cast<uint4*>(to + r * stride + 8 * first) = words;
-    }
+    store_matrices(
+        staging + c / 8 * kPanelBytes16 + lane % 16 * 128 + ((c % 8 + lane / 16) ^ lane % 8) * 16,
+        words);
   }
+}
+
+// From there to global memory by the copy engine, all 16 that are within the array.
+template <int kDimV>
+__device__ __forceinline__ void store_staged_rows(uint32_t staging, const CUtensorMap& map, int row,
+                                                  int head, int pack) {
+  fence_async_shared();
+  __syncwarp();
+  if (elect_lane()) {
+#pragma unroll
+    for (int column = 0; column < kDimV; column += 64)
+      tma_store(&map, staging + column / 64 * kPanelBytes16, column, row, head, pack);
+    bulk_commit();
+  }
+}
+
+// The same by the warp itself, where another sequence's rows follow after `rows`; `to`: where row 0 starts.
+template <class T, int kDimV>
+__device__ __forceinline__ void store_staged_rows(uint32_t staging, T* to, int64_t stride, int rows,
+                                                  int dim_v, int lane) {
+  __syncwarp();
+  for (int at = lane; at < 16 * kDimV / 8; at += 32) {
+    const int row = at % 16, piece = at / 16;  // of 16 bytes
+    const uint4 words =
+        load_shared_16(staging + piece / 8 * kPanelBytes16 + row * 128 + (piece ^ row) % 8 * 16);
+    if (row < rows && 8 * piece < dim_v)
+      *reinterpret_cast<uint4*>(to + row * stride + 8 * piece) = words;
+  }
+  __syncwarp();
 }
 
 // The same in float32, for one split of the keys: `to` is where the split's output of all rows starts. Rows that saw no

@@ -71,6 +71,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     Consumer<Traits>(p, control, shared, warpgroup - 1).run(shared + Traits::kValueOffset);
+    if (Traits::kStaged) bulk_wait_read();
   }
 #endif
 }

@@ -40,6 +40,7 @@ struct HopperForwardParams {
   FewTiles few;
   PageBoxes boxes;
   CUtensorMap bias;  // for tiles of kBias
+  CUtensorMap out;   // boxes of a warp's 16 rows, for staged tiles
 };
 
 }  // namespace jax_baracuda

@@ -68,7 +68,8 @@ struct HopperControl {
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
 template <class T_, int kDim_, int kDimV_, int kN_, int kGroups_, int kQueryStages_,
-          bool kPingpong_, bool kOverlap_, int kFeatures_, TileUse kUse_, bool kSkips_>
+          bool kPingpong_, bool kOverlap_, int kFeatures_, TileUse kUse_, bool kSkips_,
+          bool kStaged_>
 struct HopperTraits {
   using T = T_;
   static constexpr int kDim = kDim_, kDimV = kDimV_, kN = kN_, kGroups = kGroups_;
@@ -101,11 +102,11 @@ struct HopperTraits {
   static constexpr int kKeyArrivals = kFullArrivals + (kRowBiased ? kWarpArrivals : 0);
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
-  static constexpr int kProducerRegisters = kTwoCtas && kRowBiased ? 48
-                                            : kPaged || kRowBiased ? 56
+  static constexpr int kProducerRegisters = kTwoCtas               ? kRowBiased ? 48 : 32
                                             : kGroups == 3         ? 32
+                                            : kPaged || kRowBiased ? 56
                                                                    : 40;
-  static constexpr int kConsumerRegisters = kTwoCtas       ? 96
+  static constexpr int kConsumerRegisters = kTwoCtas       ? kRowBiased ? 96 : 104
                                             : kGroups == 3 ? 160
                                                            : (504 - kProducerRegisters) / 2 / 8 * 8;
 
@@ -122,12 +123,10 @@ struct HopperTraits {
   using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
-  // The output goes through shared memory, which leaves the computing warps less to do at the end of a tile.
-  static constexpr bool kStaged = kOverlap && !kAnything && !kBiased && kUse_ == TileUse::kAny;
-  static constexpr int kStagedBytes = 16 * 64 * 2;  // of a warp: its rows, 64 columns at a time
+  static constexpr bool kStaged = kStaged_;
+  static constexpr int kStagedBytes = kStaged ? 16 * kDimV * 2 : 0;  // of a warp: its rows
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
-  static constexpr int kBiasOffset =
-      kStagingOffset + (kStaged ? kConsumers / 32 * kStagedBytes : 0);
+  static constexpr int kBiasOffset = kStagingOffset + kConsumers / 32 * kStagedBytes;
   // Of a bias of float32 a block fits, whose panels are given back one by one.
   static constexpr int kBiasBlocks = kFloatBiased ? 1 : kStages;
   static_assert(!kFloatBiased || Bias::kPanels <= 4);

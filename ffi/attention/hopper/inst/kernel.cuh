@@ -33,7 +33,7 @@ HopperKernel hopper_kernel_entry() {
       hopper_tile(features, dim, dim_v, n, groups, query_stages, use);
   static_assert(tile.n > 0, "no such tile in config.h");
   using Traits = HopperTraits<Element<dtype>, dim, dim_v, n, groups, query_stages, tile.pingpong,
-                              tile.overlap, features, use, tile.skips()>;
+                              tile.overlap, features, use, tile.skips(), tile.staged()>;
   HopperKernel kernel = {dtype, tile, prepare_hopper_forward<Traits>, launch_hopper_kernel<Traits>,
                          nullptr};
   if constexpr (Traits::kFewTiles) kernel.combine = launch_combine_splits<typename Traits::T>;
