@@ -60,7 +60,10 @@ _ALONE: dict[str, dict[str, Any]] = {
     "soft-cap": {"logits_soft_cap": 8.0},
     "alibi": {"alibi_slopes": "batch"},
     "bias": {"bias": "bhq", "bias_dtype": "bfloat16", "key_length": 176},
+    "float-bias": {"bias": "bhq", "key_length": 176},
+    "row-bias": {"bias": "bh"},
     "dropout": {"dropout_rate": 0.1},
+    "steep-dropout": {"dropout_rate": 0.98},
 }
 for _name, _options in _ALONE.items():
     _OPTIONS[_name] = {**_options, **_MANY_GROUPS}
