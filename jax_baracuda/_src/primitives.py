@@ -102,11 +102,22 @@ def run_once(kernel: Call) -> Call:
     return call
 
 
+def run_compiled(primitive: Primitive, static: Sequence[str]) -> None:
+    """Outside of jit the primitive is compiled by itself: also where jax.disable_jit is on."""
+    compiled = jax.jit(primitive.bind, static_argnames=static)
+
+    def run(*operands: jax.Array, **params: Any) -> Any:
+        with jax.disable_jit(False):
+            return compiled(*operands, **params)
+
+    primitive.def_impl(run)
+
+
 def _define(op: Op, name: str, on_cuda: Call) -> Primitive:
     """A primitive that lowers to ``on_cuda`` for CUDA and to the reference elsewhere."""
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=(*op.static, "insist")))
+    run_compiled(primitive, (*op.static, "insist"))
     primitive.def_abstract_eval(op.abstract_eval)
 
     def cuda_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Results:

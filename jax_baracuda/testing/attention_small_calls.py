@@ -5,10 +5,10 @@ For compute-sanitizer, under which a call takes seconds::
     compute-sanitizer --tool memcheck --error-exitcode 1 \
         python -m jax_baracuda.testing.attention_small_calls
 
-Every dtype and every padded head dimension, without options and with all of them: forward,
+Every dtype and every padded head dimension, without options, with one and with all: forward,
 backward with and without ``deterministic``, the gradient of the bias, dense and packed. The exit
-code is 1 where a result is wrong. ``--list`` prints the cases, ``--only TEXT`` runs those whose
-name has the text, ``--no-check`` leaves the results unchecked.
+code is 1 where a result is wrong. ``--list`` prints the cases, ``--only TEXT ...`` runs those whose
+name has one of the texts, ``--no-check`` leaves the results unchecked.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from jax_baracuda.testing.compare import Report
 
 # Lengths that are no multiples of any tile, and more than one tile.
 _ROWS = {"query_length": 150, "key_length": 170, "batch": 1, "kv_heads": 1}
+# More heads than an H200 has places for CTAs, so that each takes several tiles, one after another.
+_MANY = {"kv_heads": 140, "group": 1}
+_MANY_GROUPS = {"kv_heads": 70, "group": 2}
 _PACKED = {"cu_seqlens_q": (2, 30, 30, 140), "cu_seqlens_k": (0, 66, 70, 168)}
 _EVERYTHING: dict[str, Any] = {
     "is_causal": True,
@@ -46,20 +49,45 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "packed-everything": {**_EVERYTHING, **_PACKED, "query_lengths": (9, 5, 40)},
     "mask": {"bias": "q", "bias_dtype": "bool"},
     "bias-of-keys": {"bias": "", "bias_dtype": "bfloat16"},
-    # Options that have kernels of their own on Hopper GPUs when they are alone.
-    "soft-cap": {"is_causal": True, "logits_soft_cap": 8.0},
-    "alibi": {"is_causal": True, "alibi_slopes": "batch"},
-    "bias": {"bias": "bhq", "bias_dtype": "bfloat16", "key_length": 176},
-    "dropout": {"dropout_rate": 0.1},
+    "many": _MANY,
+    "many-causal-deterministic": {"is_causal": True, "deterministic": True, **_MANY_GROUPS},
+    "many-everything": {**_EVERYTHING, **_MANY_GROUPS},
+    "long": {**_MANY, "key_length": 1100},  # with 64 or 96 columns tiles differ by the keys
+    "split": {"query_length": 40, "key_length": 1200, "group": 4},  # the keys over several CTAs
 }
+# Options that have kernels of their own on Hopper GPUs when they are alone.
+_ALONE: dict[str, dict[str, Any]] = {
+    "soft-cap": {"logits_soft_cap": 8.0},
+    "alibi": {"alibi_slopes": "batch"},
+    "bias": {"bias": "bhq", "bias_dtype": "bfloat16", "key_length": 176},
+    "float-bias": {"bias": "bhq", "key_length": 176},
+    "row-bias": {"bias": "bh"},
+    "dropout": {"dropout_rate": 0.1},
+    "steep-dropout": {"dropout_rate": 0.98},
+}
+for _name, _options in _ALONE.items():
+    _OPTIONS[_name] = {**_options, **_MANY_GROUPS}
+    _OPTIONS[f"{_name}-causal"] = {**_options, "is_causal": True, "deterministic": True}
+    _OPTIONS[f"{_name}-long"] = {**_MANY, **_options, "key_length": 1104}
+# Every padded size, alone or with another; 100 is no multiple of what a copy moves.
+_DIMS = (
+    (24, 24),
+    (64, 64),
+    (96, 96),
+    (100, 128),
+    (128, 128),
+    (192, 128),
+    (192, 192),
+    (256, 256),
+)
 
 
 def small_cases() -> Iterator[AttentionCase]:
     """The calls: every combination of dtype, head dimension and options above."""
     for dtype in ("bfloat16", "float16", "float32"):
-        # Every padded size, alone or with another; 100 is no multiple of what a copy moves.
-        for dims in ((24, 24), (64, 64), (96, 96), (100, 128), (192, 128), (192, 192), (256, 256)):
-            for name, options in _OPTIONS.items():
+        for dims in _DIMS:
+            longest = {"longest": {**_MANY, "key_length": 4104}} if dims == (64, 64) else {}
+            for name, options in (_OPTIONS | longest).items():
                 yield AttentionCase(
                     f"{dtype}-{dims[0]}-{dims[1]}-{name}",
                     dtype=dtype,

@@ -24,13 +24,15 @@ def main(
     """
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has the text")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name has one of these"
+    )
     parser.add_argument("--no-check", action="store_true", help="do not look at the results")
     parser.add_argument("--implementation", choices=("cuda", "reference"), default="cuda")
     options = parser.parse_args(arguments)
     wrong = 0
     for name, run in calls:
-        if options.only not in name:
+        if not any(text in name for text in options.only):
             continue
         print(name, flush=True)
         if options.list:

@@ -166,8 +166,7 @@ def _define(kind: shapes.Pass, name: str, on_cuda: Call) -> Primitive:
     """A primitive that lowers to ``on_cuda`` for CUDA and to the reference elsewhere."""
     primitive = Primitive(name)
     primitive.multiple_results = True
-    static = (*shapes.AttentionOptions.__annotations__, "insist")
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    primitives.run_compiled(primitive, (*shapes.AttentionOptions.__annotations__, "insist"))
     primitive.def_abstract_eval(functools.partial(_abstract_eval, kind))
 
     def cuda_lowering(*operands: jax.Array, insist: bool, **options: Any) -> Results:

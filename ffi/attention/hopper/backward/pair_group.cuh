@@ -58,11 +58,14 @@ struct PairGroup {
   // One arrival a warp, in this CTA or in both.
   __device__ __forceinline__ void release(uint64_t& barrier) const {
     __syncwarp();
-    if (lane == 0) mbarrier_arrive(shared_address(&barrier));
+    if (lane < kWarpArrivals) mbarrier_arrive(shared_address(&barrier));
   }
   __device__ __forceinline__ void release_in_both(uint64_t& barrier) const {
     __syncwarp();
-    if (lane < 2) mbarrier_arrive_at(shared_address(&barrier), lane);
+    if (kRacecheck)
+      for (int rank = 0; rank < 2; ++rank) mbarrier_arrive_at(shared_address(&barrier), rank);
+    else if (lane < 2)
+      mbarrier_arrive_at(shared_address(&barrier), lane);
   }
 
   static __device__ __forceinline__ int query_stage(uint32_t count) {
@@ -125,6 +128,7 @@ struct PairGroup {
   }
   // Remembers a row block as the one whose dQ is due.
   __device__ __forceinline__ void set_due(const RowBlock& block) const {
+    __syncwarp();  // all have read the one before
     if (lane == 0) {
       control.due[4 * kPart + warp] = block;
       if (Traits::kInOrder && warp == 0)
@@ -141,15 +145,12 @@ struct PairGroup {
   // After the products of issue_query_sum(): adds it to the sum in global memory.
   __device__ __forceinline__ void add_query_sum(const QuerySum& dq) const {
     release_in_both(control.gradient_empty[gradient_stage(count - 1)]);
+    if (Traits::kInOrder) await_come(control.turn[kPart], count);
     const RowBlock& due = control.due[4 * kPart + warp];
     const int64_t block = due.block;
     const int part = 4 * rank() + warp;
     float* to = p.dq_sum + block * (kRows * kDim) + part * (16 * Traits::kQueryColumns) +
                 Traits::part_begin(kPart) * 16 + lane * 4;
-    if (Traits::kInOrder) {
-      if (lane == 0) await_come(control.turn[kPart], count);
-      __syncwarp();
-    }
 #pragma unroll
     for (int i = 0; i < kColumns / 2; i += 4)
       add_global_float4(to + i * 32, dq[i], dq[i + 1], dq[i + 2], dq[i + 3]);

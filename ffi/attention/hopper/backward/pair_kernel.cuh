@@ -10,32 +10,33 @@ namespace jax_baracuda {
 
 template <class Traits>
 __device__ __forceinline__ void init_pair_barriers(typename Traits::Control& control) {
-  constexpr int kWarps = Traits::kConsumers / 32;
+  constexpr int kArrivals = Traits::kConsumers / 32 * kWarpArrivals;
   const auto init = [](uint64_t& barrier, int arrivals) {
     mbarrier_init(shared_address(&barrier), arrivals);
   };
   init(control.key_full[0], 1);
-  init(control.key_empty[0], kWarps);
+  init(control.key_empty[0], kArrivals);
   init(control.value_full, 1);
-  init(control.value_empty, kWarps / 2);
-  init(control.weights_full, kWarps / 2);
-  init(control.weights_empty, kWarps / 2);
+  init(control.value_empty, kArrivals / 2);
+  init(control.weights_full, kArrivals / 2);
+  init(control.weights_empty, kArrivals / 2);
   for (QueryGradientTurn& turn : control.turn) {
     init(turn.announced, 1);
+    init(turn.seen, 1);
     turn.come = 0;
-    init(turn.added, kWarps / 2);
+    init(turn.added, kArrivals / 2);
   }
   for (int i = 0; i < Traits::kQueryStages; ++i) {
     init(control.query_full[i], 1);
-    init(control.query_empty[i], 2 * kWarps);  // of both CTAs
+    init(control.query_empty[i], 2 * kArrivals);  // of both CTAs
   }
   for (int i = 0; i < Traits::kDOutStages; ++i) {
     init(control.dout_full[i], 1);
-    init(control.dout_empty[i], 2 * kWarps);
+    init(control.dout_empty[i], 2 * kArrivals);
   }
   for (int i = 0; i < Traits::kGradientStages; ++i) {
     init(control.gradient_full[i], 1);
-    init(control.gradient_empty[i], 2 * kWarps);
+    init(control.gradient_empty[i], 2 * kArrivals);
   }
   mbarrier_init_fence();
 }

@@ -15,6 +15,7 @@ namespace jax_baracuda {
 // turn has come, its dQ was added.
 struct QueryGradientTurn {
   uint64_t announced, added;
+  uint64_t seen;  // as `come`, for racecheck
   uint32_t come;  // so many
 };
 

@@ -8,20 +8,25 @@
 
 namespace jax_baracuda {
 
-// How many turns have come. Not an mbarrier: waiting for that, with dQ in registers, spills at D = 256.
+// How many turns have come. Not an mbarrier, but where racecheck is to see the order: waiting for that, with dQ in registers,
+// spills at D = 256.
 __device__ __forceinline__ void set_come(QueryGradientTurn& turn, uint32_t count) {
+  if (kRacecheck) mbarrier_arrive(shared_address(&turn.seen));
   asm volatile("st.release.cta.shared::cta.u32 [%0], %1;\n" ::"r"(shared_address(&turn.come)),
                "r"(count)
                : "memory");
 }
+// A warp waits together: where one lane waits for all, ptxas takes the warp for divided from there on, and the whole loop is
+// slower for it.
 __device__ __forceinline__ void await_come(const QueryGradientTurn& turn, uint32_t count) {
+  if (kRacecheck) return mbarrier_wait(shared_address(&turn.seen), count & 1 ^ 1);
   uint32_t now;
   do {
     asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];\n"
                  : "=r"(now)
                  : "r"(shared_address(&turn.come))
                  : "memory");
-  } while (now != count);
+  } while (__any_sync(0xffffffffu, now != count));
 }
 
 // Until there are no more row blocks. One thread.

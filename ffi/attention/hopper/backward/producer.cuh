@@ -272,7 +272,10 @@ struct BackwardProducer {
     if (at.row + kRows > q_len && tile.q_begin + q_len < p.problem.q_rows)
       block.flags |= kPaddedRows;
     block.block = block_number(tile, at);
-    block.turn = in_order() ? turn(at.row) : 0;
+    if (kAhead && kOrders && at.head > 0)
+      block.turn = control.upcoming.turn;  // that of the head before
+    else
+      block.turn = in_order() ? turn(at.row) : 0;
     return block;
   }
 
@@ -312,7 +315,9 @@ struct BackwardProducer {
       if (!rows.at_end(at)) {
         next = rows.after(at);
         const RowBlock block = row_block(tile, at, rows.at_end(next));
+        if (kOrders) __syncwarp();
         if (lane == 0) control.upcoming = block;
+        if (kOrders) __syncwarp();
       }
       if (before.row >= 0)
         load_dout(block_number(tile, before), tile.q_begin + before.row, query_head(tile, before),
