@@ -60,41 +60,58 @@ struct SumExchange {
   __device__ __forceinline__ uint32_t part(int owner) const {
     return base + owner * (kPartBytes >> shift());
   }
+  // This lane's place for the sums of one depth group. Alone, the quads of a CTA follow each other.
+  template <bool kCluster>
   __device__ __forceinline__ uint32_t local(int depth, int quad) const {
-    return part(quad & (splits - 1)) + depth * kPartBytes + (quad >> shift()) * kQuadBytes +
-           lane * 16;
+    const uint32_t at = base + depth * kPartBytes + lane * 16;
+    if constexpr (kCluster)
+      return at + (quad & (splits - 1)) * (kPartBytes >> shift()) + (quad >> shift()) * kQuadBytes;
+    return at + quad * kQuadBytes;
   }
   __device__ __forceinline__ uint32_t received(int from) const { return part(from) + kLocalBytes; }
 
   __device__ __forceinline__ void sync() const { named_barrier_sync(1, kThreads); }
 
+  template <bool kCluster>
   __device__ __forceinline__ void write_local(const Sums& sums) const {
     sync();  // the ring is free
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
       const float* s = sums + quad * 4;
       if (has_rows(quad))
-        store_shared_float4(local(depth_group, quad), make_float4(s[0], s[1], s[2], s[3]));
+        store_shared_float4(local<kCluster>(depth_group, quad),
+                            make_float4(s[0], s[1], s[2], s[3]));
     }
   }
 
-  // body(quad, the CTA's sum of it) for the quads whose turn is this warpgroup's.
-  template <class Body>
+  // body(quad, the CTA's sum of it) for the quads whose turn is this warpgroup's. Several are read before the first of them is
+  // needed.
+  template <bool kCluster, class Body>
   __device__ __forceinline__ void for_quads(Body body) const {
-#pragma unroll 2
-    for (int quad = depth_group; quad < kQuads; quad += kDepthGroups) {
-      if (!has_rows(quad)) continue;
-      float4 sum = load_shared_float4(local(0, quad));
+    constexpr int kMine = (kQuads + kDepthGroups - 1) / kDepthGroups;
+    constexpr int kBatch = kMine < 4 ? kMine : 4;
+    static_assert(kMine % kBatch == 0 && (kMine == 1 || kQuads % kDepthGroups == 0));
+#pragma unroll 1
+    for (int first = depth_group; has_rows(first) && first < kQuads;
+         first += kBatch * kDepthGroups) {
+      float4 sum[kBatch];
 #pragma unroll
-      for (int depth = 1; depth < kDepthGroups; ++depth)
-        sum = sum + load_shared_float4(local(depth, quad));
-      body(quad, sum);
+      for (int i = 0; i < kBatch; ++i) {
+        const int quad = first + i * kDepthGroups;
+        sum[i] = load_shared_float4(local<kCluster>(0, quad));
+#pragma unroll
+        for (int depth = 1; depth < kDepthGroups; ++depth)
+          sum[i] = sum[i] + load_shared_float4(local<kCluster>(depth, quad));
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i)
+        if (has_rows(first + i * kDepthGroups)) body(first + i * kDepthGroups, sum[i]);
     }
   }
 
   // Sends the CTA's sums, which lie in the first local part, and adds up those of the cluster.
-  template <class Store>
-  __device__ __forceinline__ void finish_cluster(Store store) const {
+  template <class Out>
+  __device__ __forceinline__ void finish_cluster(const Out& out) const {
     fence_async_shared();
     sync();
     cluster_wait();  // the rings of the others are free, and their barriers there
@@ -111,32 +128,34 @@ struct SumExchange {
         const uint32_t of = from == split ? part(split) : received(from);
         sum = sum + load_shared_float4(of + at * kQuadBytes + lane * 16);
       }
-      store(split + at * splits, sum);
+      out.store(split + at * splits, sum);
     }
     cluster_wait();  // what this CTA sent has been read
   }
 
-  // After arrive(), by all threads that have sums: store(quad, sum) for every quad that this thread is to store.
-  template <class Store>
-  __device__ __forceinline__ void finish(const Sums& sums, Store store) const {
-    if (kDepthGroups == 1 && !cluster()) {
+  // After arrive(), by all threads that have sums: out.store(quad, sum) for every quad that this thread is to store.
+  template <class Out>
+  __device__ __forceinline__ void finish(const Sums& sums, const Out& out) const {
+    const auto store = [&](int quad, float4 sum) { out.store(quad, sum); };
+    if (cluster()) {
+      write_local<true>(sums);
+      if constexpr (kDepthGroups > 1) {
+        sync();
+        for_quads<true>(
+            [&](int quad, float4 sum) { store_shared_float4(local<true>(0, quad), sum); });
+      }
+      finish_cluster(out);
+    } else if constexpr (kDepthGroups > 1) {
+      write_local<false>(sums);
+      sync();
+      for_quads<false>(store);
+    } else {
 #pragma unroll
       for (int quad = 0; quad < kQuads; ++quad) {
         const float* s = sums + quad * 4;
         if (has_rows(quad)) store(quad, make_float4(s[0], s[1], s[2], s[3]));
       }
-      return;
     }
-    write_local(sums);
-    if constexpr (kDepthGroups > 1) {
-      sync();
-      if (!cluster()) {
-        for_quads(store);
-        return;
-      }
-      for_quads([&](int quad, float4 sum) { store_shared_float4(local(0, quad), sum); });
-    }
-    finish_cluster(store);
   }
 };
 

@@ -80,6 +80,10 @@ __device__ __forceinline__ void hold(uint4& words) {
   asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
 }
 
+__device__ __forceinline__ void hold(uint64_t& descriptor) {
+  asm volatile("" : "+l"(descriptor));
+}
+
 template <class Traits>
 struct MediumKernel {
   using T = typename Traits::T;
@@ -100,7 +104,8 @@ struct MediumKernel {
   const int group = shared_by_lanes(thread / 128);
   const int channel_group = group % Traits::kChannelGroups,
             depth_group = group / Traits::kChannelGroups;
-  const int split = blockIdx.x, row_block = blockIdx.y, channel_block = blockIdx.z;
+  const int split = blockIdx.x, row_block = blockIdx.y;
+  const int channel_block = params.first_channel_block + blockIdx.z;
 
   // In the first stage: this thread's words, its two channels' scales and zero points, the rows of x of its depth group.
   const uint32_t weights =
@@ -266,12 +271,14 @@ struct MediumKernel {
   // Products of the chunk that begins with k-step `first`, which may begin new sums.
   __device__ __forceinline__ void issue(Sums& sums, const uint32_t (&a)[kChunk][4], int stage,
                                         int first) const {
+    uint64_t at = rows;
+    if constexpr (kChunk == 1) hold(at);  // what follows from it is not kept, for want of registers
     warpgroup_arrive();
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
       WarpgroupMma<T, kN>::registers_transposed(
           sums, a[i],
-          advance(rows,
+          advance(at,
                   stage * (kDepthGroups * Rows::kBytes) + Rows::column_offset(16 * (first + i))),
           kStageSums && first + i == 0 ? 0 : 1);
     warpgroup_commit();
@@ -366,13 +373,7 @@ struct MediumKernel {
         channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
     const auto exchange = this->exchange();
     exchange.arrive();
-    const ChannelPair<T> out(p, channel);
-    exchange.finish(sums, [&](int quad, float4 sum) {
-      if (p.partials)
-        store_part(p, split, row + quad * 8, channel, sum);
-      else
-        out.store(row + quad * 8, sum);
-    });
+    exchange.finish(sums, ChannelPair<T>(p, channel, row, p.partials != nullptr, split));
   }
 };
 
@@ -397,6 +398,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     kernel.multiply(sums);
   }
   MediumKernel<Traits>(params, base).finish(sums);
+  // The end of this kernel is that of the other one, too.
+  if (params.first_channel_block > 0) wait_for_dependency();
 #endif
 }
 
