@@ -37,7 +37,9 @@ struct HopperInt4Tile {
   constexpr int groups() const { return channel_groups * depth_groups; }
   // Whether CTAs of a cluster can add up their sums: exchange.cuh.
   constexpr bool clusters(int splits) const {
-    return n / 8 % splits == 0 && (depth_groups + 1) * channels() * n * 4 <= kMostExchangeBytes;
+    const int part = channels() * n * 4;
+    const int bytes = depth_groups <= 2 && splits == 2 ? part * 3 / 2 : (depth_groups + 1) * part;
+    return n / 8 % splits == 0 && bytes <= kMostExchangeBytes;
   }
 };
 
@@ -59,11 +61,6 @@ inline constexpr HopperInt4Tile kLargeTiles[] = {
 
 // CTAs of large.cuh next to each other that load rows of x for each other.
 constexpr int large_pair(int n) { return n == 256 ? 2 : 1; }
-
-// Where tiles of 256 rows make no whole wave, a medium kernel may take the last channels: its tiles are halves of theirs.
-inline constexpr int kWaveTile = 1, kTailTile = 8;
-static_assert(kMediumTiles[kTailTile].n * 2 == kLargeTiles[kWaveTile].n &&
-              kMediumTiles[kTailTile].channels() == kLargeTiles[kWaveTile].channels());
 
 inline constexpr int kMaxInt4Splits = 8;
 // So many rows go to the small kernels on Hopper too; up to kEitherRows those do that are expected to take less time.
@@ -107,7 +104,6 @@ struct Int4Split {
   int64_t ns = 0;         // that it is expected to take
   bool parts = false;     // of the splits go through the workspace, not a cluster
   bool streamed = false;  // the last wave's tiles are divided
-  bool tail = false;      // the last channels are another kernel's
 };
 
 constexpr bool operator<(const Int4Split& a, const Int4Split& b) {
@@ -206,43 +202,20 @@ struct LargeDivision {
   }
 };
 
-// Whole waves of pairs' tiles, and what is left to the medium kernel: the channel blocks from `first_block` on.
-struct LargeTail {
-  int64_t waves, first_block, blocks, ctas;
-  LargeTail(const Int4Shape& s, int sms, const HopperInt4Tile& tile) {
-    const int64_t pair = large_pair(tile.n), pairs = std::max<int64_t>(sms / pair, 1);
-    const int64_t row_blocks = ceil_divide(s.rows, tile.n);
-    const int64_t all = ceil_divide(s.strips * kStrip, tile.channels());
-    waves = row_blocks * ceil_divide(all, pair) / pairs;
-    first_block = std::min(waves * pairs / row_blocks * pair, all);
-    blocks = all - first_block;
-    ctas = blocks * ceil_divide(s.rows, kMediumTiles[kTailTile].n);
-  }
-  bool possible() const { return first_block > 0 && blocks > 0 && blocks <= kMaxGridZ; }
-};
-
 // For many rows.
 inline Int4Split split_large(const Int4Shape& s, const Int4Device& device,
                              const HopperInt4Tile& tile) {
   if (large_pair(tile.n) == 1) return split_hopper(s, device, tile, 1, false);
-  constexpr int64_t kStoreNs = 2200, kStreamNs = 10500, kTailNs = 3000;
+  constexpr int64_t kStoreNs = 2200, kStreamNs = 10500;
   const LargeDivision d(s, device.sms, tile);
   const int64_t whole_ns = s.depth_tiles * tile.ns + kStoreNs;
-  Int4Split best = {1, kHopperStartNs + ceil_divide(d.tiles, d.pairs) * whole_ns};
-  if (d.left == 0) return best;
-  if (const LargeTail tail(s, device.sms, tile); tail.possible()) {
-    const int64_t tail_ns = kTailNs + s.depth_tiles * kMediumTiles[kTailTile].ns;
-    const Int4Split split = {
-        1, kHopperStartNs + tail.waves * whole_ns + ceil_divide(tail.ctas, device.sms) * tail_ns,
-        false, false, true};
-    if (split < best) best = split;
-  }
-  if (d.bytes(tile) > device.workspace_bytes) return best;
+  const Int4Split whole = {1, kHopperStartNs + ceil_divide(d.tiles, d.pairs) * whole_ns};
+  if (d.left == 0 || d.bytes(tile) > device.workspace_bytes) return whole;
   const Int4Split streamed = {1,
                               kHopperStartNs + d.tiles / d.pairs * whole_ns + kStreamNs +
                                   ceil_divide(d.left * s.depth_tiles, d.pairs) * tile.ns,
                               false, true};
-  return streamed < best ? streamed : best;
+  return streamed < whole ? streamed : whole;
 }
 
 // What runs on Hopper: a place in one of the tables of tiles, and splits; no splits: none does.

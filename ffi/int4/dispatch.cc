@@ -39,25 +39,18 @@ void choose_small(const Int4Shape& s, const Int4Device& device, int max_shared, 
   plan->cluster = plan->splits > 1 && device.clusters;
 }
 
-// A compiled kernel for Hopper, or null.
-const HopperInt4Kernel* hopper_kernel(const Int4Shape& s, bool medium, int tile) {
-  const int steps = std::min(scale_steps(s), medium ? 8 : 4);
-  for (const HopperInt4Kernel& kernel : hopper_int4_kernels())
-    if (kernel.dtype == s.dtype && kernel.medium == medium && kernel.tile == tile &&
-        kernel.scale_steps == steps)
-      return &kernel;
-  return nullptr;
-}
-
 // Where the small kernels take it, or none is built: no kernel.
 void choose_hopper(const Int4Shape& s, const Int4Device& device, Int4Plan* plan) {
   const HopperChoice choice = choose_hopper(s, device);
   if (small_on_hopper(s, device, choice)) return;
-  plan->hopper = hopper_kernel(s, choice.medium, choice.tile);
+  const int steps = std::min(scale_steps(s), choice.medium ? 8 : 4);
+  for (const HopperInt4Kernel& kernel : hopper_int4_kernels())
+    if (kernel.dtype == s.dtype && kernel.medium == choice.medium && kernel.tile == choice.tile &&
+        kernel.scale_steps == steps)
+      plan->hopper = &kernel;
   plan->splits = choice.split.splits;
   plan->cluster = plan->splits > 1 && !choice.split.parts;
   plan->streamed = choice.split.streamed;
-  if (plan->hopper && choice.split.tail) plan->tail = hopper_kernel(s, true, kTailTile);
 }
 
 // A launch, in clusters along the first dimension if there are splits to add up there. The attribute must outlive it.
@@ -116,13 +109,6 @@ cudaError_t divide_large(const Int4Shape& s, const Int4Plan& plan, const HopperI
   const LargeDivision d(s, sms, tile);
   if (d.tiles * pair * plan.splits >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
   params->whole_tiles = static_cast<int>(d.tiles);
-  if (plan.tail) {
-    const LargeTail tail(s, sms, tile);
-    params->channel_blocks = static_cast<int>(tail.first_block);
-    params->whole_tiles = static_cast<int>(params->row_blocks * (tail.first_block / pair));
-    *ctas = pair * std::min<int64_t>(params->whole_tiles, d.pairs);
-    return cudaSuccess;
-  }
   if (plan.splits > 1) {  // CTAs that add up their sums take one tile
     *ctas = d.tiles * pair * plan.splits;
     return cudaSuccess;
@@ -136,26 +122,6 @@ cudaError_t divide_large(const Int4Shape& s, const Int4Plan& plan, const HopperI
   }
   *ctas = pair * (plan.streamed ? d.pairs : std::min<int64_t>(d.tiles, d.pairs));
   return cudaSuccess;
-}
-
-// After the large kernel with `params`, whose SMs it takes as they become free: its maps are those of the tail, too.
-cudaError_t launch_tail(const Int4Shape& s, const HopperInt4Kernel& kernel, int sms,
-                        HopperParams params, cudaStream_t stream) {
-  const LargeTail tail(s, sms, kLargeTiles[kWaveTile]);
-  params.first_channel_block = static_cast<int>(tail.first_block);
-  params.problem.set_splits(1, (s.depth_tiles + kMediumUnit - 1) / kMediumUnit);
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t launch = {};
-  launch.gridDim = dim3(1, static_cast<unsigned>(tail.ctas / tail.blocks),
-                        static_cast<unsigned>(tail.blocks));
-  launch.blockDim = dim3(static_cast<unsigned>(kernel.threads));
-  launch.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
-  launch.stream = stream;
-  launch.attrs = &attribute;
-  launch.numAttrs = 1;
-  return kernel.launch(launch, params);
 }
 
 cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Params& p,
@@ -185,9 +151,8 @@ cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Pa
   params.section = static_cast<int>(std::min<int64_t>(params.row_blocks, kSectionRows / tile.n));
   dim3 grid(static_cast<unsigned>(plan.splits), static_cast<unsigned>(params.row_blocks),
             static_cast<unsigned>(params.channel_blocks));
-  int multiprocessors = 0;
   if (!kernel.medium) {
-    int device = 0;
+    int device = 0, multiprocessors = 0;
     if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
     if (cudaError_t error = multiprocessor_count(device, &multiprocessors); error != cudaSuccess)
       return error;
@@ -205,8 +170,6 @@ cudaError_t launch_hopper(const Int4Shape& s, const Int4Plan& plan, const Int4Pa
     launch.numAttrs = 1;
   }
   const cudaError_t error = kernel.launch(launch, params);
-  if (error == cudaSuccess && plan.tail)
-    return launch_tail(s, *plan.tail, multiprocessors, params, stream);
   if (error != cudaSuccess || !parts) return error;
   return launch_int4_combine(s.dtype, params.problem, true, stream);
 }
@@ -230,10 +193,9 @@ cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* pla
     choose_hopper(s, facts, plan);
     if (plan->hopper && plan->splits > 1 && !plan->cluster) error = prepare_int4_combine(s.dtype);
     if (error != cudaSuccess) return error;
-    for (const HopperInt4Kernel* kernel : {plan->tail, plan->hopper})
-      if (kernel && error == cudaSuccess)
-        error = prepare(*kernel, g_hopper_ready[device][kernel - hopper_int4_kernels().data()]);
-    if (plan->hopper) return error;
+    if (plan->hopper)
+      return prepare(*plan->hopper,
+                     g_hopper_ready[device][plan->hopper - hopper_int4_kernels().data()]);
     *plan = Int4Plan();
   }
   facts.workspace_bytes = std::min(workspace_bytes, kSmallBytes);

@@ -68,7 +68,8 @@ class ChannelPair {
                                          int split)
       : parts(parts),
         second(channel + 1 < p.channels),
-        aligned(p.channels % 2 == 0) {
+        aligned(p.channels % 2 == 0),
+        octets(!parts && p.channels % 8 == 0) {
     const int width = parts ? p.strips * kStrip : p.channels, bytes = parts ? 4 : 2;
     const int64_t first = row + (parts ? static_cast<int64_t>(split) * p.rows : 0);
     rows = channel < width ? p.rows - row : 0;
@@ -86,12 +87,48 @@ class ChannelPair {
     if (static_cast<int>(row) + 1 < rows) store_row(at + row_bytes, sum.y + bias.x, sum.w + bias.y);
   }
 
+  // Quads first + i * step of a warp, in which four lanes (numbers 4 and 8 apart) have eight neighbouring channels: each of
+  // them stores a quad's. Only where octets.
+  __device__ __forceinline__ void store_four(int first, int step, const float4* sums) const {
+    uint32_t even[4], odd[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      even[i] = pack_floats<T>(sums[i].x + bias.x, sums[i].z + bias.y);
+      odd[i] = pack_floats<T>(sums[i].y + bias.x, sums[i].w + bias.y);
+    }
+    const int i = threadIdx.x / 4 % 4;
+    transpose(even, i);
+    transpose(odd, i);
+    const uint32_t row = (first + i * step) * 8;
+    if (static_cast<int>(row) >= rows) return;
+    char* const at = to - i * 4 + static_cast<uint64_t>(row) * row_bytes;
+    *reinterpret_cast<uint4*>(at) = make_uint4(even[0], even[1], even[2], even[3]);
+    if (static_cast<int>(row) + 1 < rows)
+      *reinterpret_cast<uint4*>(at + row_bytes) = make_uint4(odd[0], odd[1], odd[2], odd[3]);
+  }
+
+  const bool octets;  // whether rows of the output are multiples of 16 bytes
+
  private:
   char* to;
   uint32_t row_bytes;
   int rows;  // from that of quad 0 on; none where the channels are not there
   float2 bias;
   const bool parts, second, aligned;  // whether the second channel is there; pairs are aligned
+
+  // Word j of lane i of four becomes word i of lane j.
+  static __device__ __forceinline__ void transpose(uint32_t (&w)[4], int i) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (j & bit) continue;
+        const uint32_t give = i & bit ? w[j] : w[j + bit];
+        const uint32_t get = __shfl_xor_sync(0xffffffffu, give, 4 * bit);
+        w[j] = i & bit ? get : w[j];
+        w[j + bit] = i & bit ? w[j + bit] : get;
+      }
+  }
 
   __device__ __forceinline__ void store_row(char* at, float a, float b) const {
     if (parts) {

@@ -13,7 +13,6 @@ struct HopperParams {
   CUtensorMap out;   // large.cuh: boxes of 64 channels and half as many rows as a tile
   bool whole_lines;  // whether there is that map: rows of the output are multiples of 16 bytes
   int row_blocks, channel_blocks;
-  int first_channel_block;  // medium.cuh: those before it are another kernel's, which began earlier
   // large.cuh: row blocks that are taken together; tiles that are not divided and those that are, and how: so much depth a
   // pair of CTAs, and one more the first ones.
   int section;

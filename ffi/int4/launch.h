@@ -52,7 +52,6 @@ struct Int4Plan {
   // The splits are CTAs of a cluster; otherwise partial sums go through memory.
   bool cluster = false;
   bool streamed = false;  // the large kernel divides the depth of the tiles of the last wave
-  const HopperInt4Kernel* tail = nullptr;  // takes the channels that make no whole wave of the large one
 };
 
 // Chooses a kernel for the current device and makes it ready to launch there. For the initialize stage, where loading

@@ -62,8 +62,10 @@ struct MediumTraits {
   static constexpr int kScalesOffset = kWeightsOffset + kStages * kGroups * kWeightBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
   // Clusters only where what they exchange fits.
-  static constexpr int kExchangeBytes =
-      Exchange::kBytes <= kMostBytes ? Exchange::kBytes : Exchange::kLocalBytes;
+  static constexpr int kExchangeBytes = Exchange::kBytes <= kMostBytes ? Exchange::kBytes
+                                        : Exchange::kHalvesBytes <= kMostBytes
+                                            ? Exchange::kHalvesBytes
+                                            : Exchange::kLocalBytes;
   static constexpr int kBarriersOffset = kRingBytes > kExchangeBytes ? kRingBytes : kExchangeBytes;
   static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages * kDepthGroups + 1) * 8;
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
@@ -80,9 +82,7 @@ __device__ __forceinline__ void hold(uint4& words) {
   asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
 }
 
-__device__ __forceinline__ void hold(uint64_t& descriptor) {
-  asm volatile("" : "+l"(descriptor));
-}
+__device__ __forceinline__ void hold(uint64_t& descriptor) { asm volatile("" : "+l"(descriptor)); }
 
 template <class Traits>
 struct MediumKernel {
@@ -104,8 +104,7 @@ struct MediumKernel {
   const int group = shared_by_lanes(thread / 128);
   const int channel_group = group % Traits::kChannelGroups,
             depth_group = group / Traits::kChannelGroups;
-  const int split = blockIdx.x, row_block = blockIdx.y;
-  const int channel_block = params.first_channel_block + blockIdx.z;
+  const int split = blockIdx.x, row_block = blockIdx.y, channel_block = blockIdx.z;
 
   // In the first stage: this thread's words, its two channels' scales and zero points, the rows of x of its depth group.
   const uint32_t weights =
@@ -398,8 +397,6 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     kernel.multiply(sums);
   }
   MediumKernel<Traits>(params, base).finish(sums);
-  // The end of this kernel is that of the other one, too.
-  if (params.first_channel_block > 0) wait_for_dependency();
 #endif
 }
 
