@@ -114,8 +114,8 @@ struct SumExchange {
   }
 
   // Sends the CTA's sums, which lie in the first local part, and adds up those of the cluster.
-  template <class Out>
-  __device__ __forceinline__ void finish_cluster(const Out& out) const {
+  template <class Output>
+  __device__ __forceinline__ void finish_cluster(Output output) const {
     fence_async_shared();
     sync();
     cluster_wait();  // the rings of the others are free, and their barriers there
@@ -124,15 +124,18 @@ struct SumExchange {
                   remote_address(barrier, lane));
     mbarrier_wait(barrier, 0);
     cluster_arrive_relaxed();
+    if (depth_group < owned(split)) {
+      const auto out = output();
 #pragma unroll 1
-    for (int at = depth_group; at < owned(split); at += kDepthGroups) {
-      float4 sum = {};
+      for (int at = depth_group; at < owned(split); at += kDepthGroups) {
+        float4 sum = {};
 #pragma unroll 1
-      for (int from = 0; from < splits; ++from) {
-        const uint32_t of = from == split ? part(split) : received(from);
-        sum = sum + load_shared_float4(of + at * kQuadBytes + lane * 16);
+        for (int from = 0; from < splits; ++from) {
+          const uint32_t of = from == split ? part(split) : received(from);
+          sum = sum + load_shared_float4(of + at * kQuadBytes + lane * 16);
+        }
+        out.store(split + at * splits, sum);
       }
-      out.store(split + at * splits, sum);
     }
     cluster_wait();  // what this CTA sent has been read
   }
@@ -202,8 +205,8 @@ struct SumExchange {
       if (i >= kFours || !out.octets) out.store(first + i * step, sums[i]);
   }
 
-  template <class Out>
-  __device__ __forceinline__ void finish_halves(const Sums& sums, const Out& out) const {
+  template <class Output>
+  __device__ __forceinline__ void finish_halves(const Sums& sums, Output output) const {
     float4 all[kQuads], mine[kMine];
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
@@ -217,21 +220,20 @@ struct SumExchange {
       for (int quad = 0; quad < kQuads; ++quad) mine[quad] = all[quad];
     }
     if (!cluster()) {
-      store_all(out, mine, depth_group, kDepthGroups);
+      store_all(output(), mine, depth_group, kDepthGroups);
       return;
     }
     float4 half[kMine / 2];
     add_remote(half, mine);
-    store_all(out, half, depth_group + kDepthGroups * split, 2 * kDepthGroups);
+    store_all(output(), half, depth_group + kDepthGroups * split, 2 * kDepthGroups);
   }
 
-  // After arrive(), by all threads that have sums: out.store(quad, sum) for every quad that this thread is to store.
-  template <class Out>
-  __device__ __forceinline__ void finish(const Sums& sums, const Out& out) const {
-    const auto store = [&](int quad, float4 sum) { out.store(quad, sum); };
+  // After arrive(), by all threads that have sums: output().store(quad, sum) for every quad that this thread is to store.
+  template <class Output>
+  __device__ __forceinline__ void finish(const Sums& sums, Output output) const {
     if constexpr (kDepthGroups <= 2) {
       if (!cluster() || halves()) {
-        finish_halves(sums, out);
+        finish_halves(sums, output);
         return;
       }
     }
@@ -242,11 +244,13 @@ struct SumExchange {
         for_quads<true>(
             [&](int quad, float4 sum) { store_shared_float4(local<true>(0, quad), sum); });
       }
-      finish_cluster(out);
+      finish_cluster(output);
     } else if constexpr (kDepthGroups > 2) {
       write_local<false>(sums);
       sync();
-      for_quads<false>(store);
+      if (depth_group >= kQuads || !has_rows(depth_group)) return;
+      const auto out = output();
+      for_quads<false>([&](int quad, float4 sum) { out.store(quad, sum); });
     }
   }
 };

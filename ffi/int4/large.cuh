@@ -326,7 +326,7 @@ struct LargeKernel {
     }
     const auto exchange = this->exchange(work.row_block);
     exchange.arrive();
-    exchange.finish(sums, output(work));
+    exchange.finish(sums, [&] { return output(work); });
   }
 
   __device__ __forceinline__ void consume() {

@@ -372,7 +372,8 @@ struct MediumKernel {
         channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
     const auto exchange = this->exchange();
     exchange.arrive();
-    exchange.finish(sums, ChannelPair<T>(p, channel, row, p.partials != nullptr, split));
+    exchange.finish(sums,
+                    [&] { return ChannelPair<T>(p, channel, row, p.partials != nullptr, split); });
   }
 };
 
