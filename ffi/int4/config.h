@@ -35,9 +35,13 @@ struct HopperInt4Tile {
   int ns;
   constexpr int channels() const { return channel_groups * kStrip; }
   constexpr int groups() const { return channel_groups * depth_groups; }
-  // Whether CTAs of a cluster can add up their sums: exchange.cuh.
+  // Two CTAs that each keep half of the sums in registers: exchange.cuh.
+  constexpr bool halves(int splits) const { return depth_groups <= 2 && splits == 2; }
+  // Whether CTAs of a cluster can add up their sums.
   constexpr bool clusters(int splits) const {
-    return n / 8 % splits == 0 && (depth_groups + 1) * channels() * n * 4 <= kMostExchangeBytes;
+    const int part = channels() * n * 4;
+    const int bytes = halves(splits) ? part * 3 / 2 : (depth_groups + 1) * part;
+    return n / 8 % splits == 0 && bytes <= kMostExchangeBytes;
   }
 };
 
@@ -53,7 +57,7 @@ inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
 
 // For many rows (large.cuh).
 inline constexpr HopperInt4Tile kLargeTiles[] = {
-    {2, 1, 128, 8, 550},
+    {2, 1, 128, 8, 485},
     {2, 1, 256, 5, 745},
 };
 
@@ -63,7 +67,7 @@ constexpr int large_pair(int n) { return n == 256 ? 2 : 1; }
 inline constexpr int kMaxInt4Splits = 8;
 // So many rows go to the small kernels on Hopper too; up to kEitherRows those do that are expected to take less time.
 inline constexpr int kSmallRows = 16, kEitherRows = 32;
-// Sums of a medium number of rows may go through memory, up to kPartRows; those of more rows where tiles are divided.
+// Sums may go through memory; there is room for more of them where there are more rows than kPartRows, as tiles may be divided.
 inline constexpr int kPartRows = 128;
 inline constexpr int64_t kSmallBytes = int64_t{4} << 20, kPartBytes = int64_t{8} << 20,
                          kStreamBytes = int64_t{33} << 20;
@@ -161,12 +165,16 @@ inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
     const int64_t elements = splits * s.rows * s.strips * kStrip;
     if (parts ? 4 * elements > device.workspace_bytes : splits > 1 && !tile.clusters(splits)) break;
     // Across a cluster: what a CTA sends and gets. Through memory: another kernel.
-    const int64_t add_up_ns = parts        ? 2700 + elements / 1100
-                              : splits > 1 ? 1500 + sums * 56 / 1000
-                                           : 0;
+    const int64_t add_up_ns = parts                 ? 2700 + elements / 1100
+                              : tile.halves(splits) ? 1250 + sums / 40
+                              : splits > 1          ? 1500 + sums * 56 / 1000
+                                                    : 0;
     const int64_t rounds = ceil_divide(ceil_divide(units, splits), tile.depth_groups);
-    const int64_t ns =
-        rounds * tile.depth_groups * unit * tile.ns + kHopperStartNs + fold_ns + add_up_ns;
+    int64_t ns = rounds * tile.depth_groups * unit * tile.ns + kHopperStartNs + fold_ns + add_up_ns;
+    // Tiles of 128 x 128 with few rows in the last block are slow: measured 27.1 us with 129 rows, 17.9 with 192.
+    if (tile.n == 128 && tile.depth_groups == 2 && s.rows > tile.n &&
+        (s.rows - 1) % tile.n < tile.n / 2 - 1)
+      ns += ns / 2;
     const Int4Split split = {splits, waves * ns, parts, false};
     if (split < best) best = split;
   }
@@ -180,7 +188,6 @@ inline Int4Split split_medium(const Int4Shape& s, const Int4Device& device,
       s.strips > kMaxGridZ * (tile.channels() / kStrip))
     return {};
   const Int4Split cluster = split_hopper(s, device, tile, kMediumUnit, false);
-  if (s.rows > kPartRows) return cluster;
   const Int4Split parts = split_hopper(s, device, tile, kMediumUnit, true);
   return parts < cluster ? parts : cluster;
 }
@@ -204,13 +211,15 @@ struct LargeDivision {
 inline Int4Split split_large(const Int4Shape& s, const Int4Device& device,
                              const HopperInt4Tile& tile) {
   if (large_pair(tile.n) == 1) return split_hopper(s, device, tile, 1, false);
-  constexpr int64_t kStoreNs = 2200, kStreamNs = 10500;
+  constexpr int64_t kStoreNs = 2200;
   const LargeDivision d(s, device.sms, tile);
+  const int64_t stream_ns =
+      d.tiles > d.left ? 10500 : 15200;  // more where no whole wave goes before
   const int64_t whole_ns = s.depth_tiles * tile.ns + kStoreNs;
   const Int4Split whole = {1, kHopperStartNs + ceil_divide(d.tiles, d.pairs) * whole_ns};
   if (d.left == 0 || d.bytes(tile) > device.workspace_bytes) return whole;
   const Int4Split streamed = {1,
-                              kHopperStartNs + d.tiles / d.pairs * whole_ns + kStreamNs +
+                              kHopperStartNs + d.tiles / d.pairs * whole_ns + stream_ns +
                                   ceil_divide(d.left * s.depth_tiles, d.pairs) * tile.ns,
                               false, true};
   return streamed < whole ? streamed : whole;

@@ -163,6 +163,7 @@ struct ExactNibbles<__half> {
       word >>= 8;
     }
   }
+  static __device__ __forceinline__ uint32_t second_scale(uint32_t scale) { return scale; }
   static __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
     uint32_t d;
     asm("mul.f16x2 %0, %1, %2;\n" : "=r"(d) : "r"(a), "r"(b));
@@ -171,18 +172,10 @@ struct ExactNibbles<__half> {
 };
 
 template <>
-struct ExactNibbles<__nv_bfloat16> {
-  uint32_t offset[2];
-
-  __device__ __forceinline__ explicit ExactNibbles(uint32_t zeros) {
-    offset[0] = __byte_perm(zeros, 0xc3, 0x4040);  // -(128 + zero)
-    offset[1] = __byte_perm(zeros, 0xc3, 0x4141);
-  }
-  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      a[i] =
-          fma_bf16x2(mask_or<0x000f000f, 0x43004300>(word >> (4 * i)), 0x3f803f80, offset[i % 2]);
+struct ExactNibbles<__nv_bfloat16> : ByteNibbles<__nv_bfloat16> {
+  using ByteNibbles<__nv_bfloat16>::ByteNibbles;
+  static __device__ __forceinline__ uint32_t second_scale(uint32_t scale) {
+    return multiply(scale, 0x40804080);
   }
   static __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
     return fma_bf16x2(a, b, 0x80008000);
@@ -198,7 +191,7 @@ struct ScaledNibbles {
   // Zero points in the low bytes; a pair of scales.
   __device__ __forceinline__ ScaledNibbles(uint32_t zeros, uint32_t scales) : exact(zeros) {
     scale[0] = __byte_perm(scales, 0, 0x1010);
-    scale[1] = __byte_perm(scales, 0, 0x3232);
+    scale[1] = ExactNibbles<T>::second_scale(__byte_perm(scales, 0, 0x3232));
   }
   __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
     exact.run(a, word);

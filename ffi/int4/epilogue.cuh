@@ -49,53 +49,101 @@ __device__ __forceinline__ void store_output(const Int4Params& p, int row, int c
   }
 }
 
-// Two neighbouring channels of the output, the first an even one, of which a thread has several rows.
+// The bias of two neighbouring channels, the first an even one; zeros where there is none.
 template <class T>
-struct ChannelPair {
-  T* const out;  // the first row
-  const int channels, rows;
-  const bool both, whole;  // whether the second channel is there; pairs are aligned
-  float2 bias = {};
+__device__ __forceinline__ float2 bias_pair(const Int4Params& p, int channel) {
+  if (!p.bias || channel >= p.channels) return make_float2(0.0f, 0.0f);
+  const T* from = static_cast<const T*>(p.bias) + channel;
+  return make_float2(from[0], channel + 1 < p.channels ? static_cast<float>(from[1]) : 0.0f);
+}
 
-  // No rows where the channels are not there.
-  __device__ __forceinline__ ChannelPair(const Int4Params& p, int channel)
-      : out(static_cast<T*>(p.out) + channel),
-        channels(p.channels),
-        rows(channel < p.channels ? p.rows : 0),
-        both(channel + 1 < p.channels),
-        whole(p.channels % 2 == 0) {
-    if (!p.bias || channel >= p.channels) return;
-    const T* from = static_cast<const T*>(p.bias) + channel;
-    bias = make_float2(from[0], both ? static_cast<float>(from[1]) : 0.0f);
+// Where a thread's sums of two neighbouring channels go, the first an even one: to the output, or to the sums of a split in the
+// workspace. They come in quads, two rows each, of which the next one is eight rows further on. All that does
+// not depend on the quad is worked out once.
+template <class T>
+class ChannelPair {
+ public:
+  // `row`: the first one of quad 0.
+  __device__ __forceinline__ ChannelPair(const Int4Params& p, int channel, int row, bool parts,
+                                         int split)
+      : parts(parts),
+        second(channel + 1 < p.channels),
+        aligned(p.channels % 2 == 0),
+        octets(!parts && p.channels % 8 == 0) {
+    const int width = parts ? p.strips * kStrip : p.channels, bytes = parts ? 4 : 2;
+    const int64_t first = row + (parts ? static_cast<int64_t>(split) * p.rows : 0);
+    rows = channel < width ? p.rows - row : 0;
+    row_bytes = width * bytes;
+    to = (parts ? reinterpret_cast<char*>(p.partials) : static_cast<char*>(p.out)) +
+         first * row_bytes + channel * bytes;
+    bias = parts ? make_float2(0.0f, 0.0f) : bias_pair<T>(p, channel);
   }
 
-  __device__ __forceinline__ void store(int row, float first, float second) const {
-    if (row >= rows) return;
-    T* to = out + static_cast<int64_t>(row) * channels;
-    const uint32_t pair = pack_floats<T>(first + bias.x, second + bias.y);
-    if (whole) {
-      *reinterpret_cast<uint32_t*>(to) = pair;
+  __device__ __forceinline__ void store(int quad, float4 sum) const {
+    const uint32_t row = quad * 8;
+    if (static_cast<int>(row) >= rows) return;
+    char* const at = to + static_cast<uint64_t>(row) * row_bytes;
+    store_row(at, sum.x + bias.x, sum.z + bias.y);
+    if (static_cast<int>(row) + 1 < rows) store_row(at + row_bytes, sum.y + bias.x, sum.w + bias.y);
+  }
+
+  // Quads first + i * step of a warp, in which four lanes (numbers 4 and 8 apart) have eight neighbouring channels: each of
+  // them stores a quad's. Only where octets.
+  __device__ __forceinline__ void store_four(int first, int step, const float4* sums) const {
+    uint32_t even[4], odd[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      even[i] = pack_floats<T>(sums[i].x + bias.x, sums[i].z + bias.y);
+      odd[i] = pack_floats<T>(sums[i].y + bias.x, sums[i].w + bias.y);
+    }
+    const int i = threadIdx.x / 4 % 4;
+    transpose(even, i);
+    transpose(odd, i);
+    const uint32_t row = (first + i * step) * 8;
+    if (static_cast<int>(row) >= rows) return;
+    char* const at = to - i * 4 + static_cast<uint64_t>(row) * row_bytes;
+    *reinterpret_cast<uint4*>(at) = make_uint4(even[0], even[1], even[2], even[3]);
+    if (static_cast<int>(row) + 1 < rows)
+      *reinterpret_cast<uint4*>(at + row_bytes) = make_uint4(odd[0], odd[1], odd[2], odd[3]);
+  }
+
+  const bool octets;  // whether rows of the output are multiples of 16 bytes
+
+ private:
+  char* to;
+  uint32_t row_bytes;
+  int rows;  // from that of quad 0 on; none where the channels are not there
+  float2 bias;
+  const bool parts, second, aligned;  // whether the second channel is there; pairs are aligned
+
+  // Word j of lane i of four becomes word i of lane j.
+  static __device__ __forceinline__ void transpose(uint32_t (&w)[4], int i) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (j & bit) continue;
+        const uint32_t give = i & bit ? w[j] : w[j + bit];
+        const uint32_t get = __shfl_xor_sync(0xffffffffu, give, 4 * bit);
+        w[j] = i & bit ? get : w[j];
+        w[j + bit] = i & bit ? w[j + bit] : get;
+      }
+  }
+
+  __device__ __forceinline__ void store_row(char* at, float a, float b) const {
+    if (parts) {
+      *reinterpret_cast<float2*>(at) = make_float2(a, b);
+      return;
+    }
+    const uint32_t pair = pack_floats<T>(a, b);
+    if (aligned) {
+      *reinterpret_cast<uint32_t*>(at) = pair;
     } else {
-      reinterpret_cast<uint16_t*>(to)[0] = static_cast<uint16_t>(pair);
-      if (both) reinterpret_cast<uint16_t*>(to)[1] = static_cast<uint16_t>(pair >> 16);
+      reinterpret_cast<uint16_t*>(at)[0] = static_cast<uint16_t>(pair);
+      if (second) reinterpret_cast<uint16_t*>(at)[1] = static_cast<uint16_t>(pair >> 16);
     }
   }
-  // A quad: two rows.
-  __device__ __forceinline__ void store(int row, float4 sum) const {
-    store(row, sum.x, sum.z);
-    store(row + 1, sum.y, sum.w);
-  }
 };
-
-// Two rows by two channels of the sums of a split.
-__device__ __forceinline__ void store_part(const Int4Params& p, int split, int row, int channel,
-                                           float4 sum) {
-  const int width = p.strips * kStrip;
-  if (channel >= width) return;
-  float* to = p.partials + (static_cast<int64_t>(split) * p.rows + row) * width + channel;
-  if (row < p.rows) *reinterpret_cast<float2*>(to) = make_float2(sum.x, sum.z);
-  if (row + 1 < p.rows) *reinterpret_cast<float2*>(to + width) = make_float2(sum.y, sum.w);
-}
 
 // Four channels, or those to the partial sums of a split if there are any.
 template <class T>

@@ -20,6 +20,8 @@ struct SumExchange {
   static constexpr int kQuadBytes = kLanes * 16, kPartBytes = kQuads * kQuadBytes;
   static constexpr int kLocalBytes = kDepthGroups * kPartBytes;
   static constexpr int kBytes = kLocalBytes + kPartBytes;
+  static constexpr int kHalvesBytes =
+      kDepthGroups <= 2 ? kPartBytes * 3 / 2 : kBytes;  // of two CTAs
   using Sums = float[kN / 2];
 
   const uint32_t base,
@@ -40,7 +42,8 @@ struct SumExchange {
     if (!cluster()) return;
     mbarrier_init(barrier, 1);
     mbarrier_init_fence();
-    mbarrier_arrive_expect(barrier, owned(split) * (splits - 1) * kQuadBytes);
+    mbarrier_arrive_expect(barrier,
+                           halves() ? kPartBytes / 2 : owned(split) * (splits - 1) * kQuadBytes);
   }
 
   // Says that this thread reads and writes the ring of its CTA no more. All threads of a CTA that is part of a cluster.
@@ -51,6 +54,7 @@ struct SumExchange {
   __device__ __forceinline__ void stand_by() const {
     if (!cluster()) return;
     cluster_wait();
+    if (halves()) return;
     cluster_arrive_relaxed();
     cluster_wait();
   }
@@ -60,41 +64,58 @@ struct SumExchange {
   __device__ __forceinline__ uint32_t part(int owner) const {
     return base + owner * (kPartBytes >> shift());
   }
+  // This lane's place for the sums of one depth group. Alone, the quads of a CTA follow each other.
+  template <bool kCluster>
   __device__ __forceinline__ uint32_t local(int depth, int quad) const {
-    return part(quad & (splits - 1)) + depth * kPartBytes + (quad >> shift()) * kQuadBytes +
-           lane * 16;
+    const uint32_t at = base + depth * kPartBytes + lane * 16;
+    if constexpr (kCluster)
+      return at + (quad & (splits - 1)) * (kPartBytes >> shift()) + (quad >> shift()) * kQuadBytes;
+    return at + quad * kQuadBytes;
   }
   __device__ __forceinline__ uint32_t received(int from) const { return part(from) + kLocalBytes; }
 
   __device__ __forceinline__ void sync() const { named_barrier_sync(1, kThreads); }
 
+  template <bool kCluster>
   __device__ __forceinline__ void write_local(const Sums& sums) const {
     sync();  // the ring is free
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
       const float* s = sums + quad * 4;
       if (has_rows(quad))
-        store_shared_float4(local(depth_group, quad), make_float4(s[0], s[1], s[2], s[3]));
+        store_shared_float4(local<kCluster>(depth_group, quad),
+                            make_float4(s[0], s[1], s[2], s[3]));
     }
   }
 
-  // body(quad, the CTA's sum of it) for the quads whose turn is this warpgroup's.
-  template <class Body>
+  // body(quad, the CTA's sum of it) for the quads whose turn is this warpgroup's. Several are read before the first of them is
+  // needed.
+  template <bool kCluster, class Body>
   __device__ __forceinline__ void for_quads(Body body) const {
-#pragma unroll 2
-    for (int quad = depth_group; quad < kQuads; quad += kDepthGroups) {
-      if (!has_rows(quad)) continue;
-      float4 sum = load_shared_float4(local(0, quad));
+    constexpr int kMine = (kQuads + kDepthGroups - 1) / kDepthGroups;
+    constexpr int kBatch = kMine < 4 ? kMine : 4;
+    static_assert(kMine % kBatch == 0 && (kMine == 1 || kQuads % kDepthGroups == 0));
+#pragma unroll 1
+    for (int first = depth_group; has_rows(first) && first < kQuads;
+         first += kBatch * kDepthGroups) {
+      float4 sum[kBatch];
 #pragma unroll
-      for (int depth = 1; depth < kDepthGroups; ++depth)
-        sum = sum + load_shared_float4(local(depth, quad));
-      body(quad, sum);
+      for (int i = 0; i < kBatch; ++i) {
+        const int quad = first + i * kDepthGroups;
+        sum[i] = load_shared_float4(local<kCluster>(0, quad));
+#pragma unroll
+        for (int depth = 1; depth < kDepthGroups; ++depth)
+          sum[i] = sum[i] + load_shared_float4(local<kCluster>(depth, quad));
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i)
+        if (has_rows(first + i * kDepthGroups)) body(first + i * kDepthGroups, sum[i]);
     }
   }
 
   // Sends the CTA's sums, which lie in the first local part, and adds up those of the cluster.
-  template <class Store>
-  __device__ __forceinline__ void finish_cluster(Store store) const {
+  template <class Output>
+  __device__ __forceinline__ void finish_cluster(Output output) const {
     fence_async_shared();
     sync();
     cluster_wait();  // the rings of the others are free, and their barriers there
@@ -103,40 +124,134 @@ struct SumExchange {
                   remote_address(barrier, lane));
     mbarrier_wait(barrier, 0);
     cluster_arrive_relaxed();
+    if (depth_group < owned(split)) {
+      const auto out = output();
 #pragma unroll 1
-    for (int at = depth_group; at < owned(split); at += kDepthGroups) {
-      float4 sum = {};
+      for (int at = depth_group; at < owned(split); at += kDepthGroups) {
+        float4 sum = {};
 #pragma unroll 1
-      for (int from = 0; from < splits; ++from) {
-        const uint32_t of = from == split ? part(split) : received(from);
-        sum = sum + load_shared_float4(of + at * kQuadBytes + lane * 16);
+        for (int from = 0; from < splits; ++from) {
+          const uint32_t of = from == split ? part(split) : received(from);
+          sum = sum + load_shared_float4(of + at * kQuadBytes + lane * 16);
+        }
+        out.store(split + at * splits, sum);
       }
-      store(split + at * splits, sum);
     }
     cluster_wait();  // what this CTA sent has been read
   }
 
-  // After arrive(), by all threads that have sums: store(quad, sum) for every quad that this thread is to store.
-  template <class Store>
-  __device__ __forceinline__ void finish(const Sums& sums, Store store) const {
-    if (kDepthGroups == 1 && !cluster()) {
+  // --- Two that share a sum: each keeps every second quad in its registers, and adds what the other one has of it. ---
+
+  static constexpr int kMine = kQuads / (kDepthGroups == 2 ? 2 : 1);  // after adding up in the CTA
+  __device__ __forceinline__ bool halves() const { return kDepthGroups <= 2 && splits == 2; }
+
+  template <int kCount>
+  static __device__ __forceinline__ void halve(float4 (&keep)[kCount], float4 (&give)[kCount],
+                                               const float4 (&all)[2 * kCount], bool second) {
 #pragma unroll
-      for (int quad = 0; quad < kQuads; ++quad) {
-        const float* s = sums + quad * 4;
-        if (has_rows(quad)) store(quad, make_float4(s[0], s[1], s[2], s[3]));
-      }
+    for (int i = 0; i < kCount; ++i) {
+      const float4 a = all[2 * i], b = all[2 * i + 1];
+      keep[i] = second ? b : a;
+      give[i] = second ? a : b;
+    }
+  }
+  // A lane's place for quads that `from` passes on, in some part of the ring.
+  __device__ __forceinline__ uint32_t passed(int part, int from, int count) const {
+    return base + part * kPartBytes + from * (count * kQuadBytes) + lane * 16;
+  }
+
+  // Of both depth groups.
+  __device__ __forceinline__ void add_local(float4 (&mine)[kMine],
+                                            const float4 (&all)[kQuads]) const {
+    float4 give[kMine];
+    halve(mine, give, all, depth_group == 1);
+    sync();  // the ring is free
+    const uint32_t to = passed(0, depth_group, kMine), from = passed(0, 1 - depth_group, kMine);
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) store_shared_float4(to + i * kQuadBytes, give[i]);
+    sync();
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) mine[i] = mine[i] + load_shared_float4(from + i * kQuadBytes);
+  }
+
+  // Of both CTAs of a cluster.
+  template <int kCount>
+  __device__ __forceinline__ void add_remote(float4 (&keep)[kCount],
+                                             const float4 (&mine)[2 * kCount]) const {
+    float4 give[kCount];
+    halve(keep, give, mine, split == 1);
+    cluster_wait();  // the other one's ring is free, and its barrier there
+    const uint32_t at = passed(1, depth_group, kCount), to = remote_address(at, 1 - split);
+    const uint32_t there = remote_address(barrier, 1 - split);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) store_remote(to + i * kQuadBytes, give[i], there);
+    mbarrier_wait(barrier, 0);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) keep[i] = keep[i] + load_shared_float4(at + i * kQuadBytes);
+  }
+
+  // Quads first + i * step.
+  template <int kCount, class Out>
+  __device__ __forceinline__ void store_all(const Out& out, const float4 (&sums)[kCount], int first,
+                                            int step) const {
+    constexpr int kFours = kCount / 4 * 4;
+    if (out.octets) {
+#pragma unroll
+      for (int i = 0; i < kFours; i += 4)
+        if (has_rows(first + i * step)) out.store_four(first + i * step, step, sums + i);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      if (i >= kFours || !out.octets) out.store(first + i * step, sums[i]);
+  }
+
+  template <class Output>
+  __device__ __forceinline__ void finish_halves(const Sums& sums, Output output) const {
+    float4 all[kQuads], mine[kMine];
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const float* s = sums + quad * 4;
+      all[quad] = make_float4(s[0], s[1], s[2], s[3]);
+    }
+    if constexpr (kDepthGroups == 2) {
+      add_local(mine, all);
+    } else {
+#pragma unroll
+      for (int quad = 0; quad < kQuads; ++quad) mine[quad] = all[quad];
+    }
+    if (!cluster()) {
+      store_all(output(), mine, depth_group, kDepthGroups);
       return;
     }
-    write_local(sums);
-    if constexpr (kDepthGroups > 1) {
-      sync();
-      if (!cluster()) {
-        for_quads(store);
+    float4 half[kMine / 2];
+    add_remote(half, mine);
+    store_all(output(), half, depth_group + kDepthGroups * split, 2 * kDepthGroups);
+  }
+
+  // After arrive(), by all threads that have sums: output().store(quad, sum) for every quad that this thread is to store.
+  template <class Output>
+  __device__ __forceinline__ void finish(const Sums& sums, Output output) const {
+    if constexpr (kDepthGroups <= 2) {
+      if (!cluster() || halves()) {
+        finish_halves(sums, output);
         return;
       }
-      for_quads([&](int quad, float4 sum) { store_shared_float4(local(0, quad), sum); });
     }
-    finish_cluster(store);
+    if (cluster()) {
+      write_local<true>(sums);
+      if constexpr (kDepthGroups > 1) {
+        sync();
+        for_quads<true>(
+            [&](int quad, float4 sum) { store_shared_float4(local<true>(0, quad), sum); });
+      }
+      finish_cluster(output);
+    } else if constexpr (kDepthGroups > 2) {
+      write_local<false>(sums);
+      sync();
+      if (depth_group >= kQuads || !has_rows(depth_group)) return;
+      const auto out = output();
+      for_quads<false>([&](int quad, float4 sum) { out.store(quad, sum); });
+    }
   }
 };
 

@@ -261,11 +261,6 @@ struct LargeKernel {
             0};
   }
 
-  // This thread's channels of a strip in the output.
-  __device__ __forceinline__ ChannelPair<T> channels(int channel_block) const {
-    return ChannelPair<T>(p, channel_block * Traits::kChannels + pair);
-  }
-
   __device__ __forceinline__ void store_part(int slot, const float (&sums)[kN / 2],
                                              int rows) const {
     float4* const to = large_part<Traits>(p, slot * Traits::kPair + rank) + threadIdx.x;
@@ -282,7 +277,7 @@ struct LargeKernel {
     using Panel = typename Traits::Panel;
     const int first = (work.channel_block + rank) * Traits::kChannels;
     const uint32_t panel = base + Traits::kPanelsOffset + strip * Panel::kBytes;
-    const float2 bias = ChannelPair<T>(p, first + pair).bias;
+    const float2 bias = bias_pair<T>(p, first + pair);
     uint32_t to[2];  // of this thread's two rows of eight
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -311,6 +306,12 @@ struct LargeKernel {
     }
   }
 
+  // This thread's place in the output.
+  __device__ __forceinline__ ChannelPair<T> output(const LargeWork<Traits::kPair>& work) const {
+    return {p, (work.channel_block + rank) * Traits::kChannels + pair,
+            work.row_block * kN + lane % 4 * 2, false, 0};
+  }
+
   __device__ __forceinline__ void finish(const LargeWork<Traits::kPair>& work,
                                          const float (&sums)[kN / 2]) const {
     if (Traits::kPair > 1 && work.slot >= 0) {
@@ -323,12 +324,9 @@ struct LargeKernel {
         return;
       }
     }
-    const auto out = channels(work.channel_block + rank);
-    const int row = work.row_block * kN + lane % 4 * 2;
-    const auto store = [&](int quad, float4 sum) { out.store(row + quad * 8, sum); };
     const auto exchange = this->exchange(work.row_block);
     exchange.arrive();
-    exchange.finish(sums, store);
+    exchange.finish(sums, [&] { return output(work); });
   }
 
   __device__ __forceinline__ void consume() {

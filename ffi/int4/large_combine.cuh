@@ -39,11 +39,11 @@ __global__ void __launch_bounds__(Traits::kConsumers)
   const int lane = threadIdx.x % 32;
   const int channel = (work.channel_block + rank) * Traits::kChannels + threadIdx.x / 128 * kStrip +
                       threadIdx.x / 32 % 4 * 16 + lane / 4 * 2;
-  const ChannelPair<typename Traits::T> out(p, channel);
+  const int quad = blockIdx.y * kCombineQuads;
+  const ChannelPair<typename Traits::T> out(
+      p, channel, work.row_block * Traits::kN + quad * 8 + lane % 4 * 2, false, 0);
 #pragma unroll
-  for (int i = 0; i < kCombineQuads; ++i)
-    out.store(work.row_block * Traits::kN + (blockIdx.y * kCombineQuads + i) * 8 + lane % 4 * 2,
-              sums[i]);
+  for (int i = 0; i < kCombineQuads; ++i) out.store(i, sums[i]);
 }
 
 template <class Traits>

@@ -62,8 +62,10 @@ struct MediumTraits {
   static constexpr int kScalesOffset = kWeightsOffset + kStages * kGroups * kWeightBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
   // Clusters only where what they exchange fits.
-  static constexpr int kExchangeBytes =
-      Exchange::kBytes <= kMostBytes ? Exchange::kBytes : Exchange::kLocalBytes;
+  static constexpr int kExchangeBytes = Exchange::kBytes <= kMostBytes ? Exchange::kBytes
+                                        : Exchange::kHalvesBytes <= kMostBytes
+                                            ? Exchange::kHalvesBytes
+                                            : Exchange::kLocalBytes;
   static constexpr int kBarriersOffset = kRingBytes > kExchangeBytes ? kRingBytes : kExchangeBytes;
   static constexpr int kSharedBytes = kBarriersOffset + (2 * kStages * kDepthGroups + 1) * 8;
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
@@ -79,6 +81,8 @@ __device__ __forceinline__ uint32_t read_thread() {
 __device__ __forceinline__ void hold(uint4& words) {
   asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
 }
+
+__device__ __forceinline__ void hold(uint64_t& descriptor) { asm volatile("" : "+l"(descriptor)); }
 
 template <class Traits>
 struct MediumKernel {
@@ -266,12 +270,14 @@ struct MediumKernel {
   // Products of the chunk that begins with k-step `first`, which may begin new sums.
   __device__ __forceinline__ void issue(Sums& sums, const uint32_t (&a)[kChunk][4], int stage,
                                         int first) const {
+    uint64_t at = rows;
+    if constexpr (kChunk == 1) hold(at);  // what follows from it is not kept, for want of registers
     warpgroup_arrive();
 #pragma unroll
     for (int i = 0; i < kChunk; ++i)
       WarpgroupMma<T, kN>::registers_transposed(
           sums, a[i],
-          advance(rows,
+          advance(at,
                   stage * (kDepthGroups * Rows::kBytes) + Rows::column_offset(16 * (first + i))),
           kStageSums && first + i == 0 ? 0 : 1);
     warpgroup_commit();
@@ -366,13 +372,8 @@ struct MediumKernel {
         channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
     const auto exchange = this->exchange();
     exchange.arrive();
-    const ChannelPair<T> out(p, channel);
-    exchange.finish(sums, [&](int quad, float4 sum) {
-      if (p.partials)
-        store_part(p, split, row + quad * 8, channel, sum);
-      else
-        out.store(row + quad * 8, sum);
-    });
+    exchange.finish(sums,
+                    [&] { return ChannelPair<T>(p, channel, row, p.partials != nullptr, split); });
   }
 };
 

@@ -23,7 +23,7 @@ MEASURED = {
     ),
     (4096, 4096): (
         *("small 32x8 d16 s1", "small 32x8 d16 s1", "small 64x16 d8 s2", "medium 64x32 d8 s2"),
-        *("medium 64x32 d8 s1", "medium 128x64 d2 s2", "medium 128x64 d2 s1"),
+        *("medium 64x32 d8 s1", "medium 128x64 d2 s2", "medium 128x128 d2 s2"),
         *("medium 128x128 d2 s1", LARGE, LARGE),
     ),
     (4096, 14336): (
@@ -34,7 +34,7 @@ MEASURED = {
     (14336, 4096): (
         *("small 32x8 d16 s1", "small 32x8 d16 s1", "small 64x16 d8 s2", "medium 128x32 d4 s4"),
         *("medium 128x64 d2 s4", "medium 128x128 d2 s4", "medium 128x128 d2 s2"),
-        *("medium 128x128 d2 s1", LARGE, LARGE),
+        *("medium 256x128 d1 s2", LARGE, LARGE),
     ),
     (4096, 11008): (
         *("small 64x8 d4 s2", "small 64x8 d4 s2", "small 64x16 d4 s2", "medium 128x32 d4 s1"),
@@ -43,8 +43,8 @@ MEASURED = {
     ),
     (4096, 1024): (
         *("small 64x8 d8 s4", "small 64x8 d8 s4", "small 64x16 d8 s4", "small 128x32 d4 s8"),
-        *("medium 128x64 d2 s8", "medium 64x32 d8 s2", "medium 128x128 d2 s4"),
-        *("medium 128x128 d2 s2", "large 128x128 d1 s2", LARGE),
+        *("medium 128x64 d2 s8", "medium 64x32 d8 s2", "medium 128x64 d2 s4"),
+        *("medium 128x128 d2 s4", "large 128x128 d1 s2", LARGE),
     ),
     (5120, 13824): (
         *("small 64x8 d4 s1", "small 64x8 d4 s1", "small 64x16 d4 s1", "medium 128x32 d4 s1"),
@@ -53,7 +53,7 @@ MEASURED = {
     ),
     (8192, 8192): (
         *("small 64x8 d8 s1", "small 64x8 d8 s1", "small 64x16 d8 s1", "medium 128x32 d4 s2"),
-        *("medium 128x64 d2 s2", "medium 128x128 d2 s2", "medium 128x128 d2 s1"),
+        *("medium 128x64 d2 s2", "medium 128x128 d2 s2", "medium 256x128 d1 s2"),
         *("medium 256x128 d1 s1", LARGE, LARGE),
     ),
 }
