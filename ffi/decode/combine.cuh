@@ -38,11 +38,13 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
                                                    int head, bool by_border) {
   const unsigned rows = rows_per_request(p);
   Contributions c = {};
-  unsigned b, row;
+  unsigned b, row, lane = 0;
   if (by_border) {
     const Line line = whole_line(p);
     const EvenCut cut = stream_cut(p, line);
-    const int border = cut.begin(candidate + 1);
+    const unsigned before = candidate / p.lanes;
+    lane = candidate - before * p.lanes;
+    const int border = cut.begin(before + 1);
     if (border >= line.total) return c;
     const Place place = find_position(p, border);
     const unsigned chunks = load_request(p, place.b).chunks;
@@ -50,13 +52,14 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
     row = static_cast<unsigned>(border - place.line_begin) / chunks;
     // The row is the business of the first border inside it.
     const int row_begin = place.line_begin + row * chunks;
-    if (border == row_begin || cut.begin(candidate) > row_begin) return c;
+    if (border == row_begin || cut.begin(before) > row_begin) return c;
   } else {
     b = candidate / rows;
     row = candidate - b * rows;
+    if (p.lanes > 1) lane = row, row = 0;
   }
   const Request request = load_request(p, b);
-  const Row place(p, b, row);
+  const Row place(p, b, row + lane);
   if (head >= place.heads(p)) return c;
   c.b = b;
   c.query_head = place.query_head(p) + head;
@@ -68,7 +71,7 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
   }
   const EvenCut cut = stream_cut(p, whole_line(p));
   const int row_begin = chunks_before(p, b) + row * request.chunks;
-  c.parts = stream_parts(cut, row_begin, request.chunks);
+  c.parts = stream_parts(p, cut, row_begin, request.chunks, lane);
   if (c.parts.count == 1) c.parts.count = 0;
   return c;
 }

@@ -80,14 +80,19 @@ __device__ __forceinline__ int rows_per_request(const DecodeParams& p) {
   return p.kv_heads * p.head_blocks;
 }
 
+// Rows of a request in the line of the stream, one behind the other.
+__device__ __forceinline__ int line_rows(const DecodeParams& p) {
+  return p.lanes > 1 ? 1 : rows_per_request(p);
+}
+
 // Chunks of the requests before `b`. Called by full warps.
 template <Keys kKeys = Keys::kEither>
 __device__ inline int chunks_before(const DecodeParams& p, int b) {
-  if (even_lengths(p)) return load_request<kKeys>(p, 0).chunks * rows_per_request(p) * b;
+  if (even_lengths(p)) return load_request<kKeys>(p, 0).chunks * line_rows(p) * b;
   int sum = 0;
 #pragma unroll 1
   for (int i = threadIdx.x % 32; i < b; i += 32) sum += load_request<kKeys>(p, i).chunks;
-  return __reduce_add_sync(0xffffffffu, sum) * rows_per_request(p);
+  return __reduce_add_sync(0xffffffffu, sum) * line_rows(p);
 }
 
 // The line of all rows: how many chunks it has, and whether every request has as many. Of more than 32 requests that is not
@@ -106,7 +111,7 @@ __device__ inline Line whole_line(const DecodeParams& p) {
 #pragma unroll 1
   for (int i = lane; i < p.batch; i += 32) own += load_request<kKeys>(p, i).chunks;
   const int first = __shfl_sync(0xffffffffu, own, 0);
-  return {__reduce_add_sync(0xffffffffu, own) * rows_per_request(p),
+  return {__reduce_add_sync(0xffffffffu, own) * line_rows(p),
           __all_sync(0xffffffffu, lane >= p.batch || own == first) != 0};
 }
 
@@ -129,7 +134,7 @@ __device__ inline Place find_position(const DecodeParams& p, int position) {
 #pragma unroll 1
   for (int b0 = 0; b0 < p.batch; b0 += 32) {
     const int own =
-        b0 + lane < p.batch ? load_request<kKeys>(p, b0 + lane).chunks * rows_per_request(p) : 0;
+        b0 + lane < p.batch ? load_request<kKeys>(p, b0 + lane).chunks * line_rows(p) : 0;
     int inclusive = own;
 #pragma unroll 1
     for (int offset = 1; offset < 32; offset *= 2) {
@@ -167,7 +172,7 @@ __device__ __forceinline__ EvenCut even_cut(int chunks, int pieces) {
 
 // How the stream is cut. Where all requests have as many chunks fewer CTAs may take part, so that rows end with a CTA.
 __device__ __forceinline__ EvenCut stream_cut(const DecodeParams& p, const Line& line) {
-  return even_cut(line.total, min(line.even ? p.even_ctas : p.ctas, line.total));
+  return even_cut(line.total, min((line.even ? p.even_ctas : p.ctas) / p.lanes, line.total));
 }
 
 // A request, key/value head and block of its query heads.
@@ -185,6 +190,10 @@ struct Row {
 
   // Moves on to the next row; true if it is another request's.
   __device__ bool advance(const DecodeParams& p) {
+    if (p.lanes > 1) {
+      ++b;
+      return true;
+    }
     if (++head_block < p.head_blocks) return false;
     head_block = 0;
     if (++kv_head < p.kv_heads) return false;
@@ -239,15 +248,16 @@ __device__ __forceinline__ Cursor no_chunk(const DecodeParams& p) {
 template <Keys kKeys>
 __device__ inline Cursor first_chunk_of_even(const DecodeParams& p, unsigned cta) {
   const Request request = load_request<kKeys>(p, 0);
-  const unsigned per_request = request.chunks * rows_per_request(p);
+  const unsigned per_request = request.chunks * line_rows(p);
   const int total = per_request * p.batch;
   const EvenCut cut = stream_cut(p, {total, true});
-  const unsigned position = cut.begin(cta);
+  const unsigned piece = cta / p.lanes, own_lane = cta - piece * p.lanes;
+  const unsigned position = cut.begin(piece);
   if (position >= static_cast<unsigned>(total)) return no_chunk(p);
   const unsigned b = p.batch == 1 ? 0 : position / per_request;
   const unsigned offset = position - b * per_request;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks), cut.size(piece)};
 }
 
 // In the stream of at most 32 requests: every lane looks one of them up, once. Called by full warps.
@@ -256,7 +266,7 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   constexpr unsigned kAll = 0xffffffffu;
   const int lane = threadIdx.x % 32;
   Request request = load_request<kKeys>(p, min(lane, p.batch - 1));
-  const int own = lane < p.batch ? request.chunks * rows_per_request(p) : 0;
+  const int own = lane < p.batch ? request.chunks * line_rows(p) : 0;
   int end = own;
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
@@ -267,7 +277,8 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   const int first = __shfl_sync(kAll, own, 0);
   const bool even = __all_sync(kAll, lane >= p.batch || own == first);
   const EvenCut cut = stream_cut(p, {total, even});
-  const int position = cut.begin(cta);
+  const unsigned piece = cta / p.lanes, own_lane = cta - piece * p.lanes;
+  const int position = cut.begin(piece);
   if (position >= total) return no_chunk(p);
   const int b = __ffs(__ballot_sync(kAll, end > position)) - 1;
   const unsigned offset = position - __shfl_sync(kAll, end - own, b);
@@ -278,7 +289,7 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   request.chunks = __shfl_sync(kAll, request.chunks, b);
   request.first_entry = __shfl_sync(kAll, request.first_entry, b);
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks), cut.size(piece)};
 }
 
 // Where a CTA begins. Called by full warps.
@@ -306,14 +317,15 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   if (p.batch <= 32) return first_chunk_of_few<kKeys>(p, cta);
   const Line line = whole_line<kKeys>(p);
   const EvenCut cut = stream_cut(p, line);
-  const int position = cut.begin(cta);
+  const unsigned piece = cta / p.lanes, own_lane = cta - piece * p.lanes;
+  const int position = cut.begin(piece);
   if (position >= line.total) return no_chunk(p);
   const Place place = find_position<kKeys>(p, position);
   const Request request = load_request<kKeys>(p, place.b);
   const unsigned offset = position - place.line_begin;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
   const int chunk = offset - row * request.chunks;
-  return {request, Row(p, place.b, row), chunk, cut.size(cta)};
+  return {request, Row(p, place.b, row + own_lane), chunk, cut.size(piece)};
 }
 
 // Where a partial result of one query head goes: to the workspace, or to shared memory for the cluster.
@@ -353,10 +365,11 @@ __device__ inline Parts fixed_parts(const DecodeParams& p, const Row& row, int c
 
 // In the stream a CTA leaves at most two: in its even slot the end or middle of a row that began before, in
 // its odd slot the beginning of a row that goes on.
-__device__ inline Parts stream_parts(const EvenCut& cut, int row_begin, int chunks) {
+__device__ inline Parts stream_parts(const DecodeParams& p, const EvenCut& cut, int row_begin, int chunks, int lane) {
   const int first = cut.piece_of(row_begin);
   const int last = cut.piece_of(row_begin + chunks - 1);
-  return {last - first + 1, 2 * int64_t{first} + 1, 2 * (int64_t{first} + 1), 2};
+  const int64_t cta = int64_t{first} * p.lanes + lane;
+  return {last - first + 1, 2 * cta + 1, 2 * (cta + p.lanes), 2 * p.lanes};
 }
 
 }  // namespace jax_baracuda
