@@ -55,8 +55,9 @@ cudaError_t prepare_combine(DType dtype, int dim_tile) {
 cudaError_t launch_combine(DType dtype, int dim_tile, const DecodeParams& params, bool programmatic,
                            cudaStream_t stream) {
   const int64_t rows = int64_t{params.batch} * params.kv_heads * params.head_blocks;
-  const bool by_border = params.splits == 0 && params.ctas - params.lanes < rows;
-  const int64_t candidates = by_border ? params.ctas - params.lanes : rows;
+  const int lanes = params.lanes.divisor;
+  const bool by_border = params.splits == 0 && params.ctas - lanes < rows;
+  const int64_t candidates = by_border ? params.ctas - lanes : rows;
   if (candidates == 0) return cudaSuccess;
   // Few parts a row: a warp is enough, and more of them fit at once.
   const int64_t most_parts =

@@ -32,48 +32,70 @@ struct Contributions {
   }
 };
 
-// The row that a CTA of the combine grid looks after. There are as many candidates as rows or, if that
+// What is to be added up for a query head of a row.
+__device__ inline Contributions contributions_to(const DecodeParams& p, const Row& row, int head) {
+  Contributions c = {};
+  c.b = row.b;
+  c.query_head = row.query_head(p) + head;
+  c.query_row = row.query_row(p) + head;
+  c.slot_head = first_slot_head(p, row.head_block) + head;
+  return c;
+}
+
+// With a fixed split count: the candidates are the rows.
+__device__ inline Contributions find_pieces(const DecodeParams& p, unsigned candidate, int head) {
+  const unsigned rows = rows_per_request(p);
+  const unsigned b = candidate / rows;
+  const Row row(p, b, candidate - b * rows);
+  if (head >= row.heads(p)) return {};
+  Contributions c = contributions_to(p, row, head);
+  c.parts = fixed_parts(p, row, load_request(p, b).chunks);
+  return c;
+}
+
+// The row that a CTA of the combine grid looks after, in the stream. There are as many candidates as rows or, if that
 // is less, as borders between the CTAs of the stream: only rows with a border inside were split.
+template <int kBlocks>
 __device__ inline Contributions find_contributions(const DecodeParams& p, unsigned candidate,
                                                    int head, bool by_border) {
-  const unsigned rows = rows_per_request(p);
-  Contributions c = {};
-  unsigned b, row, lane = 0;
+  const RequestLine<Keys::kEither, kBlocks> line(p);
+  const EvenCut cut = stream_cut(p, line.whole());
+  unsigned b, index, chunks, lane = 0;
+  int row_begin;
   if (by_border) {
-    const Line line = whole_line(p);
-    const EvenCut cut = stream_cut(p, line);
-    const unsigned before = candidate / p.lanes;
-    lane = candidate - before * p.lanes;
-    const int border = cut.begin(before + 1);
-    if (border >= line.total) return c;
-    const Place place = find_position(p, border);
-    const unsigned chunks = load_request(p, place.b).chunks;
+    const unsigned piece = divide(candidate, p.lanes);
+    lane = candidate - piece * p.lanes.divisor;
+    const int border = cut.begin(piece + 1);
+    if (border >= line.whole().total) return {};
+    const Place place = line.find(p, border);
     b = place.b;
-    row = static_cast<unsigned>(border - place.line_begin) / chunks;
+    chunks = load_request(p, b).chunks;
+    index = static_cast<unsigned>(border - place.line_begin) / chunks;
     // The row is the business of the first border inside it.
-    const int row_begin = place.line_begin + row * chunks;
-    if (border == row_begin || cut.begin(before) > row_begin) return c;
+    row_begin = place.line_begin + index * chunks;
+    if (border == row_begin || cut.begin(piece) > row_begin) return {};
   } else {
+    const unsigned rows = rows_per_request(p);
     b = candidate / rows;
-    row = candidate - b * rows;
-    if (p.lanes > 1) lane = row, row = 0;
+    index = candidate - b * rows;
+    if (p.lanes.divisor > 1) lane = index, index = 0;
+    chunks = load_request(p, b).chunks;
+    row_begin = line.before(p, b) + index * chunks;
   }
-  const Request request = load_request(p, b);
-  const Row place(p, b, row + lane);
-  if (head >= place.heads(p)) return c;
-  c.b = b;
-  c.query_head = place.query_head(p) + head;
-  c.query_row = place.query_row(p) + head;
-  c.slot_head = first_slot_head(p, place.head_block) + head;
-  if (p.splits > 0) {
-    c.parts = fixed_parts(p, place, request.chunks);
-    return c;
-  }
-  const EvenCut cut = stream_cut(p, whole_line(p));
-  const int row_begin = chunks_before(p, b) + row * request.chunks;
-  c.parts = stream_parts(p, cut, row_begin, request.chunks, lane);
+  const Row row(p, b, index + lane);
+  if (head >= row.heads(p)) return {};
+  Contributions c = contributions_to(p, row, head);
+  c.parts = stream_parts(p, cut, row_begin, chunks, lane);
   if (c.parts.count == 1) c.parts.count = 0;
   return c;
+}
+
+// The same for any problem.
+__device__ inline Contributions find_contributions(const DecodeParams& p, unsigned candidate,
+                                                   int head, bool by_border) {
+  if (p.splits > 0) return find_pieces(p, candidate, head);
+  if (p.batch <= 32) return find_contributions<1>(p, candidate, head, by_border);
+  return find_contributions<8>(p, candidate, head, by_border);
 }
 
 // Elements of a row that are loaded together, if the head dim is a multiple of so many: lane l holds those from l * width on,

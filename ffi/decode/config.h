@@ -328,13 +328,46 @@ inline int64_t even_stream_ctas(const DecodeShape& s, const DecodeDevice& device
 // The device looks at so many requests for whether they are equally long.
 inline constexpr int kMostRequestsForEvenCtas = 32;
 
+// Whether the CTAs of the stream take the rows of a request side by side: pieces of the line of requests, one CTA a row. Those that
+// read the same pages of different heads at the same time are then neighbours.
+inline bool takes_rows_side_by_side(const DecodeShape& s, const DecodeConfig& c, int64_t rows) {
+  const int64_t lanes = rows / s.batch;
+  return s.paged && c.ctas / lanes * lanes * 16 >= c.ctas * 15;
+}
+
+// Pieces of the line of requests, of which so many fit: a few less if requests of one length then end with a piece.
+inline int64_t side_by_side_pieces(const DecodeShape& s, int64_t most) {
+  for (int64_t pieces = most; pieces * 16 >= most * 15; --pieces)
+    if (pieces > 0 && s.batch % pieces == 0) return pieces;
+  return most;
+}
+
+// Pages of many rows that are short on average, in more bytes than rings are for: two CTAs of six warps an SM.
+inline constexpr int64_t kMostPagedRowBytesForTwoCtas = 1024 * 1024;
+inline bool use_two_paged_ctas(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                               DecodeConfig& c) {
+  constexpr int kWarps = 12;  // that an SM holds
+  if (!s.paged || rows < 2 * device.sms || c.slices > 1 || c.head_blocks > 1 ||
+      max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) != kWarps ||
+      most_bytes(s, rows) > rows * kMostPagedRowBytesForTwoCtas)
+    return false;
+  set_token_warps(s, kWarps / 2, 1, c);
+  return true;
+}
+
 // All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
 inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                        int64_t slots, DecodeConfig& c) {
   const int ring_ctas = has_rings(s, c) ? use_stream_rings(s, device, rows, c) : 0;
-  const int ctas_per_sm = ring_ctas > 0 ? ring_ctas : device.ctas_per_sm;
+  const int ctas_per_sm = ring_ctas > 0                               ? ring_ctas
+                          : use_two_paged_ctas(s, device, rows, c) ? 2
+                                                                   : device.ctas_per_sm;
   const int64_t row_chunks = full_row_chunks(s, c);
   c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
+  if (takes_rows_side_by_side(s, c, rows)) {
+    c.lanes = static_cast<int>(rows / s.batch);
+    c.ctas = side_by_side_pieces(s, c.ctas / c.lanes) * c.lanes;
+  }
   const int64_t even = ring_ctas == 2 ? even_stream_ctas(s, device, rows) : 0;
   if (even > 0 && even < c.ctas) {
     if (!s.uneven_lengths)
@@ -343,7 +376,10 @@ inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t
       c.even_ctas = even;
   }
   // One chunk a row, or no room for partial results: every row is one CTA's.
-  if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
+  if (row_chunks == 1 || c.ctas < 1) {
+    c.splits = 1;
+    c.lanes = 1;
+  }
 }
 
 inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, int64_t slots,

@@ -101,7 +101,7 @@ struct DecodeParams {
   int ctas, even_ctas;
   // The stream takes so many rows of a request side by side, one a CTA: all, or one. CTAs with the same keys of different heads
   // are neighbours.
-  int lanes;
+  Divisor lanes;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,
   // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.
   Divisor full_row_chunks, full_request_rows;
