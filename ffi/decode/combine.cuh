@@ -90,14 +90,6 @@ __device__ inline Contributions find_contributions(const DecodeParams& p, unsign
   return c;
 }
 
-// The same for any problem.
-__device__ inline Contributions find_contributions(const DecodeParams& p, unsigned candidate,
-                                                   int head, bool by_border) {
-  if (p.splits > 0) return find_pieces(p, candidate, head);
-  if (p.batch <= 32) return find_contributions<1>(p, candidate, head, by_border);
-  return find_contributions<8>(p, candidate, head, by_border);
-}
-
 // Elements of a row that are loaded together, if the head dim is a multiple of so many: lane l holds those from l * width on,
 // and those that lie 32 * width further.
 constexpr int combine_width(int per_lane) { return per_lane < 4 ? per_lane : 4; }
@@ -237,8 +229,8 @@ __device__ __forceinline__ bool add_by_cta(const DecodeParams& p, const Contribu
 }
 
 // kVector: rows are loaded and stored some elements at a time. kBeside: with registers so few that CTAs fit beside those of a
-// decode kernel that reads through rings, and begin before these end.
-template <class Element, int kDimTile, bool kVector, bool kBeside>
+// decode kernel that reads through rings, and begin before these end. kBlocks: see RequestLine.
+template <class Element, int kDimTile, bool kVector, bool kBeside, int kBlocks>
 __global__ void __launch_bounds__(kCombineWarps * 32, kBeside ? 4 : 1)
     combine_kernel(const __grid_constant__ DecodeParams p, unsigned candidates, bool by_border,
                    bool by_warp) {
@@ -248,7 +240,12 @@ __global__ void __launch_bounds__(kCombineWarps * 32, kBeside ? 4 : 1)
   const unsigned candidate = unit / static_cast<unsigned>(p.block_heads);
   const int head = unit - candidate * p.block_heads;
   Contributions parts = {};
-  if (candidate < candidates) parts = find_contributions(p, candidate, head, by_border);
+  if (candidate < candidates) {
+    if (p.splits > 0)
+      parts = find_pieces(p, candidate, head);
+    else
+      parts = find_contributions<kBlocks>(p, candidate, head, by_border);
+  }
   // Every CTA waits, also those without work: this grid must not end before the one it follows.
   wait_for_dependency();
   if (parts.parts.count == 0) return;

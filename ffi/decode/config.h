@@ -182,7 +182,7 @@ inline bool has_rings(const DecodeShape& s, const DecodeConfig& c) {
 // A page table that is brought to shared memory: entries at most.
 inline constexpr int kMostTableEntries = 768;
 
-// Puts the page table behind the rings, if it is small and fits.
+// Puts the page table behind the rings of a cluster, if it is small and fits.
 inline void place_table(const DecodeShape& s, const DecodeDevice& device, int ctas_per_sm,
                         DecodeConfig& c) {
   const int with_table = c.shared_bytes + s.table_entries * 4;
@@ -203,7 +203,7 @@ inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm
   const int tile = ring_stage_bytes(s.dtype, c.dim_tile) + 8;  // with its barrier
   ring.shared_bytes = ring.ring_offset + form.warps * form.stages * tile;
   if ((ring.shared_bytes + kReservedShared) * form.ctas_per_sm > device.ring_shared) return false;
-  place_table(s, device, form.ctas_per_sm, ring);
+  if (pieces > 1) place_table(s, device, form.ctas_per_sm, ring);
   c = ring;
   return true;
 }
@@ -310,6 +310,7 @@ inline bool use_whole_rows(const DecodeShape& s, const DecodeDevice& device, int
   if (!pair && one == 0) return false;
   set_token_warps(s, !pair ? kWarps : small ? kWarps / 3 : kWarps / 2, 1, c);
   c.ctas = pair ? two : one;
+  if (c.ctas % s.kv_heads == 0) c.lanes = s.kv_heads;
   return true;
 }
 
@@ -332,24 +333,25 @@ inline constexpr int kMostRequestsForEvenCtas = 32;
 // read the same pages of different heads at the same time are then neighbours.
 inline bool takes_rows_side_by_side(const DecodeShape& s, const DecodeConfig& c, int64_t rows) {
   const int64_t lanes = rows / s.batch;
-  return s.paged && c.ctas / lanes * lanes * 16 >= c.ctas * 15;
+  return (s.paged || s.uneven_lengths) && c.ctas / lanes * lanes * 16 >= c.ctas * 15;
 }
 
-// Pieces of the line of requests, of which so many fit: a few less if requests of one length then end with a piece.
-inline int64_t side_by_side_pieces(const DecodeShape& s, int64_t most) {
+// Pieces of the line of requests, of which so many fit: of pages that are not too many a few less, if requests of one length then
+// end with a piece.
+inline constexpr int64_t kMostBytesForEvenPieces = int64_t{384} << 20;
+inline int64_t side_by_side_pieces(const DecodeShape& s, int64_t rows, int64_t most) {
+  if (!s.paged || most_bytes(s, rows) > kMostBytesForEvenPieces) return most;
   for (int64_t pieces = most; pieces * 16 >= most * 15; --pieces)
     if (pieces > 0 && s.batch % pieces == 0) return pieces;
   return most;
 }
 
-// Pages of many rows that are short on average, in more bytes than rings are for: two CTAs of six warps an SM.
-inline constexpr int64_t kMostPagedRowBytesForTwoCtas = 1024 * 1024;
+// Pages of many rows, in more bytes than rings are for: two CTAs of six warps an SM.
 inline bool use_two_paged_ctas(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                                DecodeConfig& c) {
   constexpr int kWarps = 12;  // that an SM holds
   if (!s.paged || rows < 2 * device.sms || c.slices > 1 || c.head_blocks > 1 ||
-      max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) != kWarps ||
-      most_bytes(s, rows) > rows * kMostPagedRowBytesForTwoCtas)
+      max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) != kWarps)
     return false;
   set_token_warps(s, kWarps / 2, 1, c);
   return true;
@@ -359,14 +361,14 @@ inline bool use_two_paged_ctas(const DecodeShape& s, const DecodeDevice& device,
 inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                        int64_t slots, DecodeConfig& c) {
   const int ring_ctas = has_rings(s, c) ? use_stream_rings(s, device, rows, c) : 0;
-  const int ctas_per_sm = ring_ctas > 0                               ? ring_ctas
+  const int ctas_per_sm = ring_ctas > 0                            ? ring_ctas
                           : use_two_paged_ctas(s, device, rows, c) ? 2
                                                                    : device.ctas_per_sm;
   const int64_t row_chunks = full_row_chunks(s, c);
   c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
   if (takes_rows_side_by_side(s, c, rows)) {
     c.lanes = static_cast<int>(rows / s.batch);
-    c.ctas = side_by_side_pieces(s, c.ctas / c.lanes) * c.lanes;
+    c.ctas = side_by_side_pieces(s, rows, c.ctas / c.lanes) * c.lanes;
   }
   const int64_t even = ring_ctas == 2 ? even_stream_ctas(s, device, rows) : 0;
   if (even > 0 && even < c.ctas) {

@@ -48,7 +48,7 @@ struct DecodeConfig {
   bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
   int64_t ctas = 0;
   int64_t even_ctas = 0;  // of the stream's, those that take part where all requests are as long
-  int lanes = 1;  // rows of a request that the stream takes side by side
+  int lanes = 1;          // rows of a request that the stream takes side by side
   int64_t partial_slots = 0;  // partial results that the workspace must hold
 
   int warps() const { return slices * token_warps; }

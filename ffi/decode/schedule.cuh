@@ -154,16 +154,12 @@ __device__ inline Place find_position(const DecodeParams& p, int position) {
   return {p.batch, before};  // past the end of the line
 }
 
-// The line of up to 32 * kBlocks requests, each of which is looked at once; of more the functions above know. Lane l has the
-// requests l, l + 32, ... Called by full warps.
+// The line of at most 32 * kBlocks requests, each of which is looked at once: lane l has requests l, l + 32, ... Called by full
+// warps.
 template <Keys kKeys, int kBlocks>
 class RequestLine {
  public:
   __device__ explicit RequestLine(const DecodeParams& p) {
-    if (!looks(p)) {
-      whole_ = whole_line<kKeys>(p);
-      return;
-    }
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i)
@@ -185,7 +181,6 @@ class RequestLine {
 
   // The request that holds chunk `position`, which the line has.
   __device__ Place find(const DecodeParams& p, int position) const {
-    if (!looks(p)) return find_position<kKeys>(p, position);
     int block = 0, own = own_[0], before = 0, end = sums_[0];
 #pragma unroll
     for (int i = 1; i < kBlocks; ++i) {
@@ -206,7 +201,6 @@ class RequestLine {
 
   // Chunks of the requests before `b`.
   __device__ int before(const DecodeParams& p, int b) const {
-    if (!looks(p)) return chunks_before<kKeys>(p, b);
     int sum = 0;
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i)
@@ -217,11 +211,23 @@ class RequestLine {
  private:
   static constexpr unsigned kAll = 0xffffffffu;
 
-  __device__ static bool looks(const DecodeParams& p) {
-    return p.batch <= 32 * kBlocks && !even_lengths(p);
-  }
-
   int own_[kBlocks], sums_[kBlocks];
+  Line whole_;
+};
+
+// Of any number of requests, which are looked at for every question.
+template <Keys kKeys>
+class RequestLine<kKeys, 0> {
+ public:
+  __device__ explicit RequestLine(const DecodeParams& p) : whole_(whole_line<kKeys>(p)) {}
+
+  __device__ const Line& whole() const { return whole_; }
+  __device__ Place find(const DecodeParams& p, int position) const {
+    return find_position<kKeys>(p, position);
+  }
+  __device__ int before(const DecodeParams& p, int b) const { return chunks_before<kKeys>(p, b); }
+
+ private:
   Line whole_;
 };
 
@@ -332,7 +338,8 @@ __device__ inline Cursor first_chunk_of_even(const DecodeParams& p, unsigned cta
   const unsigned b = p.batch == 1 ? 0 : position / per_request;
   const unsigned offset = position - b * per_request;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks), cut.size(piece)};
+  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks),
+          cut.size(piece)};
 }
 
 // In the stream of at most 32 requests: every lane looks one of them up, once. Called by full warps.
@@ -364,7 +371,8 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   request.chunks = __shfl_sync(kAll, request.chunks, b);
   request.first_entry = __shfl_sync(kAll, request.first_entry, b);
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks), cut.size(piece)};
+  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks),
+          cut.size(piece)};
 }
 
 // In the stream of more.
@@ -408,7 +416,9 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   }
   if (even_lengths(p)) return first_chunk_of_even<kKeys>(p, cta);
   if (p.batch <= 32) return first_chunk_of_few<kKeys>(p, cta);
-  return p.batch <= 64 ? first_chunk_of_many<kKeys, 2>(p, cta) : first_chunk_of_many<kKeys, 8>(p, cta);
+  if (p.batch <= 64) return first_chunk_of_many<kKeys, 2>(p, cta);
+  if (p.batch <= 256) return first_chunk_of_many<kKeys, 8>(p, cta);
+  return first_chunk_of_many<kKeys, 0>(p, cta);
 }
 
 // Where a partial result of one query head goes: to the workspace, or to shared memory for the cluster.
@@ -448,7 +458,8 @@ __device__ inline Parts fixed_parts(const DecodeParams& p, const Row& row, int c
 
 // In the stream a CTA leaves at most two: in its even slot the end or middle of a row that began before, in
 // its odd slot the beginning of a row that goes on.
-__device__ inline Parts stream_parts(const DecodeParams& p, const EvenCut& cut, int row_begin, int chunks, int lane) {
+__device__ inline Parts stream_parts(const DecodeParams& p, const EvenCut& cut, int row_begin,
+                                     int chunks, int lane) {
   const int first = cut.piece_of(row_begin);
   const int last = cut.piece_of(row_begin + chunks - 1);
   const int lanes = p.lanes.divisor;
