@@ -291,6 +291,7 @@ inline bool takes_whole_rows(const DecodeShape& s, const DecodeConfig& c, int64_
 inline constexpr int64_t kLeastWholeRowBytes = 128 * 1024;
 inline constexpr int64_t kMostWholeRingBytes = int64_t{768} << 20;   // of all rows
 inline constexpr int64_t kMostRowBytesForTwoCtas = 2 * 1024 * 1024;  // of a row, without rings
+inline constexpr int64_t kLeastSideBySideBytes = 1024 * 1024;        // of a row, without rings
 
 inline bool use_whole_rows(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                            DecodeConfig& c) {
@@ -310,7 +311,7 @@ inline bool use_whole_rows(const DecodeShape& s, const DecodeDevice& device, int
   if (!pair && one == 0) return false;
   set_token_warps(s, !pair ? kWarps : small ? kWarps / 3 : kWarps / 2, 1, c);
   c.ctas = pair ? two : one;
-  if (c.ctas % s.kv_heads == 0) c.lanes = s.kv_heads;
+  if (full_row_bytes(s) >= kLeastSideBySideBytes && c.ctas % s.kv_heads == 0) c.lanes = s.kv_heads;
   return true;
 }
 
@@ -329,11 +330,14 @@ inline int64_t even_stream_ctas(const DecodeShape& s, const DecodeDevice& device
 // The device looks at so many requests for whether they are equally long.
 inline constexpr int kMostRequestsForEvenCtas = 32;
 
+inline constexpr int64_t kMostSideBySideBytes = int64_t{4} << 30;  // of contiguous caches
+
 // Whether the CTAs of the stream take the rows of a request side by side: pieces of the line of requests, one CTA a row. Those that
 // read the same pages of different heads at the same time are then neighbours.
 inline bool takes_rows_side_by_side(const DecodeShape& s, const DecodeConfig& c, int64_t rows) {
   const int64_t lanes = rows / s.batch;
-  return (s.paged || s.uneven_lengths) && c.ctas / lanes * lanes * 16 >= c.ctas * 15;
+  const bool helps = s.paged || (s.uneven_lengths && most_bytes(s, rows) <= kMostSideBySideBytes);
+  return helps && c.ctas / lanes * lanes * 16 >= c.ctas * 15;
 }
 
 // Pieces of the line of requests, of which so many fit: of pages that are not too many a few less, if requests of one length then

@@ -58,8 +58,9 @@ def test_a_stream_fills_the_device_and_no_more(batch, capacity):
     chosen = plan(batch=batch, kv_capacity=capacity, uneven_lengths=batch > 1)
     chunks = batch * 8 * -(-capacity // chosen["chunk_tokens"])
     assert chosen["splits"] == 0
-    assert chosen["ctas"] == min(3 * SMS if batch == 1 else BY_EIGHT, chunks)
-    assert chosen["lanes"] == (1 if batch == 1 else 8)
+    side_by_side = batch > 1 and batch * 8 * capacity * 512 <= 1 << 32
+    assert chosen["ctas"] == min(BY_EIGHT if side_by_side else 3 * SMS, chunks)
+    assert chosen["lanes"] == (8 if side_by_side else 1)
 
 
 @pytest.mark.parametrize(
