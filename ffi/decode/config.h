@@ -239,15 +239,15 @@ inline bool use_pair_rings(const DecodeShape& s, const DecodeDevice& device, int
 
 // Between how many bytes a stream is read through rings: caches so large that their start matters little, and so small that it
 // is not yet all the same how the bytes come; for pages, which take longer to begin with, also smaller ones (docs/decode.md).
-// `few`: rows at most half as many as SMs. What counts is the capacity, of which uneven lengths may use little.
+// `few`: rows at most half as many as SMs; `many`: at least twice as many. What counts is the capacity, of which uneven lengths may use little.
 struct ByteRange {
   int64_t least, most;
 };
-inline ByteRange ring_range(const DecodeShape& s, const DecodeConfig& c, bool few) {
+inline ByteRange ring_range(const DecodeShape& s, const DecodeConfig& c, bool few, bool many) {
   constexpr int64_t kMiB = 1 << 20;
   if (s.paged) {
     if (c.dim_tile != 128) return {6 * kMiB, few ? 48 * kMiB : 0};
-    return {(few ? 6 : 48) * kMiB, 136 * kMiB};
+    return {(few ? 6 : 48) * kMiB, (many ? 272 : 136) * kMiB};
   }
   if (c.dim_tile == 256 || (c.dim_tile == 64 && s.uneven_lengths)) return {24 * kMiB, 96 * kMiB};
   if (s.uneven_lengths) return {24 * kMiB, (few ? 512 : 192) * kMiB};
@@ -263,7 +263,7 @@ inline constexpr int64_t kMostForTwoCtas = 256 * 1024 * 1024;
 inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                             DecodeConfig& c) {
   const bool few = 2 * rows <= device.sms;
-  const ByteRange range = ring_range(s, c, few);
+  const ByteRange range = ring_range(s, c, few, rows >= 2 * device.sms);
   const int64_t bytes = most_bytes(s, rows);
   if (bytes < range.least || bytes > range.most) return 0;
   if (s.paged && !few && bytes < rows * kLeastRingRowBytes) return 0;

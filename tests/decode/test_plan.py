@@ -240,6 +240,7 @@ def test_rows_of_a_request_are_read_side_by_side_where_few_places_stay_empty(kv_
         (32 * 1024, 32, 4, 2, 256),  # a row each, if they are even
         (8 * 1024, 9, 4, 0, BY_EIGHT),  # many and few bytes
         (64 * 400, 64, 6, 0, 256),  # many and short
+        (64 * 1024, 64, 4, 2, 256),
         (64 * 2048, 64, 6, 0, 2 * SMS),
     ],
 )
