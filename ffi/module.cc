@@ -109,6 +109,7 @@ nb::dict decode_plan(const std::string& dtype, int batch, int kv_heads, int grou
   plan["splits"] = config.splits;
   plan["cluster"] = config.cluster;
   plan["ctas"] = config.ctas;
+  plan["lanes"] = config.lanes;
   plan["even_ctas"] = config.even_ctas;
   plan["workspace_bytes"] = jax_baracuda::workspace_bytes(shape, config);
   return plan;

@@ -32,43 +32,60 @@ struct Contributions {
   }
 };
 
-// The row that a CTA of the combine grid looks after. There are as many candidates as rows or, if that
+// What is to be added up for a query head of a row.
+__device__ inline Contributions contributions_to(const DecodeParams& p, const Row& row, int head) {
+  Contributions c = {};
+  c.b = row.b;
+  c.query_head = row.query_head(p) + head;
+  c.query_row = row.query_row(p) + head;
+  c.slot_head = first_slot_head(p, row.head_block) + head;
+  return c;
+}
+
+// With a fixed split count: the candidates are the rows.
+__device__ inline Contributions find_pieces(const DecodeParams& p, unsigned candidate, int head) {
+  const unsigned rows = rows_per_request(p);
+  const unsigned b = candidate / rows;
+  const Row row(p, b, candidate - b * rows);
+  if (head >= row.heads(p)) return {};
+  Contributions c = contributions_to(p, row, head);
+  c.parts = fixed_parts(p, row, load_request(p, b).chunks);
+  return c;
+}
+
+// The row that a CTA of the combine grid looks after, in the stream. There are as many candidates as rows or, if that
 // is less, as borders between the CTAs of the stream: only rows with a border inside were split.
+template <int kBlocks>
 __device__ inline Contributions find_contributions(const DecodeParams& p, unsigned candidate,
                                                    int head, bool by_border) {
-  const unsigned rows = rows_per_request(p);
-  Contributions c = {};
-  unsigned b, row;
+  const RequestLine<Keys::kEither, kBlocks> line(p);
+  const EvenCut cut = stream_cut(p, line.whole());
+  unsigned b, index, chunks, lane = 0;
+  int row_begin;
   if (by_border) {
-    const Line line = whole_line(p);
-    const EvenCut cut = stream_cut(p, line);
-    const int border = cut.begin(candidate + 1);
-    if (border >= line.total) return c;
-    const Place place = find_position(p, border);
-    const unsigned chunks = load_request(p, place.b).chunks;
+    const unsigned piece = divide(candidate, p.lanes);
+    lane = candidate - piece * p.lanes.divisor;
+    const int border = cut.begin(piece + 1);
+    if (border >= line.whole().total) return {};
+    const Place place = line.find(p, border);
     b = place.b;
-    row = static_cast<unsigned>(border - place.line_begin) / chunks;
+    chunks = load_request(p, b).chunks;
+    index = static_cast<unsigned>(border - place.line_begin) / chunks;
     // The row is the business of the first border inside it.
-    const int row_begin = place.line_begin + row * chunks;
-    if (border == row_begin || cut.begin(candidate) > row_begin) return c;
+    row_begin = place.line_begin + index * chunks;
+    if (border == row_begin || cut.begin(piece) > row_begin) return {};
   } else {
+    const unsigned rows = rows_per_request(p);
     b = candidate / rows;
-    row = candidate - b * rows;
+    index = candidate - b * rows;
+    if (p.lanes.divisor > 1) lane = index, index = 0;
+    chunks = load_request(p, b).chunks;
+    row_begin = line.before(p, b) + index * chunks;
   }
-  const Request request = load_request(p, b);
-  const Row place(p, b, row);
-  if (head >= place.heads(p)) return c;
-  c.b = b;
-  c.query_head = place.query_head(p) + head;
-  c.query_row = place.query_row(p) + head;
-  c.slot_head = first_slot_head(p, place.head_block) + head;
-  if (p.splits > 0) {
-    c.parts = fixed_parts(p, place, request.chunks);
-    return c;
-  }
-  const EvenCut cut = stream_cut(p, whole_line(p));
-  const int row_begin = chunks_before(p, b) + row * request.chunks;
-  c.parts = stream_parts(cut, row_begin, request.chunks);
+  const Row row(p, b, index + lane);
+  if (head >= row.heads(p)) return {};
+  Contributions c = contributions_to(p, row, head);
+  c.parts = stream_parts(p, cut, row_begin, chunks, lane);
   if (c.parts.count == 1) c.parts.count = 0;
   return c;
 }
@@ -212,8 +229,8 @@ __device__ __forceinline__ bool add_by_cta(const DecodeParams& p, const Contribu
 }
 
 // kVector: rows are loaded and stored some elements at a time. kBeside: with registers so few that CTAs fit beside those of a
-// decode kernel that reads through rings, and begin before these end.
-template <class Element, int kDimTile, bool kVector, bool kBeside>
+// decode kernel that reads through rings, and begin before these end. kBlocks: see RequestLine.
+template <class Element, int kDimTile, bool kVector, bool kBeside, int kBlocks>
 __global__ void __launch_bounds__(kCombineWarps * 32, kBeside ? 4 : 1)
     combine_kernel(const __grid_constant__ DecodeParams p, unsigned candidates, bool by_border,
                    bool by_warp) {
@@ -223,7 +240,12 @@ __global__ void __launch_bounds__(kCombineWarps * 32, kBeside ? 4 : 1)
   const unsigned candidate = unit / static_cast<unsigned>(p.block_heads);
   const int head = unit - candidate * p.block_heads;
   Contributions parts = {};
-  if (candidate < candidates) parts = find_contributions(p, candidate, head, by_border);
+  if (candidate < candidates) {
+    if (p.splits > 0)
+      parts = find_pieces(p, candidate, head);
+    else
+      parts = find_contributions<kBlocks>(p, candidate, head, by_border);
+  }
   // Every CTA waits, also those without work: this grid must not end before the one it follows.
   wait_for_dependency();
   if (parts.parts.count == 0) return;

@@ -182,7 +182,7 @@ inline bool has_rings(const DecodeShape& s, const DecodeConfig& c) {
 // A page table that is brought to shared memory: entries at most.
 inline constexpr int kMostTableEntries = 768;
 
-// Puts the page table behind the rings, if it is small and fits.
+// Puts the page table behind the rings of a cluster, if it is small and fits.
 inline void place_table(const DecodeShape& s, const DecodeDevice& device, int ctas_per_sm,
                         DecodeConfig& c) {
   const int with_table = c.shared_bytes + s.table_entries * 4;
@@ -203,7 +203,7 @@ inline bool use_rings(const DecodeShape& s, const DecodeDevice& device, RingForm
   const int tile = ring_stage_bytes(s.dtype, c.dim_tile) + 8;  // with its barrier
   ring.shared_bytes = ring.ring_offset + form.warps * form.stages * tile;
   if ((ring.shared_bytes + kReservedShared) * form.ctas_per_sm > device.ring_shared) return false;
-  place_table(s, device, form.ctas_per_sm, ring);
+  if (pieces > 1) place_table(s, device, form.ctas_per_sm, ring);
   c = ring;
   return true;
 }
@@ -239,15 +239,15 @@ inline bool use_pair_rings(const DecodeShape& s, const DecodeDevice& device, int
 
 // Between how many bytes a stream is read through rings: caches so large that their start matters little, and so small that it
 // is not yet all the same how the bytes come; for pages, which take longer to begin with, also smaller ones (docs/decode.md).
-// `few`: rows at most half as many as SMs. What counts is the capacity, of which uneven lengths may use little.
+// `few`: rows at most half as many as SMs; `many`: at least twice as many. What counts is the capacity, of which uneven lengths may use little.
 struct ByteRange {
   int64_t least, most;
 };
-inline ByteRange ring_range(const DecodeShape& s, const DecodeConfig& c, bool few) {
+inline ByteRange ring_range(const DecodeShape& s, const DecodeConfig& c, bool few, bool many) {
   constexpr int64_t kMiB = 1 << 20;
   if (s.paged) {
     if (c.dim_tile != 128) return {6 * kMiB, few ? 48 * kMiB : 0};
-    return {(few ? 6 : 48) * kMiB, 136 * kMiB};
+    return {(few ? 6 : 48) * kMiB, (many ? 272 : 136) * kMiB};
   }
   if (c.dim_tile == 256 || (c.dim_tile == 64 && s.uneven_lengths)) return {24 * kMiB, 96 * kMiB};
   if (s.uneven_lengths) return {24 * kMiB, (few ? 512 : 192) * kMiB};
@@ -263,7 +263,7 @@ inline constexpr int64_t kMostForTwoCtas = 256 * 1024 * 1024;
 inline int use_stream_rings(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                             DecodeConfig& c) {
   const bool few = 2 * rows <= device.sms;
-  const ByteRange range = ring_range(s, c, few);
+  const ByteRange range = ring_range(s, c, few, rows >= 2 * device.sms);
   const int64_t bytes = most_bytes(s, rows);
   if (bytes < range.least || bytes > range.most) return 0;
   if (s.paged && !few && bytes < rows * kLeastRingRowBytes) return 0;
@@ -291,6 +291,7 @@ inline bool takes_whole_rows(const DecodeShape& s, const DecodeConfig& c, int64_
 inline constexpr int64_t kLeastWholeRowBytes = 128 * 1024;
 inline constexpr int64_t kMostWholeRingBytes = int64_t{768} << 20;   // of all rows
 inline constexpr int64_t kMostRowBytesForTwoCtas = 2 * 1024 * 1024;  // of a row, without rings
+inline constexpr int64_t kLeastSideBySideBytes = 1024 * 1024;        // of a row, without rings
 
 inline bool use_whole_rows(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                            DecodeConfig& c) {
@@ -310,6 +311,7 @@ inline bool use_whole_rows(const DecodeShape& s, const DecodeDevice& device, int
   if (!pair && one == 0) return false;
   set_token_warps(s, !pair ? kWarps : small ? kWarps / 3 : kWarps / 2, 1, c);
   c.ctas = pair ? two : one;
+  if (full_row_bytes(s) >= kLeastSideBySideBytes && c.ctas % s.kv_heads == 0) c.lanes = s.kv_heads;
   return true;
 }
 
@@ -328,13 +330,50 @@ inline int64_t even_stream_ctas(const DecodeShape& s, const DecodeDevice& device
 // The device looks at so many requests for whether they are equally long.
 inline constexpr int kMostRequestsForEvenCtas = 32;
 
+inline constexpr int64_t kMostSideBySideBytes = int64_t{4} << 30;  // of contiguous caches
+
+// Whether the CTAs of the stream take the rows of a request side by side: pieces of the line of requests, one CTA a row. Those that
+// read the same pages of different heads at the same time are then neighbours.
+inline bool takes_rows_side_by_side(const DecodeShape& s, const DecodeConfig& c, int64_t rows) {
+  const int64_t lanes = rows / s.batch;
+  const bool helps = s.paged || (s.uneven_lengths && most_bytes(s, rows) <= kMostSideBySideBytes);
+  return helps && c.ctas / lanes * lanes * 16 >= c.ctas * 15;
+}
+
+// Pieces of the line of requests, of which so many fit: of pages that are not too many a few less, if requests of one length then
+// end with a piece.
+inline constexpr int64_t kMostBytesForEvenPieces = int64_t{384} << 20;
+inline int64_t side_by_side_pieces(const DecodeShape& s, int64_t rows, int64_t most) {
+  if (!s.paged || most_bytes(s, rows) > kMostBytesForEvenPieces) return most;
+  for (int64_t pieces = most; pieces * 16 >= most * 15; --pieces)
+    if (pieces > 0 && s.batch % pieces == 0) return pieces;
+  return most;
+}
+
+// Pages of many rows, in more bytes than rings are for: two CTAs of six warps an SM.
+inline bool use_two_paged_ctas(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
+                               DecodeConfig& c) {
+  constexpr int kWarps = 12;  // that an SM holds
+  if (!s.paged || rows < 2 * device.sms || c.slices > 1 || c.head_blocks > 1 ||
+      max_warps(s.dtype, c.dim_tile, c.head_tile, c.vector) != kWarps)
+    return false;
+  set_token_warps(s, kWarps / 2, 1, c);
+  return true;
+}
+
 // All CTAs take equal pieces of the line of rows. `slots`: partial results that the workspace can hold.
 inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t rows,
                        int64_t slots, DecodeConfig& c) {
   const int ring_ctas = has_rings(s, c) ? use_stream_rings(s, device, rows, c) : 0;
-  const int ctas_per_sm = ring_ctas > 0 ? ring_ctas : device.ctas_per_sm;
+  const int ctas_per_sm = ring_ctas > 0                            ? ring_ctas
+                          : use_two_paged_ctas(s, device, rows, c) ? 2
+                                                                   : device.ctas_per_sm;
   const int64_t row_chunks = full_row_chunks(s, c);
   c.ctas = std::min({int64_t{device.sms} * ctas_per_sm, rows * row_chunks, slots / 2});
+  if (takes_rows_side_by_side(s, c, rows)) {
+    c.lanes = static_cast<int>(rows / s.batch);
+    c.ctas = side_by_side_pieces(s, rows, c.ctas / c.lanes) * c.lanes;
+  }
   const int64_t even = ring_ctas == 2 ? even_stream_ctas(s, device, rows) : 0;
   if (even > 0 && even < c.ctas) {
     if (!s.uneven_lengths)
@@ -343,7 +382,10 @@ inline void use_stream(const DecodeShape& s, const DecodeDevice& device, int64_t
       c.even_ctas = even;
   }
   // One chunk a row, or no room for partial results: every row is one CTA's.
-  if (row_chunks == 1 || c.ctas < 1) c.splits = 1;
+  if (row_chunks == 1 || c.ctas < 1) {
+    c.splits = 1;
+    c.lanes = 1;
+  }
 }
 
 inline void choose_schedule(const DecodeShape& s, const DecodeDevice& device, int64_t slots,

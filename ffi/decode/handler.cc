@@ -56,11 +56,12 @@ ffi::Error make_plan(DecodeCall& c, DecodePlan* plan) {
 // The line of chunks where every request fills its cache: no CTA has to work it out.
 void set_full_line(const DecodeShape& s, const DecodeConfig& config, DecodeParams* p) {
   const int row_chunks = full_row_chunks(s, config);
-  const int64_t total = int64_t{s.batch} * s.kv_heads * config.head_blocks * row_chunks;
+  const int rows = s.kv_heads * config.head_blocks / config.lanes;
+  const int64_t total = int64_t{s.batch} * rows * row_chunks, pieces = config.ctas / config.lanes;
   p->full_row_chunks = Divisor(static_cast<uint32_t>(row_chunks));
-  p->full_request_rows = Divisor(static_cast<uint32_t>(s.kv_heads * config.head_blocks));
-  p->full_piece = static_cast<int>(total / config.ctas);
-  p->full_longer_pieces = static_cast<int>(total % config.ctas);
+  p->full_request_rows = Divisor(static_cast<uint32_t>(rows));
+  p->full_piece = static_cast<int>(total / pieces);
+  p->full_longer_pieces = static_cast<int>(total % pieces);
 }
 
 DecodeParams make_params(DecodeCall& c, const DecodePlan& plan) {

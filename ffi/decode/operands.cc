@@ -123,6 +123,7 @@ DecodeParams decode_params(const ffi::AnyBuffer& query, const DecodeStore& store
   }
   p.ctas = static_cast<int>(config.ctas);
   p.even_ctas = static_cast<int>(config.even_ctas);
+  p.lanes = Divisor(static_cast<uint32_t>(config.lanes));
   p.merge_buffers = config.merge_buffers;
   p.merge_stride = config.merge_buffers == 1
                        ? 0

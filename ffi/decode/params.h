@@ -48,6 +48,7 @@ struct DecodeConfig {
   bool cluster = false;  // the pieces of a row are a cluster, which merges them itself
   int64_t ctas = 0;
   int64_t even_ctas = 0;  // of the stream's, those that take part where all requests are as long
+  int lanes = 1;          // rows of a request that the stream takes side by side
   int64_t partial_slots = 0;  // partial results that the workspace must hold
 
   int warps() const { return slices * token_warps; }
@@ -98,6 +99,9 @@ struct DecodeParams {
   int splits, cluster, slot_heads;
   int cluster_quads, cluster_bits;  // that a CTA of a cluster finishes; log2 of the cluster's CTAs
   int ctas, even_ctas;
+  // The stream takes so many rows of a request side by side, one a CTA: all, or one. CTAs with the same keys of different heads
+  // are neighbours.
+  Divisor lanes;
   // The stream where every request fills the cache, so that no CTA has to work it out: chunks of a row,
   // rows of a request, the size of a CTA's piece and how many CTAs have one chunk more.
   Divisor full_row_chunks, full_request_rows;

@@ -114,6 +114,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     ahead.advance<kKeys>(p);
     source.move(p, ahead);
   };
+  // Behind all these keys and values the query would come when they have, with nothing under way any more.
+  if (p.cluster || cursor.remaining > 0) stage_query(p, cursor.row, shared, 0);
 #pragma unroll 1
   for (int i = 0; i < p.ring_stages; ++i) ask_next();
   launch_dependents();
@@ -121,7 +123,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     enter_cluster(p, cursor.row, shared);
   else if (cursor.remaining == 0)
     return;
-  stage_query(p, cursor.row, shared, 0);
   Tile tile;
   copy_async_wait_all();
   __syncthreads();

@@ -80,18 +80,22 @@ __device__ __forceinline__ int rows_per_request(const DecodeParams& p) {
   return p.kv_heads * p.head_blocks;
 }
 
+// Rows of a request in the line of the stream, one behind the other.
+__device__ __forceinline__ int line_rows(const DecodeParams& p) {
+  return p.lanes.divisor > 1 ? 1 : rows_per_request(p);
+}
+
 // Chunks of the requests before `b`. Called by full warps.
 template <Keys kKeys = Keys::kEither>
 __device__ inline int chunks_before(const DecodeParams& p, int b) {
-  if (even_lengths(p)) return load_request<kKeys>(p, 0).chunks * rows_per_request(p) * b;
+  if (even_lengths(p)) return load_request<kKeys>(p, 0).chunks * line_rows(p) * b;
   int sum = 0;
 #pragma unroll 1
   for (int i = threadIdx.x % 32; i < b; i += 32) sum += load_request<kKeys>(p, i).chunks;
-  return __reduce_add_sync(0xffffffffu, sum) * rows_per_request(p);
+  return __reduce_add_sync(0xffffffffu, sum) * line_rows(p);
 }
 
-// The line of all rows: how many chunks it has, and whether every request has as many. Of more than 32 requests that is not
-// known, and of no use: then p.even_ctas is p.ctas.
+// The line of all rows: how many chunks it has, and whether every request has as many.
 struct Line {
   int total;
   bool even;
@@ -102,12 +106,16 @@ template <Keys kKeys = Keys::kEither>
 __device__ inline Line whole_line(const DecodeParams& p) {
   if (even_lengths(p)) return {chunks_before<kKeys>(p, p.batch), true};
   const int lane = threadIdx.x % 32;
+  const int first = load_request<kKeys>(p, 0).chunks;
   int own = 0;
+  bool even = true;
 #pragma unroll 1
-  for (int i = lane; i < p.batch; i += 32) own += load_request<kKeys>(p, i).chunks;
-  const int first = __shfl_sync(0xffffffffu, own, 0);
-  return {__reduce_add_sync(0xffffffffu, own) * rows_per_request(p),
-          __all_sync(0xffffffffu, lane >= p.batch || own == first) != 0};
+  for (int i = lane; i < p.batch; i += 32) {
+    const int chunks = load_request<kKeys>(p, i).chunks;
+    own += chunks;
+    even = even && chunks == first;
+  }
+  return {__reduce_add_sync(0xffffffffu, own) * line_rows(p), __all_sync(0xffffffffu, even) != 0};
 }
 
 // A request and where its first chunk stands in the line.
@@ -129,7 +137,7 @@ __device__ inline Place find_position(const DecodeParams& p, int position) {
 #pragma unroll 1
   for (int b0 = 0; b0 < p.batch; b0 += 32) {
     const int own =
-        b0 + lane < p.batch ? load_request<kKeys>(p, b0 + lane).chunks * rows_per_request(p) : 0;
+        b0 + lane < p.batch ? load_request<kKeys>(p, b0 + lane).chunks * line_rows(p) : 0;
     int inclusive = own;
 #pragma unroll 1
     for (int offset = 1; offset < 32; offset *= 2) {
@@ -145,6 +153,83 @@ __device__ inline Place find_position(const DecodeParams& p, int position) {
   }
   return {p.batch, before};  // past the end of the line
 }
+
+// The line of at most 32 * kBlocks requests, each of which is looked at once: lane l has requests l, l + 32, ... Called by full
+// warps.
+template <Keys kKeys, int kBlocks>
+class RequestLine {
+ public:
+  __device__ explicit RequestLine(const DecodeParams& p) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+      own_[i] = load_request<kKeys>(p, min(i * 32 + lane, p.batch - 1)).chunks;
+    const int first = __shfl_sync(kAll, own_[0], 0);
+    bool even = true;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      even = even && own_[i] == first;
+      own_[i] = i * 32 + lane < p.batch ? own_[i] * line_rows(p) : 0;
+      sums_[i] = __reduce_add_sync(kAll, own_[i]);
+    }
+    whole_ = {0, __all_sync(kAll, even) != 0};
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) whole_.total += sums_[i];
+  }
+
+  __device__ const Line& whole() const { return whole_; }
+
+  // The request that holds chunk `position`, which the line has.
+  __device__ Place find(const DecodeParams& p, int position) const {
+    int block = 0, own = own_[0], before = 0, end = sums_[0];
+#pragma unroll
+    for (int i = 1; i < kBlocks; ++i) {
+      if (position < end) continue;
+      block = i, own = own_[i], before = end;
+      end += sums_[i];
+    }
+    const int lane = threadIdx.x % 32;
+    int inclusive = own;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(kAll, inclusive, offset);
+      if (lane >= offset) inclusive += other;
+    }
+    const int found = __ffs(__ballot_sync(kAll, before + inclusive > position)) - 1;
+    return {block * 32 + found, before + __shfl_sync(kAll, inclusive - own, found)};
+  }
+
+  // Chunks of the requests before `b`.
+  __device__ int before(const DecodeParams& p, int b) const {
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i)
+      if (i * 32 + static_cast<int>(threadIdx.x) % 32 < b) sum += own_[i];
+    return __reduce_add_sync(kAll, sum);
+  }
+
+ private:
+  static constexpr unsigned kAll = 0xffffffffu;
+
+  int own_[kBlocks], sums_[kBlocks];
+  Line whole_;
+};
+
+// Of any number of requests, which are looked at for every question.
+template <Keys kKeys>
+class RequestLine<kKeys, 0> {
+ public:
+  __device__ explicit RequestLine(const DecodeParams& p) : whole_(whole_line<kKeys>(p)) {}
+
+  __device__ const Line& whole() const { return whole_; }
+  __device__ Place find(const DecodeParams& p, int position) const {
+    return find_position<kKeys>(p, position);
+  }
+  __device__ int before(const DecodeParams& p, int b) const { return chunks_before<kKeys>(p, b); }
+
+ private:
+  Line whole_;
+};
 
 // The cut of `chunks` chunks into `pieces` contiguous pieces whose sizes differ by at most one.
 struct EvenCut {
@@ -167,7 +252,8 @@ __device__ __forceinline__ EvenCut even_cut(int chunks, int pieces) {
 
 // How the stream is cut. Where all requests have as many chunks fewer CTAs may take part, so that rows end with a CTA.
 __device__ __forceinline__ EvenCut stream_cut(const DecodeParams& p, const Line& line) {
-  return even_cut(line.total, min(line.even ? p.even_ctas : p.ctas, line.total));
+  const int pieces = divide(line.even ? p.even_ctas : p.ctas, p.lanes);
+  return even_cut(line.total, min(pieces, line.total));
 }
 
 // A request, key/value head and block of its query heads.
@@ -185,6 +271,10 @@ struct Row {
 
   // Moves on to the next row; true if it is another request's.
   __device__ bool advance(const DecodeParams& p) {
+    if (p.lanes.divisor > 1) {
+      ++b;
+      return true;
+    }
     if (++head_block < p.head_blocks) return false;
     head_block = 0;
     if (++kv_head < p.kv_heads) return false;
@@ -239,15 +329,17 @@ __device__ __forceinline__ Cursor no_chunk(const DecodeParams& p) {
 template <Keys kKeys>
 __device__ inline Cursor first_chunk_of_even(const DecodeParams& p, unsigned cta) {
   const Request request = load_request<kKeys>(p, 0);
-  const unsigned per_request = request.chunks * rows_per_request(p);
+  const unsigned per_request = request.chunks * line_rows(p);
   const int total = per_request * p.batch;
   const EvenCut cut = stream_cut(p, {total, true});
-  const unsigned position = cut.begin(cta);
+  const unsigned piece = divide(cta, p.lanes), own_lane = cta - piece * p.lanes.divisor;
+  const unsigned position = cut.begin(piece);
   if (position >= static_cast<unsigned>(total)) return no_chunk(p);
   const unsigned b = p.batch == 1 ? 0 : position / per_request;
   const unsigned offset = position - b * per_request;
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks),
+          cut.size(piece)};
 }
 
 // In the stream of at most 32 requests: every lane looks one of them up, once. Called by full warps.
@@ -256,7 +348,7 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   constexpr unsigned kAll = 0xffffffffu;
   const int lane = threadIdx.x % 32;
   Request request = load_request<kKeys>(p, min(lane, p.batch - 1));
-  const int own = lane < p.batch ? request.chunks * rows_per_request(p) : 0;
+  const int own = lane < p.batch ? request.chunks * line_rows(p) : 0;
   int end = own;
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
@@ -267,7 +359,8 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   const int first = __shfl_sync(kAll, own, 0);
   const bool even = __all_sync(kAll, lane >= p.batch || own == first);
   const EvenCut cut = stream_cut(p, {total, even});
-  const int position = cut.begin(cta);
+  const unsigned piece = divide(cta, p.lanes), own_lane = cta - piece * p.lanes.divisor;
+  const int position = cut.begin(piece);
   if (position >= total) return no_chunk(p);
   const int b = __ffs(__ballot_sync(kAll, end > position)) - 1;
   const unsigned offset = position - __shfl_sync(kAll, end - own, b);
@@ -278,7 +371,24 @@ __device__ inline Cursor first_chunk_of_few(const DecodeParams& p, unsigned cta)
   request.chunks = __shfl_sync(kAll, request.chunks, b);
   request.first_entry = __shfl_sync(kAll, request.first_entry, b);
   const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  return {request, Row(p, b, row), static_cast<int>(offset - row * request.chunks), cut.size(cta)};
+  return {request, Row(p, b, row + own_lane), static_cast<int>(offset - row * request.chunks),
+          cut.size(piece)};
+}
+
+// In the stream of more.
+template <Keys kKeys, int kBlocks>
+__device__ inline Cursor first_chunk_of_many(const DecodeParams& p, unsigned cta) {
+  const RequestLine<kKeys, kBlocks> line(p);
+  const EvenCut cut = stream_cut(p, line.whole());
+  const unsigned piece = divide(cta, p.lanes), own_lane = cta - piece * p.lanes.divisor;
+  const int position = cut.begin(piece);
+  if (position >= line.whole().total) return no_chunk(p);
+  const Place place = line.find(p, position);
+  const Request request = load_request<kKeys>(p, place.b);
+  const unsigned offset = position - place.line_begin;
+  const unsigned row = offset / static_cast<unsigned>(request.chunks);
+  const int chunk = offset - row * request.chunks;
+  return {request, Row(p, place.b, row + own_lane), chunk, cut.size(piece)};
 }
 
 // Where a CTA begins. Called by full warps.
@@ -288,11 +398,13 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   if (p.splits == 0 && p.kv_lengths == nullptr && p.window_left < 0) {
     const EvenCut cut{static_cast<unsigned>(p.full_piece),
                       static_cast<unsigned>(p.full_longer_pieces)};
-    const int position = cut.begin(cta);
+    const unsigned piece = divide(cta, p.lanes), own_lane = cta - piece * p.lanes.divisor;
+    const int position = cut.begin(piece);
     const unsigned line_row = divide(position, p.full_row_chunks);
     const unsigned b = divide(line_row, p.full_request_rows);
     const int chunk = position - line_row * p.full_row_chunks.divisor;
-    return {Request::full(p), Row(p, b, line_row - b * rows), chunk, cut.size(cta)};
+    const unsigned row = line_row - b * p.full_request_rows.divisor + own_lane;
+    return {Request::full(p), Row(p, b, row), chunk, cut.size(piece)};
   }
   if (p.splits > 0) {
     const unsigned line_row = cta / static_cast<unsigned>(p.splits);
@@ -304,16 +416,9 @@ __device__ inline Cursor first_chunk(const DecodeParams& p, unsigned cta) {
   }
   if (even_lengths(p)) return first_chunk_of_even<kKeys>(p, cta);
   if (p.batch <= 32) return first_chunk_of_few<kKeys>(p, cta);
-  const Line line = whole_line<kKeys>(p);
-  const EvenCut cut = stream_cut(p, line);
-  const int position = cut.begin(cta);
-  if (position >= line.total) return no_chunk(p);
-  const Place place = find_position<kKeys>(p, position);
-  const Request request = load_request<kKeys>(p, place.b);
-  const unsigned offset = position - place.line_begin;
-  const unsigned row = offset / static_cast<unsigned>(request.chunks);
-  const int chunk = offset - row * request.chunks;
-  return {request, Row(p, place.b, row), chunk, cut.size(cta)};
+  if (p.batch <= 64) return first_chunk_of_many<kKeys, 2>(p, cta);
+  if (p.batch <= 256) return first_chunk_of_many<kKeys, 8>(p, cta);
+  return first_chunk_of_many<kKeys, 0>(p, cta);
 }
 
 // Where a partial result of one query head goes: to the workspace, or to shared memory for the cluster.
@@ -353,10 +458,13 @@ __device__ inline Parts fixed_parts(const DecodeParams& p, const Row& row, int c
 
 // In the stream a CTA leaves at most two: in its even slot the end or middle of a row that began before, in
 // its odd slot the beginning of a row that goes on.
-__device__ inline Parts stream_parts(const EvenCut& cut, int row_begin, int chunks) {
+__device__ inline Parts stream_parts(const DecodeParams& p, const EvenCut& cut, int row_begin,
+                                     int chunks, int lane) {
   const int first = cut.piece_of(row_begin);
   const int last = cut.piece_of(row_begin + chunks - 1);
-  return {last - first + 1, 2 * int64_t{first} + 1, 2 * (int64_t{first} + 1), 2};
+  const int lanes = p.lanes.divisor;
+  const int64_t cta = int64_t{first} * lanes + lane;
+  return {last - first + 1, 2 * cta + 1, 2 * (cta + lanes), 2 * lanes};
 }
 
 }  // namespace jax_baracuda

@@ -13,14 +13,22 @@ struct PagedRequest {
   int first_entry, length;
 };
 
+// A load that the compiler does not put off until it knows that its result is needed: that costs a trip to memory more.
+__device__ __forceinline__ int load_now(const int32_t* from) {
+  int value;
+  asm volatile("ld.global.nc.b32 %0, [%1];\n" : "=r"(value) : "l"(from));
+  return value;
+}
+
 // From the request's own bounds alone: where they decrease it has no pages. Those of requests before it do not matter, so
 // ranges that overlap are each read in full (the reference, whose memory is sized by the entries, reads no more
 // pages than there are entries).
 __device__ __forceinline__ PagedRequest find_pages(const PageTable& t, int b) {
   const int page_size = t.page_size.divisor;
-  const int first = min(max(t.indptr[b], 0), t.entries);
-  const int pages = min(t.indptr[b + 1], t.entries) - first;
-  const int last = min(max(t.last_page_len[b], 0), page_size);
+  const int begin = load_now(t.indptr + b), end = load_now(t.indptr + b + 1);
+  const int last = min(max(load_now(t.last_page_len + b), 0), page_size);
+  const int first = min(max(begin, 0), t.entries);
+  const int pages = min(end, t.entries) - first;
   return {first, pages <= 0 ? 0 : min((pages - 1) * page_size + last, t.max_length)};
 }
 

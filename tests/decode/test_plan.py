@@ -12,6 +12,7 @@ ffi = pytest.importorskip(
 
 SMS = 132
 SM_SHARED = 228 * 1024
+BY_EIGHT = 3 * SMS // 8 * 8  # CTAs that take the rows of a request, eight heads, side by side
 
 
 def plan(
@@ -57,7 +58,9 @@ def test_a_stream_fills_the_device_and_no_more(batch, capacity):
     chosen = plan(batch=batch, kv_capacity=capacity, uneven_lengths=batch > 1)
     chunks = batch * 8 * -(-capacity // chosen["chunk_tokens"])
     assert chosen["splits"] == 0
-    assert chosen["ctas"] == min(3 * SMS, chunks)
+    side_by_side = batch > 1 and batch * 8 * capacity * 512 <= 1 << 32
+    assert chosen["ctas"] == min(BY_EIGHT if side_by_side else 3 * SMS, chunks)
+    assert chosen["lanes"] == (8 if side_by_side else 1)
 
 
 @pytest.mark.parametrize(
@@ -171,19 +174,19 @@ def test_a_stream_reads_through_rings_where_that_is_faster(sizes, warps, stages,
     [
         (dict(kv_capacity=1024, batch=8), 2, 256),  # where lengths are even, four a row and not 4.1
         (dict(kv_capacity=16384, batch=8), 2, 256),  # 537 MB, but few rows
-        (dict(kv_capacity=32768, batch=8), 0, 3 * SMS),
+        (dict(kv_capacity=32768, batch=8), 0, BY_EIGHT),
         (dict(kv_capacity=1024, batch=20), 2, 2 * SMS),  # 160 rows
         (dict(kv_capacity=1024, batch=32), 2, 256),  # a row each
         (dict(kv_capacity=512, batch=64), 2, 2 * SMS),  # more requests than are looked at
-        (dict(kv_capacity=2048, batch=32), 0, 3 * SMS),  # 268 MB of many rows
-        (dict(kv_capacity=8192, batch=8, head_dim=64), 0, 3 * SMS),
+        (dict(kv_capacity=2048, batch=32), 0, BY_EIGHT),  # 268 MB of many rows
+        (dict(kv_capacity=8192, batch=8, head_dim=64), 0, BY_EIGHT),
     ],
 )
 def test_where_uneven_lengths_are_read_through_rings(sizes, stages, even_ctas):
     chosen = plan(hopper=True, uneven_lengths=True, **sizes)
     assert (chosen["splits"], chosen["token_warps"]) == (0, 4)
     assert chosen["ring_stages"] == stages
-    assert (chosen["ctas"], chosen["even_ctas"]) == ((2 if stages else 3) * SMS, even_ctas)
+    assert (chosen["ctas"], chosen["even_ctas"]) == (2 * SMS if stages else BY_EIGHT, even_ctas)
 
 
 @pytest.mark.parametrize("group", range(1, 9))
@@ -207,11 +210,20 @@ def paged_plan(tokens: int, *, page_size: int = 16, **sizes: object) -> dict[str
     )
 
 
-@pytest.mark.parametrize("tokens", [1024, 2048, 8192, 32768, 262144])
+@pytest.mark.parametrize("tokens", [1024, 2048, 8192, 32768])
 def test_one_request_in_pages_is_read_as_a_contiguous_one(tokens):
     paged, contiguous = paged_plan(tokens), plan(kv_capacity=tokens, hopper=True)
     for name in ("token_warps", "ring_stages", "splits", "cluster", "ctas"):
         assert paged[name] == contiguous[name], name
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 7, 8, 32, 100, 140])
+def test_rows_of_a_request_are_read_side_by_side_where_few_places_stay_empty(kv_heads):
+    chosen = paged_plan(64 * 16384, batch=64, kv_heads=kv_heads)
+    places = (2 if 64 * kv_heads >= 2 * SMS else 3) * SMS
+    fits = places // kv_heads * kv_heads * 16 >= places * 15
+    assert chosen["lanes"] == (kv_heads if fits else 1)
+    assert chosen["ctas"] == (places // kv_heads * kv_heads if fits else places)
 
 
 @pytest.mark.parametrize(
@@ -220,14 +232,16 @@ def test_one_request_in_pages_is_read_as_a_contiguous_one(tokens):
         (4096, 1, 8, 3, 64),  # wide clusters, of which there are none for contiguous rows as long
         (4112, 1, 4, 2, 2 * SMS),
         (32768, 1, 4, 2, 2 * SMS),  # 134 MB
-        (36000, 1, 4, 0, 3 * SMS),
+        (36000, 1, 4, 0, BY_EIGHT),
         (8 * 1024, 8, 4, 2, 2 * SMS),  # 34 MB, whoever has them
         (8 * 4096, 8, 4, 2, 2 * SMS),
-        (8 * 8192, 8, 4, 0, 3 * SMS),
+        (8 * 8192, 8, 4, 0, BY_EIGHT),
         (16 * 1024, 16, 4, 2, 2 * SMS),  # rows are many, but not too short
-        (32 * 1024, 32, 4, 2, 2 * SMS),
-        (8 * 1024, 9, 4, 0, 3 * SMS),  # many and few bytes
-        (64 * 400, 64, 4, 0, 3 * SMS),  # many and short
+        (32 * 1024, 32, 4, 2, 256),  # a row each, if they are even
+        (8 * 1024, 9, 4, 0, BY_EIGHT),  # many and few bytes
+        (64 * 400, 64, 6, 0, 256),  # many and short
+        (64 * 1024, 64, 4, 2, 256),
+        (64 * 2048, 64, 6, 0, 2 * SMS),
     ],
 )
 def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
@@ -237,15 +251,17 @@ def test_where_pages_are_read_through_rings(tokens, batch, warps, stages, ctas):
 
 
 def test_pages_of_even_requests_are_not_split_where_every_cta_gets_as_many_rows():
-    assert paged_plan(32 * 1024, batch=32)["even_ctas"] == 256
-    assert paged_plan(64 * 1024, batch=64)["even_ctas"] == 3 * SMS  # without rings
-    assert paged_plan(8 * 1024, batch=8)["even_ctas"] == 2 * SMS
+    for batch in (32, 64):
+        assert paged_plan(batch * 1024, batch=batch)["ctas"] == 256
+    assert paged_plan(8 * 1024, batch=8)["ctas"] == 2 * SMS
+    assert paged_plan(256 * 1024, batch=256)["ctas"] == 2 * SMS  # 1 GB: a split more matters less
 
 
 def test_small_page_tables_are_brought_to_shared_memory():
-    for tokens in (1024, 2048, 12288):
+    for tokens in (1024, 2048, 4096):
         assert paged_plan(tokens)["table_offset"] > 0, tokens
-    assert not paged_plan(16384)["table_offset"]  # 1024 entries
+    assert not paged_plan(8192)["table_offset"]  # not of a wide cluster
+    assert not paged_plan(2048, page_size=2)["table_offset"]  # 1024 entries
     assert plan(kv_capacity=8192, hopper=True)["table_offset"] == 0
 
 
