@@ -72,6 +72,7 @@ enum Feature {
   kBias = 4,
   kDropout = 8,
   kRowBias = 16,      // of kernels: a bias that all rows share
+  kFloatBias = 32,    // of kernels: a bias of float32
   kAllFeatures = 31,  // and scales that are not positive
 };
 

@@ -148,7 +148,7 @@ class _Head:
         self.factor: np.ndarray | float = 1.0
         if case.dropout_rate:
             keep = dropout_keep(inputs, case, self.n, self.head)[self.cut]
-            self.factor = keep / (1 - float(np.float32(case.dropout_rate)))
+            self.factor = keep / (1 - dropped_steps(case.dropout_rate) / 2**15)
         self.dropped = self.p * self.factor
         self.out = self.dropped @ self.v
         sums.add("out", self.at_q, self.out, self.dropped**2 @ self.v**2)
@@ -232,22 +232,28 @@ def dropout_keep(inputs: AttentionInputs, case: AttentionCase, n: int, head: int
     """Which weights of a sequence and head dropout keeps: bool [S, K] of its own lengths.
 
     Philox4x32 with 7 rounds (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-    2011). One counter serves the 2 x 2 elements {i, i + 8} x {j, j + 8} of a 16 x 16 block.
+    2011). One counter serves the 2 x 4 elements {i, i + 8} x {j, j + 1, j + 8, j + 9} of a 16 x 16
+    block, j even; 15 bits decide about each.
     """
     assert inputs.dropout_seed is not None
     queries, keys = (rows.stop - rows.start for rows in case.rows(n))
     i, j = np.arange(queries), np.arange(keys)
     counter = np.broadcast_arrays(
         ((i // 16) * 8 + i % 8).astype(np.uint32)[:, None],
-        ((j // 16) * 8 + j % 8).astype(np.uint32)[None],
+        ((j // 16) * 4 + j % 8 // 2).astype(np.uint32)[None],
         np.uint32(head),
         np.uint32(n),
     )
     words = philox4x32(counter, (int(inputs.dropout_seed[0]), int(inputs.dropout_seed[1])))
     index = 2 * ((i // 8) % 2)[:, None] + ((j // 8) % 2)[None]
-    rate = float(np.float32(case.dropout_rate))  # as the kernels hold it
-    keep: np.ndarray = np.choose(index, words) >= np.floor(rate * 2.0**32)
+    bits = np.choose(index, words) // np.where(j % 2, 2**16, 1)[None] % 2**15
+    keep: np.ndarray = bits >= dropped_steps(case.dropout_rate)
     return keep
+
+
+def dropped_steps(rate: float) -> int:
+    """The rate, in float32 as the kernels hold it, as the nearest multiple of 2^-15 below 1."""
+    return min(int(np.floor(float(np.float32(rate)) * 2**15 + 0.5)), 2**15 - 1)
 
 
 def philox4x32(

@@ -49,6 +49,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "bias-one": {"bias": ""},
     "bias-batch": {"bias": "b", "is_causal": True},
     "bias-head": {"bias": "h"},
+    "bias-batch-head": {"bias": "bh", "bias_dtype": "float16", "bias_hides": True},
+    "bias-one-half": {"bias": "", "bias_dtype": "bfloat16", "kv_lengths": (64, 169)},
     "bias-row": {"bias": "q", "bias_dtype": "bfloat16"},
     "bias-head-row": {"bias": "hq", "bias_dtype": "float16"},
     "bias-batch-row": {"bias": "bq", "bias_hides": True},
@@ -66,6 +68,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "segments-padded": {"segments": "padded"},
     "dropout": {"dropout_rate": 0.2},
     "dropout-causal": {"dropout_rate": 0.75, "is_causal": True},
+    "dropout-steep": {"dropout_rate": 0.98},  # more than some kernels take
     "lse": {"lse_cotangent": True},
     "lse-causal": {"lse_cotangent": True, "is_causal": True, "query_length": 190},
     "deterministic": {"deterministic": True},

@@ -115,7 +115,11 @@ def check(operands: Operands, **options: object) -> None:
 @pytest.mark.parametrize("sizes", [(1, 1), (799, 1023), (300, 200)], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    "feature", ["soft cap", "slopes", "bias", "half bias", "mask", "dropout", "all"]
+    "feature",
+    [
+        *("soft cap", "steep soft cap", "slopes", "bias", "half bias", "mask"),
+        *("row bias", "half row bias", "dropout", "steep dropout", "all"),
+    ],
 )
 def test_both_kernels_agree_on_modified_scores(dims, sizes, causal, feature):
     rows, keys = sizes
@@ -123,6 +127,8 @@ def test_both_kernels_agree_on_modified_scores(dims, sizes, causal, feature):
     options: dict[str, object] = dict(is_causal=causal)
     if feature in ("soft cap", "all"):
         options["logits_soft_cap"] = 2.0
+    if feature == "steep soft cap":  # scores beyond what a polynomial serves, beside others
+        options["logits_soft_cap"] = 0.5
     if feature in ("slopes", "all"):
         operands["alibi_slopes"] = np.linspace(0, 0.1, Q_HEADS, dtype=np.float32)[None]
     if feature in ("bias", "all"):
@@ -131,8 +137,12 @@ def test_both_kernels_agree_on_modified_scores(dims, sizes, causal, feature):
         operands["bias"] = normal((1, Q_HEADS, rows, keys), "float16", 7)
     if feature == "mask":
         operands["bias"] = normal((1, Q_HEADS, 1, keys), "float32", 8) > 0
-    if feature in ("dropout", "all"):
-        options["dropout_rate"] = 0.25
+    if feature == "row bias":
+        operands["bias"] = normal((2, Q_HEADS, 1, keys), "float32", 9)
+    if feature == "half row bias":
+        operands["bias"] = normal((2, 1, 1, keys), "float16", 9)
+    if "dropout" in feature or feature == "all":
+        options["dropout_rate"] = 0.98 if feature == "steep dropout" else 0.25
         operands["dropout_seed"] = seeds()
     check(operands, **options)
 

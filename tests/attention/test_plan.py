@@ -7,7 +7,15 @@ import itertools
 import pytest
 
 from jax_baracuda._src.attention import shapes
-from jax_baracuda._src.explain.attention import ALIBI, ALL_FEATURES, BIAS, DROPOUT, SOFT_CAP
+from jax_baracuda._src.explain.attention import (
+    ALIBI,
+    ALL_FEATURES,
+    BIAS,
+    DROPOUT,
+    FLOAT_BIAS,
+    ROW_BIAS,
+    SOFT_CAP,
+)
 
 ffi = pytest.importorskip(
     "jax_baracuda._ffi", reason="this installation has no kernels", exc_type=ImportError
@@ -83,7 +91,7 @@ def test_no_kernel_where_nothing_fits():
 # ---- the Hopper kernel
 
 ANY, TWO_CTAS, FEW, PAGES = range(4)
-FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, SOFT_CAP | ALIBI, ALL_FEATURES)
+FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, FLOAT_BIAS, SOFT_CAP | ALIBI, ALL_FEATURES)
 
 
 def hopper(
@@ -190,13 +198,31 @@ def test_every_head_dim_has_a_hopper_tile(features, causal, dims):
         assert tile["dim_v"] >= dims[1]
 
 
-@pytest.mark.parametrize("features", [SOFT_CAP, ALIBI, BIAS, DROPOUT])
-@pytest.mark.parametrize("dim", [64, 128])
-def test_one_feature_has_wider_blocks_than_many(features, dim):
-    sizes = (2, 300, 500, (4, 4), (dim, dim))
+@pytest.mark.parametrize("features", [SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, FLOAT_BIAS])
+def test_one_feature_has_wider_blocks_than_many(features):
+    sizes = (2, 300, 500, (4, 4), (128, 128))
     many = hopper(*sizes, features=SOFT_CAP | ALIBI | BIAS | DROPOUT)
-    assert hopper(*sizes, features=features)["keys"] == 128 >= many["keys"]
+    assert hopper(*sizes, features=features)["keys"] == 128 > many["keys"]
     assert hopper(*sizes, features=ALL_FEATURES) == many
+
+
+@pytest.mark.parametrize(
+    ("features", "length", "causal", "use"),
+    [
+        (SOFT_CAP, 512, False, TWO_CTAS),
+        (SOFT_CAP, 16384, True, TWO_CTAS),
+        (ALIBI, 512, False, TWO_CTAS),
+        (ALIBI, 1024, True, TWO_CTAS),
+        (ALIBI, 2048, True, ANY),
+        (ROW_BIAS, 2048, False, TWO_CTAS),
+        (ROW_BIAS, 4096, True, ANY),
+        (DROPOUT, 512, True, ANY),
+        (BIAS, 512, True, ANY),
+    ],
+)
+def test_calls_of_head_dim_64_with_a_feature_that_share_an_sm(features, length, causal, use):
+    sizes = (16384 // length, length, length, (32, 32), (64, 64))
+    assert hopper(*sizes, causal=causal, features=features)["use"] == use
 
 
 @pytest.mark.parametrize("dim", [8, 64, 96, 128, 192, 256])

@@ -229,18 +229,28 @@ def test_dropout_keeps_what_the_words_say(rate):
     got = dropout.keep_mask(
         jnp.asarray(seed)[:, :, None, None], rows[:, None], columns[None, :], rate
     )
-    limit = int(np.floor(float(np.float32(rate)) * 2**32))
+    limit = int(np.floor(float(np.float32(rate)) * 2**15 + 0.5))
     for at in ((0, 0, 0, 0), (0, 1, 8, 3), (1, 0, 3, 8), (2, 1, 15, 15), (2, 0, 34, 40)):
         *block, i, j = at
         seed0, seed1, head, batch = (int(word) for word in seed[tuple(block)])
-        counter = ((i >> 4) * 8 + (i & 7), (j >> 4) * 8 + (j & 7), head, batch)
+        counter = ((i >> 4) * 8 + (i & 7), (j >> 4) * 4 + (j >> 1 & 3), head, batch)
         word = philox_of_integers(counter, (seed0, seed1))[2 * (i >> 3 & 1) + (j >> 3 & 1)]
-        assert bool(got[at]) == (word >= limit)
+        assert bool(got[at]) == ((word >> 16 * (j & 1) & 0x7FFF) >= limit)
     assert got.shape == (3, 2, 35, 41)
     assert abs(float(got.mean()) - (1 - rate)) < 5 * np.sqrt(0.25 / got.size)
 
 
-def test_no_two_elements_share_a_random_word():
+@pytest.mark.parametrize(
+    ("rate", "steps"),
+    [(0.0, 0), (1e-5, 0), (0.1, 3277), (0.5, 2**14), (0.75, 24576), (1 - 2.0**-24, 2**15 - 1)],
+)
+def test_rates_are_the_nearest_multiples_of_a_step(rate, steps):
+    assert dropout.threshold(rate) == steps
+    assert dropout.kept_part(rate) == 1 - steps / 2**15 > 0
+    assert abs(dropout.kept_part(rate) - (1 - rate)) <= (2.0**-15 if rate > 0.9999 else 2.0**-16)
+
+
+def test_no_two_elements_share_random_bits():
     seed = jnp.zeros((4,), jnp.uint32)
     i, j = np.arange(64)[:, None], np.arange(64)[None, :]
     rates = np.linspace(0, 1, 257)[1:-1]
@@ -388,3 +398,39 @@ def test_explain_says_why_a_call_would_fail(monkeypatch):
     monkeypatch.setattr(registry, "register", lambda: extension)
     info = jax_baracuda.explain("flash_attention", *DENSE, implementation="cuda")
     assert "it is of last year" in info.note
+
+
+def _bias(dtype, rows, keys=64):
+    return dict(bias=jax.ShapeDtypeStruct((1, 4, rows, keys), dtype))
+
+
+@pytest.mark.parametrize(
+    ("options", "features"),
+    [
+        (dict(), 0),
+        (_bias("bfloat16", 48), 4),
+        (_bias("float16", 48, 60), 31),  # rows that are no multiples of 16 bytes
+        (_bias("float32", 48, 60), 32),
+        (_bias("float32", 48, 61), 31),
+        (_bias("bool", 48), 31),
+        (_bias("float32", 1, 61), 16),
+        (_bias("bool", 1), 16),
+        (dict(dropout_rate=0.1), 8),
+        (dict(dropout_rate=0.98), 31),
+        (dict(dropout_rate=0.1, logits_soft_cap=5.0), 9),
+        (dict(_bias("bool", 1), scale=-1.0), 31),
+    ],
+)
+def test_explain_asks_for_the_kernel_of_the_options(monkeypatch, options, features):
+    """As a sum of Feature in ffi/attention/params.h, after hopper_features()."""
+    asked = []
+    monkeypatch.setattr(registry, "serving_architecture", lambda: "90a")
+    monkeypatch.setattr(
+        registry, "hopper_plan", lambda **call: asked.append(call["features"]) or {}
+    )
+    keys = options["bias"].shape[-1] if "bias" in options else 64
+    query, key = (jax.ShapeDtypeStruct((2, n, 4, 64), "bfloat16") for n in (48, keys))
+    if "dropout_rate" in options:
+        options = dict(options, dropout_seed=np.zeros(2, np.uint32))
+    jax_baracuda.explain("flash_attention", query, key, key, implementation="cuda", **options)
+    assert asked == [features]

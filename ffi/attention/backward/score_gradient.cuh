@@ -120,8 +120,7 @@ __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i
         for (int key = 0; key < 2; ++key) {
           const uint32_t word = pairs.at[row][key];
           if (!modify.drops_low(word)) bits |= 1u << score_bit<kRowTiles>(k, r + row, 2 * key);
-          if (!modify.drops_high(word))
-            bits |= 1u << score_bit<kRowTiles>(k, r + row, 2 * key + 1);
+          if (!modify.drops_high(word)) bits |= 1u << score_bit<kRowTiles>(k, r + row, 2 * key + 1);
         }
     }
   return bits;

@@ -3,6 +3,7 @@
 
 #include "attention/forward/softmax.cuh"
 #include "device/fragment.cuh"
+#include "device/memory.cuh"
 
 namespace jax_baracuda {
 
@@ -46,6 +47,37 @@ struct BiasPairs {
     s[1] += bias.y * factor;
     // In this order: all pairs at once would take more registers than there are.
     asm volatile("" : "+f"(s[0]), "+f"(s[1]));
+  }
+};
+
+// The same of float32: Bias has columns of two bytes, so that a panel is one of 32 keys.
+template <class Bias>
+struct FloatBias {
+  static_assert(Bias::kColumns == 64);
+  uint32_t line;  // where the first of this lane's rows begins
+  int piece, half, row;
+
+  __device__ __forceinline__ FloatBias(uint32_t block, int first_row, int lane)
+      : line(block + Bias::row_offset(first_row + lane / 4)),
+        piece(lane % 4 / 2),
+        half(lane % 2 * 8),
+        row(lane / 4) {}
+
+  // A lane's numbers of a panel.
+  template <int kN>
+  __device__ __forceinline__ void add(Scores<1, kN>& s, int panel, float factor) const {
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const float2 bias =
+            load_shared_float2(line + panel * Bias::kPanelBytes + Bias::row_offset(4 * e) +
+                               ((2 * n + piece) ^ row) * 16 + half);
+        float* const at = &s[0][4 * panel + n][e];
+        at[0] += bias.x * factor;
+        at[1] += bias.y * factor;
+        asm volatile("" : "+f"(at[0]), "+f"(at[1]));  // in this order, for the registers' sake
+      }
   }
 };
 

@@ -51,13 +51,18 @@ constexpr HopperTile kHopperTiles[] = {
     {0, 192, 128, 128, 2, 1, false, false, 0, 0},
     {0, 192, 192, 112, 2, 1, false, false, 0, 0},
     {0, 256, 256, 80, 2, 1, false, false, 0, 0},
-    {kSoftCap, 64, 64, 128, 2, 1, false, true, 0, 0},
+    {kSoftCap, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kSoftCap, 128, 128, 128, 2, 1, false, true, 0, 0},
-    {kAlibi, 64, 64, 128, 3, 1, true, false, 512, 2048},
-    {kAlibi, 64, 64, 128, 2, 1, false, true, 0, 0},
+    {kAlibi, 64, 64, 128, 3, 1, true, false, 1024, 2048},
+    {kAlibi, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kAlibi, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kBias, 64, 64, 128, 2, 1, false, false, 0, 0},
     {kBias, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kFloatBias, 64, 64, 128, 2, 1, false, false, 0, 0},
+    {kFloatBias, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kRowBias, 64, 64, 128, 2, 1, false, true, 4096, 4096},
+    {kRowBias, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
+    {kRowBias, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kDropout, 64, 64, 128, 2, 1, false, true, 0, 0},
     {kDropout, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kAllFeatures, 64, 64, 128, 2, 1, false, true, 0, 0},
@@ -182,15 +187,19 @@ inline HopperPlan choose_paged_plan(const AttentionProblem& p, int features) {
 // The largest threshold that random bits are compared with as float16 numbers: infinity.
 inline constexpr uint32_t kMostThreshold = 0x7c00;
 
-// The features that a call has, as the choice of a tile sees them. A bias has a tile if boxes can be made of it: rows of
-// 16-bit elements, each a multiple of 16 bytes behind the last.
+// The features that a call has, as the choice of a tile sees them. A bias of all rows has a tile, whatever its elements; another one
+// if boxes can be made of it: rows of numbers, each a multiple of 16 bytes behind the last.
 inline int hopper_features(const AttentionProblem& p) {
   const int features = features_of(p);
   const AttentionBias& bias = p.bias;
+  const bool floats = bias.type == BiasType::kF32;
   const bool halves = bias.type == BiasType::kF16 || bias.type == BiasType::kBF16;
   const int64_t strides = bias.row_stride | bias.head_stride | bias.sequence_stride;
-  const bool aligned = (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % 8) == 0;
-  if (features == kBias && !(halves && aligned && bias.row_stride)) return kAllFeatures;
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % (floats ? 4 : 8)) == 0;
+  if (features == kBias && !bias.row_stride) return kRowBias;
+  if (features == kBias && !((halves || floats) && aligned)) return kAllFeatures;
+  if (features == kBias && floats) return kFloatBias;
   if (features == kDropout && p.dropout_threshold > kMostThreshold) return kAllFeatures;
   return features;
 }

@@ -11,8 +11,9 @@ template <class Traits>
 struct Consumer : ConsumerOutput<Traits> {
   using Stage = ConsumerOutput<Traits>;
   using Stage::add_bias_block, Stage::bias, Stage::finish, Stage::pack, Stage::score, Stage::store;
+  using Stage::bias_place, Stage::control, Stage::key_place, Stage::keys, Stage::queries,
+      Stage::query_place;
   using Stage::ConsumerOutput, Stage::kDimV, Stage::kN;
-  using Stage::control, Stage::key_place, Stage::keys, Stage::queries, Stage::query_place;
   using Stage::tile_slot, Stage::value_place, Stage::values;
   using typename Stage::Key, typename Stage::Query, typename Stage::Value;
   using typename Stage::T, typename Stage::Weights;
@@ -42,15 +43,25 @@ struct Consumer : ConsumerOutput<Traits> {
     }
   }
 
+  // A bias that all rows share, as a product of ones and the three numbers that each of it is the sum of.
+  __device__ __forceinline__ void issue_row_bias(FlatScores& s) const {
+    using Row = typename Traits::BiasRow;
+    using Ones = typename Traits::Ones;
+    constexpr int kOnes = Traits::kOnesOffset - Traits::kBiasOffset;
+    const uint64_t row = Row::descriptor(bias);
+    WarpgroupMma<__nv_bfloat16, kN>::shared(s, Ones::descriptor(bias + kOnes),
+                                            advance(row, key_place.stage * Row::kBytes), 1);
+  }
   __device__ __forceinline__ void issue_scores(FlatScores& s) const {
     uint64_t q = advance(queries, query_place.stage * Query::kBytes);
     // With three warpgroups there are no registers to keep the sums in.
-    if constexpr (Traits::kGroups == 3 && !Traits::kFeatures) asm volatile("" : "+l"(q));
+    if constexpr (Traits::kGroups == 3 && !Traits::kModifies) asm volatile("" : "+l"(q));
     const uint64_t k = advance(keys, key_place.stage * Key::kBytes);
 #pragma unroll
     for (int d = 0; d < Traits::kDim; d += 16)
       WarpgroupMma<T, kN>::shared(s, advance(q, Query::column_offset(d)),
                                   advance(k, Key::column_offset(d)), d > 0);
+    if constexpr (Traits::kRowBiased) issue_row_bias(s);
     warpgroup_commit();
   }
   __device__ __forceinline__ void issue_output(FlatOutput& out, const Weights& weights) const {
@@ -151,12 +162,35 @@ struct Consumer : ConsumerOutput<Traits> {
   }
 
   // The bias of a block whose keys are still held lies in the buffer of the same place.
-  __device__ __forceinline__ void add_bias(State& r) const {
-    if constexpr (Traits::kBiased) {
+  __device__ __forceinline__ void add_bias(State& r) {
+    if constexpr (Traits::kFloatBiased) {
+      add_float_bias(r);
+    } else if constexpr (Traits::kBiased) {
       wait(control.bias_full[key_place.stage], key_place.parity);
       add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
       release(control.bias_empty[key_place.stage]);
     }
+  }
+
+  // A panel is loaded anew as soon as it is given back, and that must not overtake loads from it that are under way, of which `last`
+  // needs the last. This sleeps if it is one certain number.
+  static __device__ __forceinline__ void loads_before_release(float last) {
+    asm volatile(
+        "{\n .reg .pred p;\n setp.eq.f32 p, %0, 0f12345678;\n @p nanosleep.u32 20;\n}\n" ::"f"(last)
+        : "memory");
+  }
+  __device__ __forceinline__ void add_float_bias(State& r) {
+    using Bias = typename Traits::Bias;
+    const auto [lane, warp_row] = this->place();
+    const FloatBias<Bias> floats(bias, warp_row, lane);
+#pragma unroll
+    for (int panel = 0; panel < Bias::kPanels; ++panel) {
+      wait(control.bias_full[panel], bias_place.parity);
+      floats.template add<kN>(r.s, panel, this->factor());
+      loads_before_release(r.s[0][4 * panel + 3][3]);
+      release(control.bias_empty[panel]);
+    }
+    bias_place.next();
   }
 
   // The first block of a tile that this warpgroup multiplies in full, with nothing to overlap with.

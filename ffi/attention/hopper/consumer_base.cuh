@@ -26,6 +26,7 @@ struct ConsumerBase {
   const uint32_t bias;
   RingPlace<Traits::kStages> key_place, value_place;
   RingPlace<Traits::kQueryStages> query_place;
+  RingPlace<1> bias_place;  // of float32
   int tile_slot = 0;
 
   __device__ __forceinline__ ConsumerBase(const HopperForwardParams& params,

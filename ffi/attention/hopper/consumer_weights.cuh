@@ -193,7 +193,7 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   }
   // Of scores before the hyperbolic tangent, or of a bias.
   __device__ __forceinline__ float factor() const {
-    if constexpr (Traits::kFeatures == 0)
+    if constexpr (!Traits::kModifies)
       return 1.0f;
     else
       return control.tile[tile_slot].modify.scale;

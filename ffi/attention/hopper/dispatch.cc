@@ -106,9 +106,11 @@ cudaError_t encode_bias(const AttentionProblem& p, const HopperTile& tile, CUten
   const int64_t rows = packed ? bias.rows : p.q_rows, keys = packed ? bias.keys : p.k_rows;
   const auto stride_of = [&](int64_t stride) { return stride ? stride : rows * bias.row_stride; };
   const int sequences = p.cu_seqlens_q ? p.packs * p.sequences : p.packs;
+  const int halves = bias.type == BiasType::kF32 ? 2 : 1;  // of an element: columns of two bytes
   const TensorBoxes boxes = {
-      {keys, rows, bias.head_stride ? p.heads : 1, bias.sequence_stride ? sequences : 1},
-      {bias.row_stride, stride_of(bias.head_stride), stride_of(bias.sequence_stride)},
+      {keys * halves, rows, bias.head_stride ? p.heads : 1, bias.sequence_stride ? sequences : 1},
+      {bias.row_stride * halves, stride_of(bias.head_stride) * halves,
+       stride_of(bias.sequence_stride) * halves},
       {64, tile.m(), 1, 1}};
   return encode_tensor_map(bias.type == BiasType::kF16 ? DType::kF16 : DType::kBF16, bias.data,
                            boxes, map);
@@ -159,7 +161,7 @@ cudaError_t launch_hopper_forward(const HopperCall& call, const ForwardParams& p
       few_tiles(p, call.plan, static_cast<unsigned char*>(workspace) + kHopperWorkspaceBytes);
   if (cudaError_t error = encode_queries(call, p, &params.query); error != cudaSuccess)
     return error;
-  if (tile.features == kBias) {
+  if (tile.features == kBias || tile.features == kFloatBias) {
     if (cudaError_t error = encode_bias(p, tile, &params.bias); error != cudaSuccess) return error;
   }
   params.boxes = p.pages.indptr ? page_boxes(p.pages, tile.n) : PageBoxes{};

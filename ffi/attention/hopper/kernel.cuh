@@ -4,6 +4,7 @@
 
 #include "attention/hopper/consumer.cuh"
 #include "attention/hopper/producer.cuh"
+#include "attention/hopper/row_bias.cuh"
 
 namespace jax_baracuda {
 
@@ -15,7 +16,7 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
     mbarrier_init(shared_address(&control.query_empty[i]), kArrivals);
   }
   for (int i = 0; i < Traits::kStages; ++i) {
-    mbarrier_init(shared_address(&control.key_full[i]), Traits::kFullArrivals);
+    mbarrier_init(shared_address(&control.key_full[i]), Traits::kKeyArrivals);
     mbarrier_init(shared_address(&control.key_empty[i]),
                   kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
     mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
@@ -24,8 +25,25 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
       mbarrier_init(shared_address(&control.bias_full[i]), 1);
       mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
     }
+    if constexpr (Traits::kRowBiased) mbarrier_init(shared_address(&control.record_full[i]), 1);
+  }
+  for (int i = Traits::kStages; Traits::kFloatBiased && i < Traits::Bias::kPanels; ++i) {
+    mbarrier_init(shared_address(&control.bias_full[i]), 1);
+    mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
   }
   mbarrier_init_fence();
+}
+
+// The other warps of the loading warpgroup, where there is anything for them to do.
+template <class Traits>
+__device__ __forceinline__ void help_to_load(const HopperForwardParams& p,
+                                             typename Traits::Control& control, uint32_t shared) {
+  const int helper = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
+  if constexpr (Traits::kPaged) {
+    if (helper == 0) Producer<Traits>(p, control, shared, lane).load_values();
+  } else if constexpr (Traits::kRowBiased) {
+    if (helper == 0) RowBiasLoader<Traits>(p, control, shared, lane).run();
+  }
 }
 
 template <class Traits>
@@ -46,9 +64,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   __syncthreads();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
-    if (threadIdx.x < 32) Producer<Traits>(p, control, shared, threadIdx.x).run();
-    if (Traits::kPaged && threadIdx.x / 32 == 1)
-      Producer<Traits>(p, control, shared, threadIdx.x % 32).load_values();
+    if (threadIdx.x < 32)
+      Producer<Traits>(p, control, shared, threadIdx.x).run();
+    else
+      help_to_load<Traits>(p, control, shared);
   } else {
     registers_raise<Traits::kConsumerRegisters>();
     Consumer<Traits>(p, control, shared, warpgroup - 1).run(shared + Traits::kValueOffset);

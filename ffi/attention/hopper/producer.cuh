@@ -45,6 +45,7 @@ struct Producer {
 
   RingPlace<Traits::kQueryStages> query_place;
   RingPlace<Traits::kStages> key_place, value_place;
+  RingPlace<1> bias_place;  // of float32
   int tile_slot = 0;
   // The block of values that is due: it is loaded after the next block of keys, which the consumers need first.
   BoxPlace due_value;
@@ -110,9 +111,17 @@ struct Producer {
     due_value.row = -1;
   }
 
+  // Writes the record of a block, which those who wait for its keys may read then, and the warp that brings their bias now.
+  __device__ __forceinline__ void announce(const KeyBlock& block) {
+    control.block[key_place.stage] = block;
+    if constexpr (Traits::kRowBiased)
+      mbarrier_arrive(shared_address(&control.record_full[key_place.stage]));
+  }
+
   // The bias of the block of keys that was loaded last, in the buffer of the same place. row: first of the tile.
   __device__ __forceinline__ void load_bias(int first_key, int row, int head, int sequence) {
     using Bias = typename Traits::Bias;
+    if constexpr (Traits::kFloatBiased) return load_float_bias(first_key, row, head, sequence);
     const auto at = key_place.before();
     mbarrier_wait(shared_address(&control.bias_empty[at.stage]), at.parity ^ 1);
     if (lane > 0) return;
@@ -125,6 +134,24 @@ struct Producer {
       tma_load(shared + Traits::kBiasOffset + at.stage * Bias::kBytes + panel * Bias::kPanelBytes,
                &p.bias, barrier, first_key + panel * Bias::kColumns, place.row, place.head,
                place.pack, kEvictNormal);
+  }
+
+  // The same of float32, panel by panel.
+  __device__ __forceinline__ void load_float_bias(int first_key, int row, int head, int sequence) {
+    using Bias = typename Traits::Bias;
+    const BoxPlace place = {row, p.problem.bias.head_stride ? head : 0,
+                            p.problem.bias.sequence_stride ? sequence : 0};
+#pragma unroll 1
+    for (int panel = 0; panel < Bias::kPanels; ++panel) {
+      mbarrier_wait(shared_address(&control.bias_empty[panel]), bias_place.parity ^ 1);
+      if (lane > 0) continue;
+      const uint32_t barrier = shared_address(&control.bias_full[panel]);
+      mbarrier_arrive_expect(barrier, Bias::kPanelBytes);
+      tma_load(shared + Traits::kBiasOffset + panel * Bias::kPanelBytes, &p.bias, barrier,
+               2 * first_key + panel * Bias::kColumns, place.row, place.head, place.pack,
+               kEvictNormal);
+    }
+    bias_place.next();
   }
 
   // In pages a second warp loads the values: what takes longest is to start so many copies, one lane after the other. It
@@ -300,7 +327,7 @@ struct Producer {
       if (is_padded(sequence, block)) flags |= kPaddedBlock;
       const BoxPlace following = find_block(sequence, kv_head, max(next, 0) * kN);
       mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
-      if (lane == 0) control.block[key_place.stage] = {block * kN, flags};
+      if (lane == 0) announce({block * kN, flags});
       if constexpr (Traits::kPaged) {
         control.box[key_place.stage][lane] = place;
         __syncwarp();
@@ -354,7 +381,7 @@ struct Producer {
       load_sequences();
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
     if (lane == 0) {
-      control.block[key_place.stage] = {0, kNoBlock};
+      announce({0, kNoBlock});
       mbarrier_arrive(shared_address(&control.key_full[key_place.stage]));
     } else if (Traits::kPaged && kRacecheck) {
       mbarrier_arrive(shared_address(&control.key_full[key_place.stage]));

@@ -61,7 +61,9 @@ struct HopperControl {
   KeyBlock block[kStages];
   QueryTile tile[kTiles];
   BoxPlace box[kStages][kLanes];  // in pages: for the warp that loads the values
-  uint64_t bias_full[kStages], bias_empty[kStages];
+  uint64_t bias_full[4],
+      bias_empty[4];              // of a block, or of the panels of the only block of float32
+  uint64_t record_full[kStages];  // for the warp that brings a bias of all rows
 };
 
 // kGroups warpgroups have 64 query rows each; a further warpgroup loads.
@@ -74,13 +76,15 @@ struct HopperTraits {
   static constexpr int kQueryStages = kQueryStages_;
   static constexpr int kFeatures = kFeatures_;  // a Feature that scores go through alone, or all
   static constexpr bool kAnything = kFeatures == kAllFeatures;  // which, is looked up
-  static constexpr bool kBiased = kFeatures == kBias;
-  static constexpr bool kModifies = kFeatures != 0;
+  static constexpr bool kRowBiased = kFeatures == kRowBias;
+  static constexpr bool kFloatBiased = kFeatures == kFloatBias;
+  static constexpr bool kBiased = kFeatures == kBias || kFloatBiased;
+  static constexpr bool kModifies = kFeatures != 0 && !kRowBiased;
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
   // They pass over tiles that they have no rows of: of three warpgroups the last ones often are past a sequence's end.
-  static constexpr bool kIdles = kGroups == 3 && kQueryStages == 1 && !kFeatures;
+  static constexpr bool kIdles = kGroups == 3 && kQueryStages == 1 && !kModifies;
   static constexpr bool kTwoCtas = kUse_ == TileUse::kTwoCtas;
   static constexpr bool kFewTiles = kUse_ == TileUse::kFewTiles;
   static constexpr bool kPaged = kUse_ == TileUse::kPages;
@@ -88,15 +92,19 @@ struct HopperTraits {
   static_assert(!kFewTiles || !(kFeatures || kSkips));
   static_assert(!kIdles || !(kPacked || kSkips));
   // Rows' maxima with half the instructions: elsewhere nothing is gained by it.
-  static constexpr bool kIntegerMaxima = !kFeatures && (kOverlap || kTwoCtas || kGroups == 3);
+  static constexpr bool kIntegerMaxima = !kModifies && (kOverlap || kTwoCtas || kGroups == 3);
   // The next tile is asked for while a tile's last block is loaded, or at its start if it has no more than so many.
   static constexpr int kFewBlocks = kOverlap || kTwoCtas ? 2 : 0;
   static constexpr int kStages = kTwoCtas ? 4 : 2;
   // At the barriers of keys and values that are loaded. In pages all lanes say where.
   static constexpr int kFullArrivals = kPaged ? kWarpArrivals : 1;
+  static constexpr int kKeyArrivals = kFullArrivals + (kRowBiased ? kWarpArrivals : 0);
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
   // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
-  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : kPaged ? 56 : 40;
+  static constexpr int kProducerRegisters = kTwoCtas && kRowBiased ? 48
+                                            : kPaged || kRowBiased ? 56
+                                            : kGroups == 3         ? 32
+                                                                   : 40;
   static constexpr int kConsumerRegisters = kTwoCtas       ? 96
                                             : kGroups == 3 ? 160
                                                            : (504 - kProducerRegisters) / 2 / 8 * 8;
@@ -104,7 +112,11 @@ struct HopperTraits {
   using Query = PanelTile<kM, kDim>;
   using Key = PanelTile<kN, kDim>;
   using Value = PanelTile<kN, kDimV>;
-  using Bias = PanelTile<kM, kBiased ? kN : 64>;
+  using Bias = PanelTile<kM, kFloatBiased ? 2 * kN : kBiased ? kN : 64>;  // columns of two bytes
+  // A bias that all rows share: of each key three numbers of bfloat16 whose sum it is, and ones to multiply them with.
+  using BiasRow = PanelTile<kN, 32>;
+  using Ones = PanelTile<64, 32>;
+  static constexpr int kBiasBytes = kRowBiased ? BiasRow::kBytes : kBiased ? Bias::kBytes : 0;
   using Tile = std::conditional_t<kModifies, ModifiedQueryTile,
                                   std::conditional_t<kFewTiles, SplitQueryTile, QueryTile>>;
   using Control = HopperControl<kQueryStages, kStages, kPaged ? 32 : 1, Tile>;
@@ -116,7 +128,11 @@ struct HopperTraits {
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kBiasOffset =
       kStagingOffset + (kStaged ? kConsumers / 32 * kStagedBytes : 0);
-  static constexpr int kControlOffset = kBiasOffset + (kBiased ? kStages * Bias::kBytes : 0);
+  // Of a bias of float32 a block fits, whose panels are given back one by one.
+  static constexpr int kBiasBlocks = kFloatBiased ? 1 : kStages;
+  static_assert(!kFloatBiased || Bias::kPanels <= 4);
+  static constexpr int kOnesOffset = kBiasOffset + kBiasBlocks * kBiasBytes;
+  static constexpr int kControlOffset = kOnesOffset + (kRowBiased ? Ones::kBytes : 0);
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static constexpr int kCtas = kTwoCtas ? 2 : 1;
   static_assert(kCtas * (kSharedBytes + 1024) <= 233472, "an SM has 228 KB, a CTA takes one more");

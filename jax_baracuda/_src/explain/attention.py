@@ -8,13 +8,14 @@ from typing import Any
 import jax
 
 from jax_baracuda._src import compat, registry, validation
-from jax_baracuda._src.attention import dot_product, masked, shapes
+from jax_baracuda._src.attention import dot_product, dropout, masked, shapes
 from jax_baracuda._src.attention.call import check_seed_shape
 from jax_baracuda._src.explain import info
 
 HOPPER = "flash_attention_wgmma"  # the forward kernel for Hopper GPUs
 # As in ffi/attention/params.h. A row bias is one that all rows share.
-SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, ALL_FEATURES = 1, 2, 4, 8, 16, 31
+SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, ALL_FEATURES, FLOAT_BIAS = 1, 2, 4, 8, 16, 31, 32
+_MOST_THRESHOLD = 0x7C00  # of dropout alone: as in ffi/attention/hopper/config.h
 
 
 def flash_attention(
@@ -163,17 +164,21 @@ def _features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
         | (BIAS if bias is not None else 0)
         | (DROPOUT if options["dropout_rate"] > 0 else 0)
     )
+    steep = dropout.threshold(options["dropout_rate"]) > _MOST_THRESHOLD
+    if features == DROPOUT and steep:
+        return ALL_FEATURES
     if bias is None or features != BIAS:
         return features
     if bias.shape[-2] == 1:
         return ROW_BIAS
-    return BIAS if _in_boxes(bias) else ALL_FEATURES
+    return _boxes(bias) or ALL_FEATURES
 
 
-def _in_boxes(bias: Any) -> bool:
-    """Whether the Hopper kernel can load it in boxes, which it does where nothing else is added."""
-    rows, keys = bias.shape[-2:]
-    return bool(bias.dtype.itemsize == 2 and rows > 1 and keys % 8 == 0)
+def _boxes(bias: Any) -> int:
+    """The forward kernel for Hopper GPUs that loads it in boxes, where there is one; else 0."""
+    in_boxes = bias.shape[-1] * bias.dtype.itemsize % 16 == 0
+    kernels = {2: BIAS, 4: FLOAT_BIAS}
+    return kernels.get(bias.dtype.itemsize, 0) if in_boxes else 0
 
 
 def _tiles(shape: shapes.AttentionShape, options: shapes.AttentionOptions, features: int) -> str:
