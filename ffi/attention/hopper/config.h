@@ -60,7 +60,7 @@ constexpr HopperTile kHopperTiles[] = {
     {kBias, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kFloatBias, 64, 64, 128, 2, 1, false, false, 0, 0},
     {kFloatBias, 128, 128, 128, 2, 1, false, true, 0, 0},
-    {kRowBias, 64, 64, 128, 2, 1, false, true, 4096, 4096},
+    {kRowBias, 64, 64, 128, 2, 1, false, true, 2048, 4096},
     {kRowBias, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kRowBias, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kDropout, 64, 64, 128, 2, 1, false, true, 0, 0},
