@@ -43,27 +43,6 @@ __device__ __forceinline__ void store_remote(uint32_t address, float4 v, uint32_
 #endif
 }
 
-// Starts to copy from this CTA's shared memory to that of another; its barrier there counts the bytes.
-__device__ __forceinline__ void copy_remote(uint32_t to, uint32_t from, int bytes,
-                                            uint32_t barrier) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];\n" ::"r"(to),
-      "r"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-#endif
-}
-
-// The same, in order with the barriers of the cluster.
-__device__ __forceinline__ void store_remote(uint32_t address, float4 v) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "f"(v.x),
-               "f"(v.y), "f"(v.z), "f"(v.w)
-               : "memory");
-#endif
-}
-
 // Starts to copy a box from shared memory to (column, row) of a map of four dimensions; part of this thread's current group.
 __device__ __forceinline__ void tma_store(const void* map, uint32_t shared, int column, int row) {
 #if __CUDA_ARCH__ >= 900

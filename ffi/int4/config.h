@@ -48,9 +48,9 @@ struct HopperInt4Tile {
 // For a medium number of rows (medium.cuh). Seven strips, as 28672 channels are 64 times seven, fill a device that has a few
 // more than 128 SMs.
 inline constexpr HopperInt4Tile kMediumTiles[] = {
-    {4, 2, 32, 4, 360}, {2, 4, 32, 4, 183},  {1, 8, 32, 4, 107},
-    {7, 1, 32, 5, 605}, {4, 1, 64, 6, 450},  {2, 2, 64, 4, 222},
-    {7, 1, 64, 4, 807}, {4, 1, 128, 4, 730}, {2, 2, 128, 4, 387},
+    {4, 2, 32, 4, 360},  {2, 4, 32, 4, 183}, {1, 8, 32, 4, 107}, {7, 1, 32, 5, 605},
+    {4, 1, 64, 6, 450},  {2, 2, 64, 4, 222}, {7, 1, 64, 4, 807}, {4, 1, 128, 4, 730},
+    {2, 2, 128, 4, 387}, {7, 1, 16, 6, 500},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
@@ -66,9 +66,11 @@ constexpr int large_pair(int n) { return n == 256 ? 2 : 1; }
 
 inline constexpr int kMaxInt4Splits = 8;
 // So many rows go to the small kernels on Hopper too; up to kEitherRows those do that are expected to take less time.
-inline constexpr int kSmallRows = 16, kEitherRows = 32;
+inline constexpr int kFewRows = 8, kEitherRows = 32;
 // Sums may go through memory; there is room for more of them where there are more rows than kPartRows, as tiles may be divided.
 inline constexpr int kPartRows = 128;
+// What they may take there, of up to kSmallRows rows and of more.
+inline constexpr int kSmallRows = 16;
 inline constexpr int64_t kSmallBytes = int64_t{4} << 20, kPartBytes = int64_t{8} << 20,
                          kStreamBytes = int64_t{33} << 20;
 inline constexpr int64_t kMaxGridZ = 65535;
@@ -267,7 +269,7 @@ inline SmallChoice choose_small(const Int4Shape& s, const Int4Device& device) {
 // Whether the small kernels take a problem on Hopper.
 inline bool small_on_hopper(const Int4Shape& s, const Int4Device& device,
                             const HopperChoice& other) {
-  return s.rows <= kSmallRows ||
+  return s.rows <= kFewRows ||
          (s.rows <= kEitherRows && choose_small(s, device).split < other.split);
 }
 

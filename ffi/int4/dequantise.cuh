@@ -102,9 +102,8 @@ struct ByteNibbles<__half> {
 
   // Zero points in the low bytes.
   __device__ __forceinline__ explicit ByteNibbles(uint32_t zeros) {
-    const uint32_t second = zeros >> 8 << 4, first = (zeros & 0xff) + second;
-    offset[0] = first * 0x00010001u | 0x80008000u;
-    offset[1] = second * 0x00010001u | 0x80008000u;
+    offset[1] = (__byte_perm(zeros, 0, 0x4141) << 4) + 0x80008000u;
+    offset[0] = __byte_perm(zeros, 0, 0x4040) + offset[1];
   }
   __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
     const uint32_t high = __byte_perm(word, 0, 0x4341);  // word >> 8 & 0x00ff00ff
@@ -138,11 +137,11 @@ struct ByteNibbles<__nv_bfloat16> {
   static __device__ __forceinline__ float first(float even, float) { return even; }
 };
 
-// q - zero, exactly. A nibble under the exponent of 2^10 (f16) or 2^7 (bf16) is 1024 + q or 128 + q; subtracting
-// 1024 + zero or 128 + zero leaves no rounding.
+// q - zero, exactly, for weights that are scaled. second_scale(): what to multiply the second channel's with, of its scale.
 template <class T>
 struct ExactNibbles;
 
+// A nibble under the exponent of 2^10 is 1024 + q; subtracting 1024 + zero leaves no rounding.
 template <>
 struct ExactNibbles<__half> {
   uint32_t offset[2];  // of the lane's two channels, twice
@@ -171,11 +170,12 @@ struct ExactNibbles<__half> {
   }
 };
 
+// The second channel has a quarter, which saves two shifts a word.
 template <>
 struct ExactNibbles<__nv_bfloat16> : ByteNibbles<__nv_bfloat16> {
   using ByteNibbles<__nv_bfloat16>::ByteNibbles;
   static __device__ __forceinline__ uint32_t second_scale(uint32_t scale) {
-    return multiply(scale, 0x40804080);
+    return multiply(scale, 0x40804080);  // 4
   }
   static __device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
     return fma_bf16x2(a, b, 0x80008000);
@@ -185,13 +185,14 @@ struct ExactNibbles<__nv_bfloat16> : ByteNibbles<__nv_bfloat16> {
 // (q - zero) * scale, rounded once.
 template <class T>
 struct ScaledNibbles {
-  ExactNibbles<T> exact;
+  using Exact = ExactNibbles<T>;
+  Exact exact;
   uint32_t scale[2];
 
   // Zero points in the low bytes; a pair of scales.
   __device__ __forceinline__ ScaledNibbles(uint32_t zeros, uint32_t scales) : exact(zeros) {
     scale[0] = __byte_perm(scales, 0, 0x1010);
-    scale[1] = ExactNibbles<T>::second_scale(__byte_perm(scales, 0, 0x3232));
+    scale[1] = Exact::second_scale(__byte_perm(scales, 0, 0x3232));
   }
   __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const {
     exact.run(a, word);

@@ -189,7 +189,7 @@ cudaError_t plan_int4(const Int4Shape& s, int64_t workspace_bytes, Int4Plan* pla
   facts.workspace_bytes = workspace_bytes;
 
   *plan = Int4Plan();
-  if (major == 9 && s.rows > kSmallRows && s.depth_tiles > 0) {
+  if (major == 9 && s.rows > kFewRows && s.depth_tiles > 0) {
     choose_hopper(s, facts, plan);
     if (plan->hopper && plan->splits > 1 && !plan->cluster) error = prepare_int4_combine(s.dtype);
     if (error != cudaSuccess) return error;

@@ -1,12 +1,11 @@
 // Adds up the sums of warpgroups and CTAs that share the depth and store a tile of the output. All of them hold it in the
 // same registers, so that adding up needs no coordinates: thread i of one adds what thread i of the others has. A quad is
 // four neighbouring registers: two rows of x by two channels. The warpgroups of a CTA take turns with the quads, and so do
-// the CTAs of a cluster: the owner of a quad gets the others' sums by bulk copies, counted by its barrier.
+// the CTAs of a cluster: the others send their sums to the owner of a quad, whose barrier counts the bytes.
 #pragma once
 
 #include "device/cluster.cuh"
 #include "device/mbarrier.cuh"
-#include "device/tma.cuh"
 #include "int4/cluster.cuh"
 #include "int4/epilogue.cuh"
 
@@ -32,6 +31,7 @@ struct SumExchange {
 
   __device__ __forceinline__ bool cluster() const { return splits > 1; }
   __device__ __forceinline__ bool has_rows(int quad) const { return quad * 8 < rows; }
+  __device__ __forceinline__ bool owns(int quad) const { return (quad & (splits - 1)) == split; }
   // Quads of an owner that have rows: every splits-th, from the first on.
   __device__ __forceinline__ int owned(int owner) const {
     return (min((rows + 7) / 8, kQuads) + splits - 1 - owner) >> shift();
@@ -52,11 +52,7 @@ struct SumExchange {
   }
   // What threads without sums do after arrive().
   __device__ __forceinline__ void stand_by() const {
-    if (!cluster()) return;
-    cluster_wait();
-    if (halves()) return;
-    cluster_arrive_relaxed();
-    cluster_wait();
+    if (cluster()) cluster_wait();
   }
 
   // Shared addresses; the quads of an owner lie next to each other.
@@ -64,80 +60,90 @@ struct SumExchange {
   __device__ __forceinline__ uint32_t part(int owner) const {
     return base + owner * (kPartBytes >> shift());
   }
-  // This lane's place for the sums of one depth group. Alone, the quads of a CTA follow each other.
-  template <bool kCluster>
   __device__ __forceinline__ uint32_t local(int depth, int quad) const {
-    const uint32_t at = base + depth * kPartBytes + lane * 16;
-    if constexpr (kCluster)
-      return at + (quad & (splits - 1)) * (kPartBytes >> shift()) + (quad >> shift()) * kQuadBytes;
-    return at + quad * kQuadBytes;
+    return part(quad & (splits - 1)) + depth * kPartBytes + (quad >> shift()) * kQuadBytes +
+           lane * 16;
   }
-  __device__ __forceinline__ uint32_t received(int from) const { return part(from) + kLocalBytes; }
+  __device__ __forceinline__ uint32_t received(int from, int quad) const {
+    return part(from) + kLocalBytes + (quad >> shift()) * kQuadBytes + lane * 16;
+  }
 
   __device__ __forceinline__ void sync() const { named_barrier_sync(1, kThreads); }
 
-  template <bool kCluster>
+  static __device__ __forceinline__ float4 quad_of(const Sums& sums, int quad) {
+    const float* s = sums + quad * 4;
+    return make_float4(s[0], s[1], s[2], s[3]);
+  }
+
   __device__ __forceinline__ void write_local(const Sums& sums) const {
     sync();  // the ring is free
 #pragma unroll
-    for (int quad = 0; quad < kQuads; ++quad) {
-      const float* s = sums + quad * 4;
-      if (has_rows(quad))
-        store_shared_float4(local<kCluster>(depth_group, quad),
-                            make_float4(s[0], s[1], s[2], s[3]));
-    }
+    for (int quad = 0; quad < kQuads; ++quad)
+      if (has_rows(quad)) store_shared_float4(local(depth_group, quad), quad_of(sums, quad));
   }
 
-  // body(quad, the CTA's sum of it) for the quads whose turn is this warpgroup's. Several are read before the first of them is
-  // needed.
-  template <bool kCluster, class Body>
+  // The CTA's sum of a quad that lies in the local parts.
+  __device__ __forceinline__ float4 fold(int quad) const {
+    float4 sum = load_shared_float4(local(0, quad));
+#pragma unroll
+    for (int depth = 1; depth < kDepthGroups; ++depth)
+      sum = sum + load_shared_float4(local(depth, quad));
+    return sum;
+  }
+  // Calls body(quad) for the quads whose turn is this warpgroup's.
+  template <class Body>
   __device__ __forceinline__ void for_quads(Body body) const {
-    constexpr int kMine = (kQuads + kDepthGroups - 1) / kDepthGroups;
-    constexpr int kBatch = kMine < 4 ? kMine : 4;
-    static_assert(kMine % kBatch == 0 && (kMine == 1 || kQuads % kDepthGroups == 0));
-#pragma unroll 1
-    for (int first = depth_group; has_rows(first) && first < kQuads;
-         first += kBatch * kDepthGroups) {
-      float4 sum[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int quad = first + i * kDepthGroups;
-        sum[i] = load_shared_float4(local<kCluster>(0, quad));
-#pragma unroll
-        for (int depth = 1; depth < kDepthGroups; ++depth)
-          sum[i] = sum[i] + load_shared_float4(local<kCluster>(depth, quad));
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i)
-        if (has_rows(first + i * kDepthGroups)) body(first + i * kDepthGroups, sum[i]);
-    }
+#pragma unroll 2
+    for (int quad = depth_group; quad < kQuads; quad += kDepthGroups)
+      if (has_rows(quad)) body(quad);
   }
 
-  // Sends the CTA's sums, which lie in the first local part, and adds up those of the cluster.
+  __device__ __forceinline__ bool has_turn() const {
+    return depth_group < kQuads && has_rows(depth_group);
+  }
+
+  // The CTA's sum of a quad to its owner.
+  __device__ __forceinline__ void send(int quad, float4 sum) const {
+    const int owner = quad & (splits - 1);
+    store_remote(remote_address(received(split, quad), owner), sum, remote_address(barrier, owner));
+  }
+  // The cluster's sum of a quad that this CTA owns, in the order of the CTAs.
+  __device__ __forceinline__ float4 of_cluster(int quad, float4 mine) const {
+    float4 sum = {};
+#pragma unroll 1
+    for (int from = 0; from < splits; ++from)
+      sum = sum + (from == split ? mine : load_shared_float4(received(from, quad)));
+    return sum;
+  }
+
+  // The sums of a cluster of CTAs of one warpgroup in depth.
   template <class Output>
-  __device__ __forceinline__ void finish_cluster(Output output) const {
-    fence_async_shared();
-    sync();
+  __device__ __forceinline__ void finish_flat(const Sums& sums, Output output) const {
     cluster_wait();  // the rings of the others are free, and their barriers there
-    if (depth_group == 0 && lane < splits && lane != split && owned(lane) > 0)
-      copy_remote(remote_address(received(split), lane), part(lane), owned(lane) * kQuadBytes,
-                  remote_address(barrier, lane));
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad)
+      if (has_rows(quad) && !owns(quad)) send(quad, quad_of(sums, quad));
     mbarrier_wait(barrier, 0);
-    cluster_arrive_relaxed();
-    if (depth_group < owned(split)) {
-      const auto out = output();
-#pragma unroll 1
-      for (int at = depth_group; at < owned(split); at += kDepthGroups) {
-        float4 sum = {};
-#pragma unroll 1
-        for (int from = 0; from < splits; ++from) {
-          const uint32_t of = from == split ? part(split) : received(from);
-          sum = sum + load_shared_float4(of + at * kQuadBytes + lane * 16);
-        }
-        out.store(split + at * splits, sum);
-      }
-    }
-    cluster_wait();  // what this CTA sent has been read
+    const auto out = output();
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad)
+      if (has_rows(quad) && owns(quad)) out.store(quad, of_cluster(quad, quad_of(sums, quad)));
+  }
+  // Of several, whose sums lie in the local parts.
+  template <class Output>
+  __device__ __forceinline__ void finish_deep(Output output) const {
+    cluster_wait();
+    for_quads([&](int quad) {
+      if (!owns(quad)) send(quad, fold(quad));
+    });
+    if (!has_turn()) return;
+    const auto out = output();
+    for_quads([&](int quad) {
+      if (!owns(quad)) return;
+      const float4 sum = fold(quad);
+      mbarrier_wait(barrier, 0);
+      out.store(quad, of_cluster(quad, sum));
+    });
   }
 
   // --- Two that share a sum: each keeps every second quad in its registers, and adds what the other one has of it. ---
@@ -237,20 +243,17 @@ struct SumExchange {
         return;
       }
     }
-    if (cluster()) {
-      write_local<true>(sums);
-      if constexpr (kDepthGroups > 1) {
-        sync();
-        for_quads<true>(
-            [&](int quad, float4 sum) { store_shared_float4(local<true>(0, quad), sum); });
-      }
-      finish_cluster(output);
-    } else if constexpr (kDepthGroups > 2) {
-      write_local<false>(sums);
+    if constexpr (kDepthGroups == 1) {
+      finish_flat(sums, output);
+    } else {
+      write_local(sums);
       sync();
-      if (depth_group >= kQuads || !has_rows(depth_group)) return;
-      const auto out = output();
-      for_quads<false>([&](int quad, float4 sum) { out.store(quad, sum); });
+      if (cluster()) {
+        finish_deep(output);
+      } else if (has_turn()) {
+        const auto out = output();
+        for_quads([&](int quad) { out.store(quad, fold(quad)); });
+      }
     }
   }
 };

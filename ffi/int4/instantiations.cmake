@@ -1,7 +1,7 @@
 # The compiled int4 kernels: dtype, place in a table of tiles of config.h, k-steps that share a scale. Medium and large ones
 # are for sm_90a alone. One generated file each, and a table of them.
 set(SMALL_INT4_TILES 11)
-set(MEDIUM_INT4_TILES 9)
+set(MEDIUM_INT4_TILES 10)
 set(LARGE_INT4_TILES 2)
 
 set(INT4_SMALL "")

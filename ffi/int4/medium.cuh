@@ -34,14 +34,15 @@ struct MediumTraits {
   static constexpr int kGroups = kChannelGroups * kDepthGroups, kThreads = 128 * kGroups;
   static constexpr int kChannels = kChannelGroups * kStrip;
   // A chunk of k-steps is made ready while the tensor cores work on the one before it. Many warpgroups leave registers for
-  // one k-step alone.
-  static constexpr int kUnit = 2, kSteps = kUnit * 4, kChunk = kGroups > 4 ? 1 : 4;
+  // one k-step alone, or for two of few rows.
+  static constexpr int kUnit = 2, kSteps = kUnit * 4;
+  static constexpr int kChunk = kGroups <= 4 ? 4 : kN == 16 ? 2 : 1;
   static constexpr int kLoadAt = kChunk == 4 ? 4 : 6;  // k-steps before the next loads
   // With few rows a stage that has one scale leaves registers for sums of its own: those are scaled, and not the weights.
-  static constexpr bool kStageSums = kN == 32 && kScaleSteps == kSteps;
+  static constexpr bool kStageSums = kN <= 32 && kScaleSteps == kSteps;
 
   // Whether copies lie next to each other (device/elect.cuh), which takes registers.
-  static constexpr bool kElects = kGroups != 7 && kN < 128;
+  static constexpr bool kElects = (kGroups != 7 || kN == 16) && kN < 128;
 
   // A stage: x and the scales and zero points of a depth group, kUnit tiles of weights of each of its warpgroups.
   using Rows = PanelTile<kN, kUnit * kDepth>;
@@ -96,6 +97,8 @@ struct MediumKernel {
   static constexpr int kStep = kDepthGroups * Traits::kUnit;
   static constexpr int kFree = Traits::kFree;
   static constexpr int kAhead = (kStages - kFree) * kStep;
+  // Counting rounds instead of stages saves instructions; tiles of four warpgroups are slower with it.
+  static constexpr bool kByRounds = Traits::kGroups > 4;
 
   const HopperParams& params;
   const Int4Params& p = params.problem;
@@ -111,10 +114,11 @@ struct MediumKernel {
       base + Traits::kWeightsOffset + group * Traits::kWeightBytes + thread % 128 * 16;
   const uint32_t zeros = scales_of(0) + pair(), scales = zeros + pair();
   const uint64_t rows = Rows::descriptor(base + depth_group * Rows::kBytes);
-  // What is loaded next: its first 16 bytes of this thread, tiles from there on.
+  // What is loaded next, or by the first stage of a round of all stages: its first 16 bytes of this thread, tiles from there on.
   const uint8_t* from = p.packed + static_cast<uint64_t>(first_piece(first_tile() + kAhead)) * 16;
   int left = end_tile() - first_tile() - kAhead;
-  int turn = channel_group;  // loads of what is shared until it is this warpgroup's turn
+  // Loads of what is shared until it is this warp's turn: one warp of the warpgroup, the others never.
+  int turn = shared_by_lanes(warp == channel_group % 4 ? channel_group : 1 << 30);
 
   __device__ __forceinline__ MediumKernel(const HopperParams& params, uint32_t base)
       : params(params), base(base), thread(read_thread()) {}
@@ -174,25 +178,28 @@ struct MediumKernel {
 
   // --- Loads ---
 
-  // Starts to copy this thread's part of a unit, of which and of those after it `left` tiles are there: zeros where none is,
-  // so that no branch parts the lanes.
-  __device__ __forceinline__ void load_own(int stage, int left, const uint8_t* from) const {
+  // Starts to copy this thread's part of a unit: zeros where it has no tile, so that no branch parts the lanes.
+  // The unit lies so many units of this warpgroup behind what the first stage of a round loads.
+  __device__ __forceinline__ void load_own(int stage, int units) const {
     const uint32_t to = weights + stage * (Traits::kGroups * Traits::kWeightBytes);
-    copy_async_16(to, from, left > 0);
-    copy_async_16(to + kTileBytes, from + kTileBytes, left > 1);
+    const uint8_t* const tile = from + units * (kStep * kTileBytes);
+    copy_async_16(to, tile, left > units * kStep);
+    copy_async_16(to + kTileBytes, tile + kTileBytes, left > units * kStep + 1);
     copy_async_commit();
   }
 
   // What warpgroups share of a unit, as soon as the stage is empty: by one warp of one of them, whose warpgroup waits
   // meanwhile. So they do it in turns, and none falls behind.
   __device__ __forceinline__ void load_shared(int stage, int empty_parity, int left) {
-    const bool mine = turn == 0 && warp == channel_group % 4;
-    turn = turn == 0 ? Traits::kChannelGroups - 1 : turn - 1;
-    if (mine && left > 0 && is_loader()) {
-      mbarrier_wait(empty(stage), empty_parity);
-      load_unit(stage, end_tile() - left);
+    if (turn == 0) {
+      turn = Traits::kChannelGroups;
+      if (left > 0 && is_loader()) {
+        mbarrier_wait(empty(stage), empty_parity);
+        load_unit(stage, end_tile() - left);
+      }
+      __syncwarp();
     }
-    __syncwarp();
+    --turn;
   }
   // One lane of the warp.
   __device__ __forceinline__ bool is_loader() const {
@@ -226,8 +233,7 @@ struct MediumKernel {
   __device__ __forceinline__ void begin_weights() const {
 #pragma unroll
     for (int stage = 0; stage < kStages - kFree; ++stage)
-      load_own(stage, left + kAhead - stage * kStep,
-               from - (kStages - kFree - stage) * (kStep * kTileBytes));
+      load_own(stage, stage - (kStages - kFree));
   }
   __device__ __forceinline__ void begin_shared() {
     const int left = end_tile() - first_tile();
@@ -288,10 +294,11 @@ struct MediumKernel {
   template <int kStage>
   __device__ __forceinline__ bool multiply_unit(Sums& sums, Sums& group, Operands& o, int parity) {
     constexpr int kBefore = (kStage + kStages - kFree) % kStages, kNext = (kStage + 1) % kStages;
+    constexpr int kDone = kByRounds ? kStage * kStep : 0;  // tiles since `from`
     uint32_t a[2][kChunk][4];
     Sums& products = kStageSums ? group : sums;
     Nibbles nibbles(o.zeros, o.scales);
-    const bool more = left > kStep - kAhead;
+    const bool more = left > kDone + kStep - kAhead;
 #pragma unroll
     for (int first = 0; first < Traits::kSteps; first += kChunk) {
       auto& operands = a[first / kChunk % 2];
@@ -321,13 +328,13 @@ struct MediumKernel {
       if constexpr (kChunk == 1) hold(o.words);  // nothing ahead of the wait, for want of registers
       if (next ==
           Traits::kLoadAt) {  // that stage, which is empty or about to be, takes the next load
-        load_own(kBefore, left, from);
-        load_shared(kBefore, kStage < kFree ? parity ^ 1 : parity, left);
-        from += kStep * kTileBytes;
+        load_own(kBefore, kDone / kStep);
+        load_shared(kBefore, kStage < kFree ? parity ^ 1 : parity, left - kDone);
+        if constexpr (!kByRounds) from += kStep * kTileBytes;
       }
     }
     release(kStage);
-    left -= kStep;
+    if constexpr (!kByRounds) left -= kStep;
     return more;
   }
   template <int... kStage>
@@ -344,8 +351,12 @@ struct MediumKernel {
       acquire(o, 0, 0);
 #pragma unroll 1
       for (int parity = 0;
-           multiply_round(sums, group, o, parity, std::make_integer_sequence<int, kStages>());)
-        parity ^= 1;
+           multiply_round(sums, group, o, parity, std::make_integer_sequence<int, kStages>());
+           parity ^= 1) {
+        if constexpr (!kByRounds) continue;
+        from += kStages * kStep * kTileBytes;
+        left -= kStages * kStep;
+      }
     }
     if constexpr (kStageSums) Nibbles::finish(sums);
     copy_async_wait_all();  // of zeros

@@ -164,6 +164,7 @@ def kernel_name(rows: int, arch: str | None) -> str:
     """The kernels that serve so many rows on a built architecture; None is the newest.
 
     Which tile, and which of the two ``wgmma`` kernels, the extension chooses by its cost model; it
-    leaves layers of few channels to the small kernels for up to 32 rows.
+    leaves layers of few channels to the small kernels for up to 32 rows, and takes some of very
+    many channels from 9 rows on.
     """
     return "int4_wgmma" if rows > SMALL_ROWS and arch in (None, "90a") else "int4_small"
