@@ -109,16 +109,17 @@ struct Consumer : ConsumerOutput<Traits> {
     float out[kDimV / 8][4];
     OnlineSoftmax<1> softmax;
     KeyBlock block, next;  // next: see look_ahead()
-    bool fresh =
-        true;  // nothing is in `out`: two CTAs an SM have no clocks to spare for clearing it
+    // Nothing is in `out`: two CTAs an SM have no clocks to spare for clearing it.
+    bool fresh = true;
 
     __device__ __forceinline__ FlatScores& scores() { return reinterpret_cast<FlatScores&>(s); }
     __device__ __forceinline__ FlatOutput& output() { return reinterpret_cast<FlatOutput&>(out); }
     __device__ __forceinline__ void clear_output() {
       fresh = true;
-      if constexpr (Traits::kTwoCtas) return;
+      if constexpr (!Traits::kTwoCtas) {
 #pragma unroll
-      for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
+        for (int i = 0; i < kOut; ++i) output()[i] = 0.0f;
+      }
     }
     __device__ __forceinline__ void rescale_output(const float (&factor)[2]) {
 #pragma unroll
