@@ -106,7 +106,7 @@ struct Producer {
     value_place.next();
   }
   __device__ __forceinline__ void load_due_value() {
-    if (Traits::kPaged || due_value.row < 0) return;
+    if (Traits::kPaged || Traits::kTwoCtas || due_value.row < 0) return;
     load_value(due_value);
     due_value.row = -1;
   }
@@ -335,8 +335,10 @@ struct Producer {
       load_key(place);
       load_due_value();
       if constexpr (Traits::kBiased) load_bias(block * kN, i0, head, sequence.index);
-      due_value = place;
-      if constexpr (Traits::kTwoCtas) load_due_value();  // there are buffers enough
+      if constexpr (Traits::kTwoCtas)
+        load_value(place);  // there are buffers enough
+      else
+        due_value = place;
       place = following;
       block = next;
       flags = 0;
