@@ -212,6 +212,7 @@ struct WarpBias {
     const int64_t start = tile.sequence.index * bias.sequence_stride + head * bias.head_stride;
     const char* from = static_cast<const char*>(bias.data) + 2 * (start + key + 8 * half);
     const bool inside = key + 8 * half < tile.visible.kv_len;
+    __syncwarp();  // the last block has been read by all lanes
 #pragma unroll
     for (int row = lane / 2; row < kRows; row += 16)
       copy_async_16(at(row, half), from + 2 * (first + row) * bias.row_stride,
