@@ -1,0 +1,662 @@
+#include <map>
+// Times the decode kernels over the 22 cells of the peers' table, and checks them. See run.sh.
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "decode/dispatch.cc"
+#include "device/memory.cuh"
+#include "device/math.cuh"
+#include "device/mma.cuh"
+#include "device/mbarrier.cuh"
+#include "device/cluster.cuh"
+
+
+extern "C" const void* evict_kernel(int which);
+namespace jax_baracuda {
+using T = __nv_bfloat16;
+#ifndef HEAD
+#define HEAD 128
+#endif
+const std::vector<DecodeKernel>& decode_kernels() {
+  static const std::vector<DecodeKernel> kernels = {
+      decode_kernel_entry<DType::kBF16, HEAD, 8, true, false, false>(),
+      decode_kernel_entry<DType::kBF16, HEAD, 8, true, false, true>(),
+      decode_kernel_entry<DType::kBF16, HEAD, 8, true, true, false>(),
+      decode_kernel_entry<DType::kBF16, HEAD, 8, true, true, true>()};
+  return kernels;
+}
+#define CHECK(x)                                                                    \
+  do {                                                                              \
+    if (cudaError_t e = (x); e != cudaSuccess) {                                    \
+      std::printf("%s:%d %s: %s\n", __FILE__, __LINE__, #x, cudaGetErrorString(e)); \
+      std::fflush(stdout);                                                          \
+      std::exit(1);                                                                 \
+    }                                                                               \
+  } while (0)
+
+#ifndef HEAD
+#define HEAD 128
+#endif
+constexpr int D = HEAD, kPer = D / 32;
+
+__global__ void fill(uint32_t* x, int64_t n, uint32_t seed) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < n;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    uint32_t h = static_cast<uint32_t>(i ^ (i >> 32)) * 2654435761u ^ seed;
+    float v[2];
+    for (int e = 0; e < 2; ++e) {
+      float sum = 0.0f;
+      for (int k = 0; k < 4; ++k) {
+        h ^= h << 13, h ^= h >> 17, h ^= h << 5;
+        sum += (h >> 8) * (1.0f / (1 << 24)) - 0.5f;
+      }
+      v[e] = 1.732f * sum;
+    }
+    x[i] = pack_floats<T>(v[0], v[1]);
+  }
+}
+__global__ void poison(T* cache, int hkv, int K, const int* lengths) {  // grid: B * hkv
+  const int b = blockIdx.x / hkv;
+  T* row = cache + int64_t{blockIdx.x} * K * D;
+  for (int64_t i = int64_t{lengths[b]} * D + threadIdx.x; i < int64_t{K} * D; i += blockDim.x)
+    reinterpret_cast<uint16_t*>(row)[i] = 0x7fff;
+}
+// A block of 8 warps a query head.
+__global__ void reference(const T* q, const T* k, const T* v, const int* lengths, const int* which,
+                          int hkv, int group, int K, int window, int sinks, float scale, float* out,
+                          float* lse) {
+  const int b = which[blockIdx.x / (hkv * group)], h = blockIdx.x % (hkv * group);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int n = lengths == nullptr ? K : lengths[b];
+  const T* query = q + (int64_t{b} * hkv * group + h) * D + lane * kPer;
+  const int64_t base = (int64_t{b} * hkv + h / group) * K * D + lane * kPer;
+  float qs[kPer], o[kPer] = {}, m = -INFINITY, l = 0;
+  for (int e = 0; e < kPer; ++e) qs[e] = float(query[e]) * scale;
+  for (int j = warp; j < n; j += 8) {
+    if (window >= 0 && j < n - 1 - window && j >= sinks) continue;
+    float s = 0;
+    for (int e = 0; e < kPer; ++e) s += qs[e] * float(k[base + int64_t{j} * D + e]);
+    for (int u = 16; u; u /= 2) s += __shfl_xor_sync(~0u, s, u);
+    const float top = fmaxf(m, s), c = expf(m - top), w = expf(s - top);
+    l = l * c + w;
+    for (int e = 0; e < kPer; ++e) o[e] = o[e] * c + w * float(v[base + int64_t{j} * D + e]);
+    m = top;
+  }
+  __shared__ float ms[8], ls[8], os[8][D];
+  ms[warp] = m, ls[warp] = l;
+  for (int e = 0; e < kPer; ++e) os[warp][lane * kPer + e] = o[e];
+  __syncthreads();
+  if (threadIdx.x >= D) return;
+  float top = -INFINITY, sum = 0, r = 0;
+  for (int w = 0; w < 8; ++w) top = fmaxf(top, ms[w]);
+  if (top > -INFINITY)
+    for (int w = 0; w < 8; ++w) {
+      const float c = expf(ms[w] - top);
+      sum += c * ls[w], r += c * os[w][threadIdx.x];
+    }
+  const int64_t row = int64_t{b} * hkv * group + h;
+  out[row * D + threadIdx.x] = sum > 0 ? r / sum : 0;
+  if (threadIdx.x == 0) lse[row] = top == -INFINITY ? -INFINITY : top + logf(sum);
+}
+__global__ void read_all(const uint4* x, int64_t n, uint32_t* out) {
+  uint32_t sum = 0;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  for (; i + 7 * step < n; i += 8 * step) {
+    uint4 v[8];
+#pragma unroll
+    for (int u = 0; u < 8; ++u) v[u] = load_global_16(x + i + u * step);
+#pragma unroll
+    for (int u = 0; u < 8; ++u) sum ^= v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
+  }
+  for (; i < n; i += step) {
+    const uint4 v = load_global_16(x + i);
+    sum ^= v.x ^ v.y ^ v.z ^ v.w;
+  }
+  if (sum == 0x12345) *out = sum;
+}
+
+struct Problem {
+  DecodeShape s;
+  const int* lengths = nullptr;
+  int window = -1, sinks = 0;
+  PageTable pages = {};
+  bool full() const { return lengths == nullptr; }
+};
+struct Buffers {
+  T *q, *out;
+  float *lse, *workspace;
+};
+constexpr int64_t kWorkspace = 64 << 20;
+unsigned long long* g_stamps = nullptr;
+
+DecodeParams make_params(const Problem& pr, const DecodeConfig& c, const Buffers& b, const T* k, const T* v) {
+  const DecodeShape& s = pr.s;
+  DecodeParams p = {};
+  p.query = b.q, p.key = k, p.value = v, p.out = b.out, p.lse = b.lse;
+  p.kv_lengths = pr.lengths;
+  p.slot_heads = partial_heads(s, c);
+  p.partial_out = b.workspace;
+  p.partial_stats = p.partial_out + c.partial_slots * p.slot_heads * s.head_dim;
+  p.kv_batch_stride = int64_t{s.kv_heads} * s.kv_capacity * D;
+  p.kv_head_stride = int64_t{s.kv_capacity} * D;
+  p.kv_token_stride = D;
+  p.batch = s.batch, p.kv_heads = s.kv_heads, p.group = s.group, p.head_dim = D, p.kv_capacity = s.kv_capacity;
+  p.window_left = pr.window, p.sink_tokens = pr.sinks;
+  p.outer_scale = 1.4426950408889634f / std::sqrt(float(D));
+  p.slices = c.slices, p.token_warps = c.token_warps;
+  p.chunk_tokens = Divisor(static_cast<uint32_t>(c.chunk_tokens));
+  p.block_heads = c.block_heads, p.head_blocks = c.head_blocks;
+  p.splits = c.splits, p.cluster = c.cluster;
+  if (c.cluster) {
+    p.cluster_quads = cluster_quads(c.block_heads, c.dim_tile, c.splits);
+    while (1 << p.cluster_bits < c.splits) ++p.cluster_bits;
+  }
+  p.ctas = static_cast<int>(c.ctas);
+#ifndef OLD
+  p.lanes = Divisor(c.lanes);
+#endif
+#if !defined(OLD) && !defined(NO_HALVES)
+  p.half_shared = c.half_shared;
+#endif
+  p.even_ctas = static_cast<int>(c.even_ctas > 0 ? c.even_ctas : c.ctas);
+  p.merge_buffers = c.merge_buffers;
+  p.merge_stride = c.merge_buffers == 1 ? 0 : merge_floats(c.block_heads, c.token_warps, c.dim_tile);
+  p.ring_stages = c.ring_stages, p.ring_offset = c.ring_offset, p.table_offset = c.table_offset;
+  if (c.splits == 0 && !s.paged) {
+    const int row_chunks = full_row_chunks(s, c);
+#ifdef OLD
+    const int lanes = 1;
+#else
+    const int lanes = c.lanes;
+#endif
+    const int rows = s.kv_heads * c.head_blocks / lanes;
+    const int64_t total = int64_t{s.batch} * rows * row_chunks, pieces = c.ctas / lanes;
+    p.full_row_chunks = Divisor(static_cast<uint32_t>(row_chunks));
+    p.full_request_rows = Divisor(static_cast<uint32_t>(rows));
+    p.full_piece = static_cast<int>(total / pieces);
+    p.full_longer_pieces = static_cast<int>(total % pieces);
+  }
+  if (s.paged) p.pages = pr.pages;
+#ifdef STAMPS
+  p.stamps = reinterpret_cast<long long*>(g_stamps);
+#endif
+  return p;
+}
+
+struct Graph {
+  cudaGraphExec_t exec;
+  int launches;
+};
+#ifdef BESIDE
+extern int g_beside;
+#endif
+
+int g_sms;
+__global__ void empty_all() { wait_for_dependency(); }
+__global__ void empty_one() { if (blockIdx.x == 0) wait_for_dependency(); }
+
+struct Variant {
+  std::string name;
+  DecodeConfig c;
+  DecodeShape s;
+  int fours = 0;
+  int combine = 0;
+  bool early = false;  // the first kernel, too, may start while the one before ends
+  int child = 0;       // 1: every call a child graph; 2: with empty nodes between
+  bool lengths = false;  // contiguous, lengths on the device
+  enum { kNone, kCombine, kEmptyAll, kEmptyOne } second = kCombine;
+};
+
+void launch(const Problem& pr, const Variant& v, const Buffers& b, const T* k, const T* val, cudaStream_t stream) {
+  Problem own = pr;
+  own.s = v.s;
+  if (!v.s.paged && !v.lengths) own.lengths = nullptr;
+  const DecodeParams p = make_params(own, v.c, b, k, val);
+  cudaLaunchAttribute attribute[2];
+  cudaLaunchConfig_t config = launch_config(v.c, v.c.ctas, v.c.cluster ? v.c.splits : 1, attribute, stream);
+  if (v.early) {
+    cudaLaunchAttribute& a = attribute[config.numAttrs++];
+    a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    a.val.programmaticStreamSerializationAllowed = 1;
+  }
+  CHECK(decode_kernels()[find_kernel(v.s.dtype, v.c)].launch(config, p));
+  if (v.second == Variant::kCombine && v.c.partial_slots) {
+#ifdef BESIDE
+    g_beside = v.combine;
+#endif
+    CHECK(launch_combine(v.s.dtype, v.c.dim_tile, p, true, stream));
+  }
+  if (v.second == Variant::kEmptyAll || v.second == Variant::kEmptyOne) {
+    cudaLaunchConfig_t launch = {};
+    launch.gridDim = dim3(256), launch.blockDim = dim3(256), launch.stream = stream;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    launch.attrs = &early, launch.numAttrs = 1;
+    CHECK(cudaLaunchKernelEx(&launch, v.second == Variant::kEmptyAll ? empty_all : empty_one));
+  }
+}
+std::string form(const DecodeConfig& c) {
+  return (c.ring_stages ? "ring " + std::to_string(c.token_warps) + "x" + std::to_string(c.ring_stages) : "regs " + std::to_string(c.token_warps)) +
+         (c.cluster ? " cl" + std::to_string(c.splits) : " ctas " + std::to_string(c.ctas)) + (c.table_offset ? " table" : "");
+}
+Variant planned(const char* name, const DecodeShape& s, bool lengths = false) {
+  Variant v{name, {}, s};
+  v.lengths = lengths;
+  CHECK(plan_decode(s, kWorkspace, &v.c));
+  v.name += " " + form(v.c);
+  return v;
+}
+void add_stream(std::vector<Variant>& list, DecodeShape s, int warps, int stages, int per_sm, bool table) {
+  if (!table) s.table_entries = 0;
+  Variant v{"paged", choose_layout(s), s};
+  DecodeConfig& c = v.c;
+  DecodeDevice device;
+  device.ring_shared = 228 * 1024;
+  if (!use_rings(s, device, {warps, stages, per_sm}, 1, c)) return;
+  if (table && !c.table_offset) return;
+  c.splits = 0;
+  c.ctas = std::min(int64_t{g_sms} * per_sm, int64_t{s.batch} * s.kv_heads * full_row_chunks(s, c));
+  c.partial_slots = 2 * c.ctas;
+  v.name += " " + form(c);
+  list.push_back(v);
+}
+void add_cluster(std::vector<Variant>& list, const char* name, DecodeShape s, int warps, int stages, int pieces, bool table, decltype(Variant::second) second) {
+  if (!table) s.table_entries = 0;
+  Variant v{name, choose_layout(s), s};
+  DecodeConfig& c = v.c;
+  DecodeDevice device;
+  device.ring_shared = 228 * 1024;
+  if (stages) {
+    if (!use_rings(s, device, {warps, stages, 1}, pieces, c)) return;
+    if (table && !c.table_offset) return;
+  } else {
+    set_token_warps(s, warps, pieces, c);
+  }
+  c.splits = pieces, c.cluster = true, c.partial_slots = 0;
+  c.ctas = int64_t{s.batch} * s.kv_heads * pieces;
+  v.second = second;
+  v.name += " " + form(c) + (second == Variant::kEmptyAll ? " +empty, all wait" : second == Variant::kEmptyOne ? " +empty, one waits" : "");
+  list.push_back(v);
+}
+
+Graph capture(int launches, cudaStream_t stream, const std::function<void(int)>& body);
+Graph capture_children(int launches, cudaStream_t stream, bool empties, const std::function<void(int)>& body) {
+  cudaGraph_t all;
+  CHECK(cudaGraphCreate(&all, 0));
+  cudaGraphNode_t before = nullptr;
+  for (int i = 0; i < launches; ++i) {
+    cudaGraph_t graph;
+    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    body(i);
+    CHECK(cudaStreamEndCapture(stream, &graph));
+    cudaGraphNode_t node;
+    CHECK(cudaGraphAddChildGraphNode(&node, all, &before, before ? 1 : 0, graph));
+    before = node;
+    if (empties) {
+      CHECK(cudaGraphAddEmptyNode(&node, all, &before, 1));
+      before = node;
+    }
+    CHECK(cudaGraphDestroy(graph));
+  }
+  Graph g{nullptr, launches};
+  CHECK(cudaGraphInstantiate(&g.exec, all, 0));
+  CHECK(cudaGraphDestroy(all));
+  return g;
+}
+
+// The stream as it would be without pairs.
+Variant as_stream(const char* name, DecodeShape s, bool lengths) {
+  Variant v{name, choose_layout(s), s};
+  v.lengths = lengths;
+  DecodeDevice device;
+  device.sms = g_sms, device.ctas_per_sm = D == 256 ? 2 : 3, device.ring_shared = 228 * 1024;
+  choose_schedule(s, device, kWorkspace / partial_bytes(s, v.c), v.c);
+  v.name += " " + form(v.c);
+  return v;
+}
+
+// The stream on so many CTAs: where these are a divisor of the rows no row is split, and no second kernel needed.
+void add_rows(std::vector<Variant>& list, const char* name, DecodeShape s, int warps, int stages, int per_sm, int ctas, bool lengths, bool second, bool table = false) {
+  if (!table) s.table_entries = 0;
+  Variant v{name, choose_layout(s), s};
+  v.lengths = lengths;
+  DecodeConfig& c = v.c;
+  DecodeDevice device;
+  device.ring_shared = 228 * 1024;
+  if (stages) {
+    if (!use_rings(s, device, {warps, stages, per_sm}, 1, c)) return;
+    if (table && !c.table_offset) return;
+  } else {
+    set_token_warps(s, warps, 1, c);
+  }
+  c.splits = 0;
+  c.ctas = std::min<int64_t>(ctas, int64_t{s.batch} * s.kv_heads * full_row_chunks(s, c));
+  c.partial_slots = 2 * c.ctas;
+  v.second = second ? Variant::kCombine : Variant::kNone;
+  v.name += " " + form(c) + (second ? "" : " alone");
+  list.push_back(v);
+}
+// Every row one CTA's, or several without a cluster.
+void add_splits(std::vector<Variant>& list, const char* name, DecodeShape s, int warps, int stages, int per_sm, int splits) {
+  Variant v{name, choose_layout(s), s};
+  DecodeConfig& c = v.c;
+  DecodeDevice device;
+  device.ring_shared = 228 * 1024;
+  if (stages) {
+    if (!use_rings(s, device, {warps, stages, per_sm}, 1, c)) return;
+  } else set_token_warps(s, warps, 1, c);
+  c.splits = splits;
+  c.ctas = int64_t{s.batch} * s.kv_heads * splits;
+  c.partial_slots = splits == 1 ? 0 : c.ctas;
+  v.name += " " + form(c) + " splits " + std::to_string(splits);
+  list.push_back(v);
+}
+#ifndef OLD
+void add_lanes(std::vector<Variant>& list, DecodeShape s, int warps, int stages, int per_sm, int ctas, int lanes, bool second, bool table, const char* name = "P", bool lengths = false) {
+  const size_t before = list.size();
+  add_rows(list, name, s, warps, stages, per_sm, ctas, lengths, second, table);
+  if (list.size() == before) return;
+  Variant& v = list.back();
+  v.c.lanes = lanes;
+  v.c.ctas = std::min<int64_t>(v.c.ctas, int64_t{ctas / lanes} * lanes);
+  v.name = std::string(name) + " " + form(v.c);
+  if (lanes > 1) v.name += " L";
+}
+#endif
+
+struct Reference {
+  std::vector<int> which;
+  std::vector<float> out, lse;
+};
+Reference run_reference(const Problem& pr, const Buffers& b, const T* k, const T* v) {
+  const int heads = pr.s.kv_heads * pr.s.group;
+  Reference r;
+  for (int i = 0; i < pr.s.batch; ++i)
+    if (pr.s.batch <= 40 || i < 2 || i >= pr.s.batch - 2 || i == pr.s.batch / 2) r.which.push_back(i);
+  int* which;
+  float *out, *lse;
+  const int64_t rows = int64_t{pr.s.batch} * heads;
+  CHECK(cudaMalloc(&which, r.which.size() * 4));
+  CHECK(cudaMalloc(&out, rows * D * 4));
+  CHECK(cudaMalloc(&lse, rows * 4));
+  CHECK(cudaMemcpy(which, r.which.data(), r.which.size() * 4, cudaMemcpyHostToDevice));
+  reference<<<r.which.size() * heads, 256>>>(b.q, k, v, pr.lengths, which, pr.s.kv_heads, pr.s.group,
+                                             pr.s.kv_capacity, pr.window, pr.sinks, 1 / std::sqrt(float(D)), out, lse);
+  r.out.resize(rows * D), r.lse.resize(rows);
+  CHECK(cudaMemcpy(r.out.data(), out, rows * D * 4, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(r.lse.data(), lse, rows * 4, cudaMemcpyDeviceToHost));
+  CHECK(cudaFree(which));
+  CHECK(cudaFree(out));
+  CHECK(cudaFree(lse));
+  return r;
+}
+// Largest error relative to the largest result of the request; NaN counts as 9.
+float compare(const Problem& pr, const Buffers& b, const Reference& r, std::vector<uint16_t>* bits) {
+  const int heads = pr.s.kv_heads * pr.s.group;
+  const int64_t rows = int64_t{pr.s.batch} * heads;
+  std::vector<uint16_t> out(rows * D);
+  std::vector<float> lse(rows);
+  CHECK(cudaDeviceSynchronize());
+  CHECK(cudaMemcpy(out.data(), b.out, rows * D * 2, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(lse.data(), b.lse, rows * 4, cudaMemcpyDeviceToHost));
+  float worst = 0;
+  const auto take = [&](float e) { worst = std::max(worst, e == e ? e : 9.0f); };
+  for (const int i : r.which) {
+    float top = 1e-6f;
+    for (int64_t j = int64_t{i} * heads * D; j < int64_t{i + 1} * heads * D; ++j) top = std::max(top, std::fabs(r.out[j]));
+    for (int64_t j = int64_t{i} * heads * D; j < int64_t{i + 1} * heads * D; ++j) {
+      const uint32_t w = uint32_t{out[j]} << 16;
+      float x;
+      std::memcpy(&x, &w, 4);
+      take(std::fabs(x - r.out[j]) / top);
+    }
+    for (int64_t j = int64_t{i} * heads; j < int64_t{i + 1} * heads; ++j)
+      if (lse[j] != r.lse[j]) take(std::fabs(lse[j] - r.lse[j]));
+  }
+  if (bits) *bits = out;
+  return worst;
+}
+void clear(const Problem& pr, const Buffers& b) {
+  const int64_t rows = int64_t{pr.s.batch} * pr.s.kv_heads * pr.s.group;
+  CHECK(cudaMemset(b.out, 0xff, rows * D * 2));
+  CHECK(cudaMemset(b.lse, 0xff, rows * 4));
+  CHECK(cudaMemset(b.workspace, 0xff, kWorkspace));
+}
+
+DecodeShape shape(int hkv, int group, int b, int K, bool uneven = false, int splits = 0) {
+  DecodeShape s;
+  s.dtype = DType::kBF16;
+  s.batch = b, s.kv_heads = hkv, s.group = group, s.head_dim = D, s.kv_capacity = K;
+  s.uneven_lengths = uneven, s.num_splits = splits;
+  return s;
+}
+
+Graph capture(int launches, cudaStream_t stream, const std::function<void(int)>& body) {
+  cudaGraph_t graph;
+  Graph g{nullptr, launches};
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < launches; ++i) body(i);
+  CHECK(cudaStreamEndCapture(stream, &graph));
+  CHECK(cudaGraphInstantiate(&g.exec, graph, 0));
+  CHECK(cudaGraphDestroy(graph));
+  return g;
+}
+
+int* upload(const std::vector<int>& v) {
+  int* p;
+  CHECK(cudaMalloc(&p, v.size() * 4 + 64));
+  CHECK(cudaMemcpy(p, v.data(), v.size() * 4, cudaMemcpyHostToDevice));
+  return p;
+}
+__global__ void scatter(const T* cache, T* store, PageTable t, const int* lengths, int hkv, int K) {
+  const int b = blockIdx.x / hkv, h = blockIdx.x % hkv, page = t.page_size.divisor;
+  for (int64_t i = threadIdx.x; i < int64_t{lengths[b]} * D; i += blockDim.x) {
+    const int j = i / D;
+    const int64_t row = int64_t{t.indices[t.indptr[b] + j / page]} * t.page_stride + h * t.head_stride + j % page * t.token_stride;
+    store[row * D + i % D] = cache[(int64_t{blockIdx.x} * K + j) * D + i % D];
+  }
+}
+struct HostPages { std::vector<int> indices, indptr, last; };
+HostPages make_pages(const std::vector<int>& lengths, int page, int spare, bool shuffled = true, int before = 0) {
+  HostPages h;
+  h.indptr.push_back(0);
+  for (const int n : lengths) {
+    const int count = (n + page - 1) / page;
+    for (int j = 0; j < count; ++j) h.indices.push_back(h.indices.size());
+    h.indptr.push_back(h.indices.size());
+    h.last.push_back(count ? n - (count - 1) * page : 0);
+  }
+  const int total = h.indices.size();
+  uint64_t x = 88172645463325252ull;
+  for (int i = total - 1; shuffled && i > 0; --i) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    std::swap(h.indices[i], h.indices[x % (i + 1)]);
+  }
+  h.indices.insert(h.indices.begin(), before, -7);
+  for (int& x : h.indptr) x += before;
+  for (int i = 0; i < spare; ++i) h.indices.push_back(0x7f000000 + i);
+  return h;
+}
+PageTable device_pages(const HostPages& h, int store_pages, int page, int hkv, bool nhd = false) {
+  PageTable t = {};
+  t.indices = upload(h.indices), t.indptr = upload(h.indptr), t.last_page_len = upload(h.last);
+  t.entries = h.indices.size(), t.pages = store_pages, t.max_length = t.entries * page;
+  t.page_size = Divisor(page), t.page_stride = page * hkv, t.head_stride = nhd ? 1 : page, t.token_stride = nhd ? hkv : 1;
+  return t;
+}
+DecodeShape paged_shape(DecodeShape s, const PageTable& t) {
+  s.paged = true, s.uneven_lengths = s.batch > 1;
+  s.kv_capacity = t.max_length, s.table_entries = t.entries;
+  s.adjacent_rows = t.page_size.divisor % 4 == 0 && t.token_stride == 1;
+  return s;
+}
+
+
+std::vector<int> draw_lengths(int kind, int batch, int K) {
+  std::vector<int> n(batch);
+  uint64_t x = 0x9E3779B97F4A7C15ull + kind * 77 + batch;
+  for (int i = 0; i < batch; ++i) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    const double u = (x >> 11) * (1.0 / 9007199254740992.0);
+    n[i] = kind == 0   ? K                                             // even
+           : kind == 1 ? K - static_cast<int>(u * 100) % (K / 8 + 1)  // nearly
+           : kind == 2 ? static_cast<int>(u * K)                      // any
+           : kind == 3 ? (i == batch / 2 ? K : 3)                     // one
+           : kind == 4 ? (i % 3 == 1 ? 0 : K)                         // some are empty
+           : kind == 5 ? 0
+                       : static_cast<int>(std::exp(std::log(16.0) + u * std::log(K / 16.0)));  // log uniform
+  }
+  return n;
+}
+void check(const Buffers& b, T* cache, int64_t cache_bytes) {
+  struct Case { int hkv, group, batch, K, kind, page, spare, before; bool nhd; int window, sinks, splits; };
+  std::vector<Case> cases;
+  for (const int kind : {0, 1, 2, 3, 4, 5, 6})
+    for (const int page : {1, 3, 4, 16, 64}) {
+      cases.push_back({8, 4, 8, 1024, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({8, 4, 8, 700, kind, page, 9, 5, false, -1, 0, 0});
+      cases.push_back({8, 4, 1, kind == 3 ? 8000 : 1000 - kind, kind, page, 3, 2, false, -1, 0, 0});
+    }
+  for (const int kind : {0, 1, 2, 3, 4, 6})
+    for (const int page : {16, 64}) {
+      cases.push_back({8, 4, 8, 3001, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({8, 4, 8, 9000, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({8, 2, 8, 2000, kind, page, 7, 1, true, -1, 0, 0});
+      cases.push_back({8, 8, 8, 2000, kind, page, 7, 1, false, 333, 5, 0});
+      cases.push_back({8, 1, 8, 1500, kind, page, 0, 1, false, -1, 0, 2});
+      cases.push_back({8, 4, 8, 1500, kind, page, 0, 1, false, -1, 0, 5});
+      cases.push_back({32, 1, 2, 2500, kind, page, 0, 1, false, -1, 0, 0});
+      cases.push_back({2, 4, 31, 1500, kind, page, 0, 1, false, -1, 0, 0});
+      cases.push_back({8, 3, 64, 900, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({7, 4, 8, 1111, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({8, 4, 1, 2048, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({8, 4, 1, 4096, kind, page, 100, 0, false, -1, 0, 0});
+      cases.push_back({8, 4, 1, 30000, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({8, 4, 3, 3000, kind, page, 0, 0, false, -1, 0, 0});
+      for (const int batch : {16, 32, 48, 64}) cases.push_back({8, 4, batch, 700 + batch, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({32, 1, 2, 3000, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({4, 2, 300, 300, kind, page, 0, 0, false, -1, 0, 0});
+      cases.push_back({8, 4, 200, 260, kind, page, 3, 2, false, -1, 0, 0});
+      cases.push_back({8, 4, 1, 12000, kind, page, 3000, 0, false, -1, 0, 0});
+    }
+  for (const int batch : {16, 32, 31, 48, 64, 128, 200})
+    for (const int K : {1, 17, 100, 333, 1000}) {
+      const int group = K % 3 == 1 ? 4 : K % 3 == 2 ? 8 : 3;
+      cases.push_back({8, group, batch, K, 0, 16, 0, 0, false, -1, 0, 0});
+      cases.push_back({batch == 31 ? 4 : 16, 2, batch == 31 ? 31 : batch / 2, K, 0, 4, 3, 1, false, K > 99 ? 77 : -1, 3, 0});
+    }
+  cases.push_back({128, 1, 1, 900, 0, 16, 0, 0, false, -1, 0, 0});
+  cases.push_back({128, 2, 1, 900, 2, 16, 0, 0, false, -1, 0, 0});
+  cases.push_back({8, 4, 16, 5000, 0, 16, 0, 0, false, -1, 0, 0});
+  cases.push_back({8, 4, 64, 2048, 0, 16, 0, 0, false, -1, 0, 0});
+  int bad = 0, count = 0;
+  std::map<std::string, int> forms;
+  const auto clock_begin = std::chrono::steady_clock::now();
+  int case_number = 0;
+  for (const Case& c : cases) {
+    if (++case_number % 40 == 0) {
+      std::printf("%d/%zu %.1fs %d wrong;", case_number, cases.size(), std::chrono::duration<double>(std::chrono::steady_clock::now() - clock_begin).count(), bad);
+      std::fflush(stdout);
+    }
+    const std::vector<int> lengths = draw_lengths(c.kind, c.batch, c.K);
+    Problem pr{shape(c.hkv, c.group, c.batch, c.K)};
+    pr.s.num_splits = c.splits;
+    const int64_t elements = int64_t{c.batch} * c.hkv * c.K * D;
+    const HostPages host = make_pages(lengths, c.page, c.spare, true, c.before);
+    const int pages = std::max<int>(1, host.indices.size() - c.spare - c.before);
+    const int64_t stored = int64_t{pages} * c.page * c.hkv * D;
+    if ((elements + stored) * 4 > cache_bytes) std::exit(2);
+    T *k = cache, *v = cache + elements, *ks = v + elements, *vs = ks + stored;
+    pr.lengths = upload(lengths);
+    pr.pages = device_pages(host, pages, c.page, c.hkv, c.nhd);
+    pr.window = c.window, pr.sinks = c.sinks;
+    fill<<<1024, 256>>>(reinterpret_cast<uint32_t*>(k), elements, 7);
+    fill<<<64, 256>>>(reinterpret_cast<uint32_t*>(b.q), int64_t{c.batch} * c.hkv * c.group * D / 2, 3);
+    CHECK(cudaMemset(ks, 0x7f, stored * 4));
+    scatter<<<c.batch * c.hkv, 256>>>(k, ks, pr.pages, pr.lengths, c.hkv, c.K);
+    scatter<<<c.batch * c.hkv, 256>>>(v, vs, pr.pages, pr.lengths, c.hkv, c.K);
+    const Reference r = run_reference(pr, b, k, v);
+    DecodeShape uneven = pr.s, full = paged_shape(pr.s, pr.pages);
+    uneven.adjacent_rows = true, uneven.uneven_lengths = c.batch > 1;
+    if (c.window >= 0) full.adjacent_rows = false;
+    if (full.kv_capacity == 0) continue;
+    std::vector<Variant> list{planned("lengths", uneven, true), planned("paged", full)};
+    if (c.kind == 0) {
+      DecodeShape contiguous = pr.s;
+      contiguous.adjacent_rows = c.window < 0;
+      list.push_back(planned("flash", contiguous));
+    }
+    if (c.splits == 0) {
+      const DecodeShape most = full;
+      if (c.batch > 1 || c.K > 3000) {
+        add_lanes(list, most, 4, 0, 0, 396, c.hkv, true, false);
+        add_lanes(list, most, 6, 0, 0, 264, c.hkv, true, false);
+        add_lanes(list, uneven, 6, 0, 0, 264, c.hkv, true, false, "lengths", true);
+        add_lanes(list, uneven, 4, 2, 2, 264, c.hkv, true, false, "lengths", true);
+        if (c.kind == 0) {
+          DecodeShape contiguous = pr.s;
+          contiguous.adjacent_rows = true;
+          add_lanes(list, contiguous, 8, 2, 1, 128, c.hkv, true, false, "flash");
+          add_lanes(list, contiguous, 6, 0, 0, 264, c.hkv, true, false, "flash");
+        }
+      }
+      if (most.adjacent_rows) {
+        add_lanes(list, most, 4, 2, 2, 264, c.hkv, true, false);
+        add_lanes(list, most, 4, 2, 2, 264, c.hkv, true, true);
+      }
+    }
+    for (const Variant& x : list) {
+      std::vector<uint16_t> first, second;
+      float e = 0;
+      for (int turn = 0; turn < 2; ++turn) {
+        clear(pr, b);
+        launch(pr, x, b, x.s.paged ? ks : k, x.s.paged ? vs : v, nullptr);
+        e = std::max(e, compare(pr, b, r, turn ? &second : &first));
+      }
+      ++count, ++forms[x.name];
+      if (!(e < 0.012f) || first != second) {
+        if (++bad < 40)
+          std::printf("WRONG hkv %d group %d B %d K %d kind %d page %d nhd %d window %d splits %d: %s error %.4f%s\n", c.hkv, c.group, c.batch, c.K, c.kind, c.page, c.nhd,
+                      c.window, c.splits, x.name.c_str(), e, first != second ? ", bits differ" : "");
+      }
+    }
+    CHECK(cudaFree(const_cast<int*>(pr.lengths)));
+    CHECK(cudaFree(const_cast<int*>(pr.pages.indices)));
+    CHECK(cudaFree(const_cast<int*>(pr.pages.indptr)));
+    CHECK(cudaFree(const_cast<int*>(pr.pages.last_page_len)));
+  }
+  std::printf("check D %d: %d wrong of %d;", D, bad, count);
+  if (D == 128) for (const auto& [name, n] : forms) std::printf(" %s: %d;", name.c_str(), n);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+int run(int, char**) {
+  CHECK(cudaDeviceGetAttribute(&g_sms, cudaDevAttrMultiProcessorCount, 0));
+  const int64_t cache_bytes = int64_t{6} << 30;
+  Buffers b;
+  T* cache;
+  CHECK(cudaMalloc(&cache, cache_bytes));
+  CHECK(cudaMalloc(&b.q, 256 * 64 * D * 2));
+  CHECK(cudaMalloc(&b.out, 256 * 64 * D * 2));
+  CHECK(cudaMalloc(&b.lse, 256 * 64 * 4));
+  CHECK(cudaMalloc(&b.workspace, kWorkspace));
+  CHECK(prepare_combine(DType::kBF16, D));
+  for (const DecodeKernel& k : decode_kernels()) CHECK(k.prepare(kMostClusterShared));
+  CHECK(cudaDeviceSynchronize());
+  check(b, cache, cache_bytes);
+  return 0;
+}
+}  // namespace jax_baracuda
+int main(int argc, char** argv) { return jax_baracuda::run(argc, argv); }
+
+

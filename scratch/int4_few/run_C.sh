@@ -1,0 +1,3 @@
+chmod +x c
+timeout 14 ./c hot
+timeout 15 ./c turns

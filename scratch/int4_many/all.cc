@@ -1,0 +1,7 @@
+#include <cstdio>
+#include "int4/config.h"
+using namespace jax_baracuda;
+int main(){ const int layers[][2] = {{8192, 28672}, {4096, 4096}, {4096, 14336}, {14336, 4096}, {4096, 11008}, {4096, 1024}, {5120, 13824}, {8192, 8192}}; int bad=0;
+ for (auto& l : layers) for (int m=17;m<2100;m+=9){ Int4Shape s{}; s.rows=m; s.columns=l[0]; s.channels=l[1]; s.strips=(l[1]+63)/64; s.depth_tiles=(l[0]+63)/64; s.group_size=128; Int4Device d{}; d.sms=132; d.clusters=true; d.workspace_bytes=int4_workspace_bytes(m,(int64_t)s.strips*64,s.depth_tiles); auto c=choose_hopper(s,d); if (small_on_hopper(s,d,c)) continue; auto& t=c.medium?kMediumTiles[c.tile]:kLargeTiles[c.tile]; long ctas=ceil_divide(l[1],t.channels())*ceil_divide(m,t.n)*c.split.splits; if (c.split.splits>1&&ctas>132){printf("%d %d %d: %ld\n",l[0],l[1],m,ctas);bad++;} if (c.split.parts && 4ll*c.split.splits*m*s.strips*64>d.workspace_bytes) bad++; } printf("bad %d\n",bad);
+ for (auto& l : {std::pair<int,int>{4096,1024}}) for (int m : {32,33}) { Int4Shape s{}; s.rows=m; s.columns=l.first; s.channels=l.second; s.strips=16; s.depth_tiles=64; s.group_size=128; Int4Device d{}; d.sms=132; d.clusters=true; d.workspace_bytes=int4_workspace_bytes(m,1024,64); printf("%d small %d\n",m,small_on_hopper(s,d,choose_hopper(s,d))); } 
+ for (int m : {1,9,64,300}) { Int4Shape s{}; s.rows=m; s.columns=64; s.channels=64; s.strips=1; s.depth_tiles=1; s.group_size=128; Int4Device d{}; d.sms=132; d.clusters=true; d.workspace_bytes=int4_workspace_bytes(m,64,1); auto c=choose_hopper(s,d); printf("%d splits %d\n",m,c.split.splits);} }
