@@ -94,12 +94,12 @@ void set_mask(const Attributes& attributes, AttentionProblem* p) {
   p->soft_cap = attributes.logits_soft_cap;
 }
 
-// The rate counts as the nearest multiple of 2^-15 below 1, in the scale, too.
+// What is dropped counts the nearest multiple of 2^-15 below 1, the scale the rate itself.
 void set_dropout_rate(double rate, AttentionProblem* p) {
   constexpr double kSteps = 1 << kDropoutBits;
   const double threshold = std::clamp(std::floor(rate * kSteps + 0.5), 0.0, kSteps - 1.0);
   p->dropout_threshold = static_cast<uint32_t>(threshold);
-  p->dropout_scale = static_cast<float>(kSteps / (kSteps - threshold));
+  p->dropout_scale = rate < 1.0 ? static_cast<float>(1.0 / (1.0 - rate)) : 0.0f;
 }
 
 // The operands themselves and how they can be read. Needs the head dims.

@@ -51,7 +51,7 @@ struct AttentionProblem {
   int causal, top_left, window_left, window_right, sink_tokens;  // windows: -1 for none
   float scale, soft_cap;                                         // soft_cap: 0 for none
   uint32_t dropout_threshold;  // 15 random bits below it drop a weight
-  float dropout_scale;         // of the others: one over the part that is kept
+  float dropout_scale;         // of the others: 1 / (1 - rate)
   int vector_q, vector_v;      // rows of D (Dv) elements are whole 16-byte pieces
 };
 

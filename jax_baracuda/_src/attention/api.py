@@ -120,7 +120,8 @@ def flash_attention(
       query_segment_ids: integer [B, S], values of int32. A row sees only keys of its own id.
       key_value_segment_ids: integer [B, K]; both ids must be given, or neither.
       dropout_rate: the probability with which a weight p is dropped, a Python number in [0, 1); the
-        others are scaled by 1 / (1 - rate). It counts as the nearest multiple of 2^-15.
+        others are scaled by 1 / (1 - rate). What is dropped counts the nearest multiple of
+        2^-15.
       dropout_seed: uint32 [2] or one JAX PRNG key (of which the first 64 bits count); required
         where the rate is not 0. What is dropped depends on the seed and on batch, head, row and key
         alone. Under ``vmap`` and ``shard_map`` every example and device counts its batch and heads

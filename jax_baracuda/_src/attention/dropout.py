@@ -26,11 +26,6 @@ def threshold(rate: float) -> int:
     return min(int(float(np.float32(rate)) * STEPS + 0.5), STEPS - 1)
 
 
-def kept_part(rate: float) -> float:
-    """The probability that an element is kept: 1 - ``rate``, but for a rounding of 2^-16."""
-    return 1.0 - threshold(rate) / STEPS
-
-
 def philox(counter: Words, key: tuple[jax.Array, jax.Array]) -> Words:
     """The four random words of each counter: uint32 arrays that broadcast, and so the results."""
     c0, c1, c2, c3 = counter

@@ -178,7 +178,7 @@ def flash_attention_reference(
     if dropout_rate:
         keep = dropout.keep_mask(by_head(dropout_seed), row.place, column.place, dropout_rate)
         weights = jnp.where(keep, weights, 0)
-        total *= dropout.kept_part(dropout_rate)
+        total *= 1 - dropout_rate
     out = product("bhgsk,bkhe->bshge", weights, value)
     out = jnp.where(jnp.moveaxis(empty, 3, 1), 0, out / jnp.moveaxis(total, 3, 1))
     out = out.reshape(batch, rows, q_heads, value.shape[3]).astype(query.dtype)
