@@ -148,7 +148,7 @@ class _Head:
         self.factor: np.ndarray | float = 1.0
         if case.dropout_rate:
             keep = dropout_keep(inputs, case, self.n, self.head)[self.cut]
-            self.factor = keep / (1 - case.dropout_rate)
+            self.factor = keep / (1 - float(np.float32(case.dropout_rate)))
         self.dropped = self.p * self.factor
         self.out = self.dropped @ self.v
         sums.add("out", self.at_q, self.out, self.dropped**2 @ self.v**2)
