@@ -197,19 +197,22 @@ inline HopperPlan choose_paged_plan(const AttentionProblem& p, int features) {
 // The largest threshold that random bits are compared with as float16 numbers: infinity.
 inline constexpr uint32_t kMostThreshold = 0x7c00;
 
-// The features that a call has, as the choice of a tile sees them. A bias of all rows has a tile, whatever its elements; another one
-// if boxes can be made of it: rows of numbers, each a multiple of 16 bytes behind the last.
-inline int hopper_features(const AttentionProblem& p) {
-  const int features = features_of(p);
-  const AttentionBias& bias = p.bias;
+// Whether a bias is of numbers that 16 bytes of a row can be copied of at a time.
+inline bool in_pieces(const AttentionBias& bias) {
   const bool floats = bias.type == BiasType::kF32;
   const bool halves = bias.type == BiasType::kF16 || bias.type == BiasType::kBF16;
   const int64_t strides = bias.row_stride | bias.head_stride | bias.sequence_stride;
-  const bool aligned =
-      (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % (floats ? 4 : 8)) == 0;
-  if (features == kBias && !bias.row_stride) return kRowBias;
-  if (features == kBias && !((halves || floats) && aligned)) return kAllFeatures;
-  if (features == kBias && floats) return kFloatBias;
+  return (halves || floats) &&
+         (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % (floats ? 4 : 8)) == 0;
+}
+
+// The features that a call has, as the choice of a tile sees them. A bias of all rows has a tile, whatever its elements; another one
+// if boxes can be made of it.
+inline int hopper_features(const AttentionProblem& p) {
+  const int features = features_of(p);
+  if (features == kBias && !p.bias.row_stride) return kRowBias;
+  if (features == kBias && !in_pieces(p.bias)) return kAllFeatures;
+  if (features == kBias && p.bias.type == BiasType::kF32) return kFloatBias;
   if (features == kDropout && p.dropout_threshold > kMostThreshold) return kAllFeatures;
   return features;
 }

@@ -53,13 +53,6 @@ constexpr HopperBackwardTile kHopperBackwardTiles[] = {
     {128, 128, 64, QuerySplit::kColumns, false, false, kAllFeatures},
 };
 
-// Whether a bias is one of 16-bit elements that 8 keys of a row can be copied of at a time.
-inline bool in_pieces(const AttentionBias& bias) {
-  const bool halves = bias.type == BiasType::kF16 || bias.type == BiasType::kBF16;
-  const int64_t strides = bias.row_stride | bias.head_stride | bias.sequence_stride;
-  return halves && (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % 8) == 0;
-}
-
 // The features of a call as the choice of a tile sees them: tiles for one feature serve no deterministic calls, of biases those
 // that all rows share, and not the greatest rates of dropout.
 inline int hopper_backward_features(const BackwardParams& p) {
@@ -68,7 +61,8 @@ inline int hopper_backward_features(const BackwardParams& p) {
   if (p.deterministic) return kAllFeatures;
   if (features == kSoftCap || features == kAlibi) return features;
   if (features == kBias && p.bias.row_stride == 0) return kRowBias;
-  if (features == kBias && p.dim <= 128 && p.dim_v <= 128 && in_pieces(p.bias)) return features;
+  const bool halves = p.bias.type != BiasType::kF32 && in_pieces(p.bias);
+  if (features == kBias && p.dim <= 128 && p.dim_v <= 128 && halves) return features;
   if (features == kDropout && p.dropout_threshold <= kMostThreshold) return features;
   return kAllFeatures;
 }
