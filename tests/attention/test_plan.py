@@ -151,6 +151,15 @@ def test_short_calls_of_head_dim_64_share_an_sm(length, causal, plan):
     assert tuple(got[name] for name in ("rows", "keys", "use")) == plan
 
 
+@pytest.mark.parametrize(
+    ("keys", "causal", "blocks"),
+    [(512, True, 64), (512, False, 64), (1024, True, 80), (1024, False, 80), (16384, False, 80)],
+)
+def test_short_calls_of_head_dim_256_have_shorter_blocks(keys, causal, blocks):
+    got = hopper(16384 // keys, keys, keys, (8, 8), (256, 256), causal=causal)
+    assert tuple(got[name] for name in ("rows", "keys", "use")) == (128, blocks, ANY)
+
+
 @pytest.mark.parametrize("keys", [600, 5000])
 def test_few_tiles_have_the_blocks_of_the_usual_ones(keys):
     """So that packing a group changes no bits."""

@@ -39,8 +39,9 @@ struct HopperTile {
   constexpr bool staged() const {
     const bool simple = !(features & (kBias | kRowBias | kFloatBias));
     const bool registers = groups < 3 || (query_stages == 1 && !features);
-    return (use == TileUse::kAny || use == TileUse::kTwoCtas) && dim == dim_v && dim <= 128 &&
-           dim % 64 == 0 && simple && registers;
+    const bool room = dim <= 128 || n <= 64;
+    return (use == TileUse::kAny || use == TileUse::kTwoCtas) && dim == dim_v && dim % 64 == 0 &&
+           room && simple && registers;
   }
   constexpr bool operator==(const HopperTile& o) const {
     return features == o.features && dim == o.dim && dim_v == o.dim_v && n == o.n &&
@@ -60,7 +61,8 @@ constexpr HopperTile kHopperTiles[] = {
     {0, 128, 128, 128, 2, 1, false, true, 0, 0},
     {0, 192, 128, 128, 2, 1, false, false, 0, 0},
     {0, 192, 192, 112, 2, 1, false, false, 0, 0},
-    {0, 256, 256, 80, 2, 1, false, false, 0, 0},
+    {0, 256, 256, 80, 2, 1, false, false, 1024, 1024},
+    {0, 256, 256, 64, 2, 1, false, true, 0, 0},
     {kSoftCap, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kSoftCap, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kAlibi, 64, 64, 128, 3, 1, true, false, 1024, 2048},
@@ -83,6 +85,7 @@ constexpr HopperTile kHopperTiles[] = {
     {0, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kFewTiles},
     {0, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kFewTiles},
     {0, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
+    {0, 256, 256, 64, 2, 1, false, true, 0, 0, TileUse::kFewTiles},
     {0, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
     {0, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
     {0, 96, 96, 128, 2, 1, true, false, 0, 0, TileUse::kPages},

@@ -11,7 +11,7 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
   using Stage::all, Stage::control, Stage::p, Stage::scale;
   using Stage::staging, Stage::output_row, Stage::place, Stage::ConsumerWeights;
   using typename Stage::Place, typename Stage::T;
-  static constexpr int kDimV = Traits::kDimV;
+  static constexpr int kDimV = Traits::kDimV, kStagedColumns = Traits::kStagedColumns;
 
   // The row of its pack where a sequence begins: less than 2^31, so the lower words are enough.
   __device__ __forceinline__ int first_row_of(const Sequence& sequence) const {
@@ -46,20 +46,22 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
       factor[1] *= p.dropout_scale;
     }
   }
-  __device__ __forceinline__ void store_staged(const QueryTile& tile, const Place& at,
-                                               float (&out)[kDimV / 8][4],
+  // Columns from `first` on.
+  __device__ __forceinline__ void store_staged(const QueryTile& tile, const Place& at, int first,
+                                               const float (&out)[kStagedColumns / 8][4],
                                                const float (&factor)[2]) const {
     const Sequence& sequence = tile.sequence;
     const uint32_t to = staging + at.warp_row / 16 * Traits::kStagedBytes;
     const int row = tile.first_row + at.warp_row, rows = sequence.q_rows - row;
-    stage_rows<T, kDimV>(to, out, factor, at.lane);
+    stage_rows<T, kStagedColumns>(to, out, factor, at.lane);
     // All lanes together: of a branch that they might not share, the compiler has the whole loop pay.
     if (__any_sync(0xffffffffu, p.cu_seqlens_q && rows < 16)) {
-      store_staged_rows<T, kDimV>(
-          to, static_cast<T*>(p.out) + output_at(p, sequence, {row, tile.head, true}),
-          int64_t{p.heads} * p.dim_v, rows, p.dim_v, at.lane);
+      store_staged_rows<T, kStagedColumns>(
+          to, static_cast<T*>(p.out) + output_at(p, sequence, {row, tile.head, true}) + first,
+          int64_t{p.heads} * p.dim_v, rows, p.dim_v - first, at.lane);
     } else {
-      store_staged_rows<kDimV>(to, all.out, first_row_of(sequence) + row, tile.head, sequence.pack);
+      store_staged_rows<kStagedColumns>(to, all.out, first, first_row_of(sequence) + row, tile.head,
+                                        sequence.pack);
     }
   }
   __device__ __forceinline__ void store(int slot, float (&out)[kDimV / 8][4],
@@ -77,7 +79,11 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
     }
     clear_unseen<kDimV>(out, factor);
     if constexpr (Traits::kStaged) {
-      store_staged(tile, at, out, factor);
+#pragma unroll
+      for (int first = 0; first < kDimV; first += kStagedColumns)
+        store_staged(tile, at, first,
+                     reinterpret_cast<const float (&)[kStagedColumns / 8][4]>(out[first / 8]),
+                     factor);
       return;
     }
     store_rows<T, kDimV>(p, tile.sequence, row_at, out, factor, at.lane);

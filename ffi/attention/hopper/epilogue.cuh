@@ -151,21 +151,22 @@ __device__ __forceinline__ void stage_rows(uint32_t staging, const float (&out)[
   }
 }
 
-// From there to global memory by the copy engine, all 16 that are within the array.
+// From there to global memory by the copy engine, all 16 that are within the array. first: column of the output.
 template <int kDimV>
-__device__ __forceinline__ void store_staged_rows(uint32_t staging, const CUtensorMap& map, int row,
-                                                  int head, int pack) {
+__device__ __forceinline__ void store_staged_rows(uint32_t staging, const CUtensorMap& map,
+                                                  int first, int row, int head, int pack) {
   fence_async_shared();
   __syncwarp();
   if (elect_lane()) {
 #pragma unroll
     for (int column = 0; column < kDimV; column += 64)
-      tma_store(&map, staging + column / 64 * kPanelBytes16, column, row, head, pack);
+      tma_store(&map, staging + column / 64 * kPanelBytes16, first + column, row, head, pack);
     bulk_commit();
   }
 }
 
-// The same by the warp itself, where another sequence's rows follow after `rows`; `to`: where row 0 starts.
+// The same by the warp itself, where another sequence's rows follow after `rows`; `to`: where row 0 starts, whose columns
+// end after dim_v.
 template <class T, int kDimV>
 __device__ __forceinline__ void store_staged_rows(uint32_t staging, T* to, int64_t stride, int rows,
                                                   int dim_v, int lane) {

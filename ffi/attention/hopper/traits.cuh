@@ -124,7 +124,9 @@ struct HopperTraits {
   static constexpr int kKeyOffset = kQueryStages * Query::kBytes;
   static constexpr int kValueOffset = kKeyOffset + kStages * Key::kBytes;
   static constexpr bool kStaged = kStaged_;
-  static constexpr int kStagedBytes = kStaged ? 16 * kDimV * 2 : 0;  // of a warp: its rows
+  // Of a warp's 16 rows so many columns at a time: twice 128 at head_dim 256, where no more fits.
+  static constexpr int kStagedColumns = kDimV > 128 ? 128 : kDimV;
+  static constexpr int kStagedBytes = kStaged ? 16 * kStagedColumns * 2 : 0;  // of a warp
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kBiasOffset = kStagingOffset + kConsumers / 32 * kStagedBytes;
   // Of a bias of float32 a block fits, whose panels are given back one by one.
