@@ -14,6 +14,7 @@ enum class TileUse {
   kTwoCtas,  // two CTAs share an SM, and one's softmax, start and end overlap with the other's products
   kFewTiles,  // a tile's rows may be those of all heads of a group, and its keys may be split over CTAs
   kPages,  // keys in pages; without features a tile's rows may be those of several heads of a group
+  kPairs,  // tiles that all see all keys: a cluster of two CTAs has two of a head, and each loads half of a block for both
 };
 
 // A CTA has `groups` warpgroups of 64 query rows each and goes over the keys n at a time.
@@ -40,8 +41,8 @@ struct HopperTile {
     const bool simple = !(features & (kBias | kRowBias | kFloatBias));
     const bool registers = groups < 3 || (query_stages == 1 && !features);
     const bool room = dim <= 128 || n <= 64;
-    return (use == TileUse::kAny || use == TileUse::kTwoCtas) && dim == dim_v && dim % 64 == 0 &&
-           room && simple && registers;
+    const bool one_head = use != TileUse::kFewTiles && use != TileUse::kPages;
+    return one_head && dim == dim_v && dim % 64 == 0 && room && simple && registers;
   }
   constexpr bool operator==(const HopperTile& o) const {
     return features == o.features && dim == o.dim && dim_v == o.dim_v && n == o.n &&
@@ -87,6 +88,7 @@ constexpr HopperTile kHopperTiles[] = {
     {0, 192, 128, 128, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
     {0, 256, 256, 64, 2, 1, false, true, 0, 0, TileUse::kFewTiles},
     {0, 256, 256, 80, 2, 1, false, false, 0, 0, TileUse::kFewTiles},
+    {0, 128, 128, 128, 2, 1, false, true, 0, 0, TileUse::kPairs},
     {0, 64, 64, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
     {0, 96, 96, 128, 2, 1, true, false, 0, 0, TileUse::kPages},
     {0, 128, 128, 128, 2, 1, true, true, 0, 0, TileUse::kPages},
@@ -107,7 +109,7 @@ inline bool serves(const HopperTile& tile, int features) {
 inline const HopperTile* choose_hopper_tile(int features, int dim, int dim_v, bool causal,
                                             int keys) {
   for (const HopperTile& tile : kHopperTiles)
-    if (serves(tile, features) && tile.use != TileUse::kFewTiles && tile.use != TileUse::kPages &&
+    if (serves(tile, features) && (tile.use == TileUse::kAny || tile.use == TileUse::kTwoCtas) &&
         dim <= tile.dim && dim_v <= tile.dim_v && keys >= (causal ? tile.causal_keys : tile.keys))
       return &tile;
   return nullptr;
@@ -119,12 +121,12 @@ inline const HopperTile* choose_paged_tile(int features, int dim) {
   return nullptr;
 }
 
-// The tile for few tiles that adds a row up as `usual` does: whether it is taken depends on the batch, and unless keys
+// The tile of another use that adds a row up as `usual` does: whether it is taken depends on the batch, and unless keys
 // are split the bits of a row must not.
-inline const HopperTile* few_tile_like(const HopperTile& usual) {
+inline const HopperTile* tile_like(const HopperTile& usual, TileUse use) {
   for (const HopperTile& tile : kHopperTiles)
-    if (tile.use == TileUse::kFewTiles && !usual.features && tile.dim == usual.dim &&
-        tile.dim_v == usual.dim_v && tile.n == usual.n)
+    if (tile.use == use && !usual.features && tile.dim == usual.dim && tile.dim_v == usual.dim_v &&
+        tile.n == usual.n)
       return &tile;
   return nullptr;
 }
@@ -220,6 +222,17 @@ inline int hopper_features(const AttentionProblem& p) {
   return features;
 }
 
+// For as many keys or more, a pair of CTAs costs less energy than two: half the reads of the L2 cache.
+inline constexpr int kLeastPairKeys = 4096;
+
+// Whether the plan's tiles come in pairs, all of whose rows are there and see all keys.
+inline bool suits_pairs(const AttentionProblem& p, const HopperPlan& plan) {
+  const bool masked = p.causal || p.window_left >= 0 || p.window_right >= 0 || p.query_segments;
+  const bool uneven = p.cu_seqlens_q || p.query_lengths || p.kv_lengths;
+  return !masked && !uneven && p.max_k >= kLeastPairKeys && plan.tiles(p) % 2 == 0 &&
+         tile_like(*plan.tile, TileUse::kPairs);
+}
+
 // The plan of a problem with these features; without a tile where the kernel does not take it. `spare`: bytes of the
 // workspace for splits.
 inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int features, int64_t spare) {
@@ -227,7 +240,7 @@ inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int features, in
   HopperPlan plan;
   plan.tile = choose_hopper_tile(features, p.dim, p.dim_v, p.causal, p.max_k);
   HopperPlan best;
-  best.tile = plan.tile ? few_tile_like(*plan.tile) : nullptr;
+  best.tile = plan.tile ? tile_like(*plan.tile, TileUse::kFewTiles) : nullptr;
   if (!best.tile || p.max_q < 1 || p.max_k < 1) return plan;
   HopperPlan grouped = best;
   grouped.packed = p.group;
@@ -244,7 +257,9 @@ inline HopperPlan choose_hopper_plan(const AttentionProblem& p, int features, in
     if (split.cost(p) < best.cost(p)) best = split;
   }
   // The usual tiles are better known: they stay where little is gained.
-  return 4 * best.cost(p) < 3 * plan.cost(p) ? best : plan;
+  if (4 * best.cost(p) < 3 * plan.cost(p)) return best;
+  if (suits_pairs(p, plan)) plan.tile = tile_like(*plan.tile, TileUse::kPairs);
+  return plan;
 }
 
 }  // namespace jax_baracuda

@@ -32,6 +32,17 @@ struct Consumer : ConsumerOutput<Traits> {
     mbarrier_arrive_warp(shared_address(&barrier));
   }
 
+  // The same of a buffer that both CTAs of a pair fill.
+  __device__ __forceinline__ void release_buffer(uint64_t& barrier) const {
+    if constexpr (!Traits::kPairs) {
+      release(barrier);
+    } else if constexpr (kRacecheck) {
+      for (int rank = 0; rank < 2; ++rank) mbarrier_arrive_at(shared_address(&barrier), rank);
+    } else if (threadIdx.x % 32 < 2) {
+      mbarrier_arrive_at(shared_address(&barrier), threadIdx.x % 32);
+    }
+  }
+
   // The warpgroups issue their products in turns.
   __device__ __forceinline__ void take_turn() const {
     if constexpr (Traits::kPingpong) named_barrier_sync(group + 1, 256);
@@ -171,7 +182,7 @@ struct Consumer : ConsumerOutput<Traits> {
     tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
   }
   __device__ __forceinline__ void release_keys(const KeyBlock& block) {
-    release(control.key_empty[key_place.stage]);
+    release_buffer(control.key_empty[key_place.stage]);
     if (block.flags & kLastBlock) release(control.query_empty[query_place.stage]);
     key_place.next();
   }
@@ -244,7 +255,7 @@ struct Consumer : ConsumerOutput<Traits> {
     }
     release_keys(r.block);
     wait_values();
-    release(control.value_empty[value_place.stage]);
+    release_buffer(control.value_empty[value_place.stage]);
     value_place.next();
   }
 
@@ -313,7 +324,7 @@ struct Consumer : ConsumerOutput<Traits> {
   __device__ __forceinline__ void end_output(State& r) {
     warpgroup_wait<0>();
     hold(r.output());
-    release(control.value_empty[value_place.stage]);
+    release_buffer(control.value_empty[value_place.stage]);
     value_place.next();
   }
 

@@ -56,7 +56,9 @@ TileOrder tile_order(const AttentionProblem& p, const HopperPlan& plan, int sms,
   order.tiles = static_cast<int>(plan.tiles(p));
   order.rows = static_cast<int>(plan.lines(p));
   order.section = static_cast<int>(section_rows(p, plan, sms));
-  order.counter = plan.total(p) > sms * plan.tile->ctas() ? counter : nullptr;
+  const bool handed_out =
+      plan.total(p) > sms * plan.tile->ctas() && plan.tile->use != TileUse::kPairs;
+  order.counter = handed_out ? counter : nullptr;
   return order;
 }
 
@@ -89,9 +91,10 @@ cudaError_t encode_keys(const HopperCall& call, const ForwardParams& p, const Pa
   const DType dtype = call.kernel->dtype;
   const int columns = panel_columns(tile_dim);
   const PageTable& t = p.pages;
+  const HopperTile& tile = *call.plan.tile;
   if (!t.indptr)
-    return encode_tensor_map(dtype, data, p.packs, p.k_rows, p.kv_heads, dim, call.plan.tile->n,
-                             columns, map);
+    return encode_tensor_map(dtype, data, p.packs, p.k_rows, p.kv_heads, dim,
+                             tile.use == TileUse::kPairs ? tile.n / 2 : tile.n, columns, map);
   const int64_t row = dim;
   const TensorBoxes store = {{dim, t.page_size.divisor, p.kv_heads, t.pages},
                              {row * t.token_stride, row * t.head_stride, row * t.page_stride},
@@ -183,8 +186,9 @@ cudaError_t launch_hopper_forward(const HopperCall& call, const ForwardParams& p
     if (error != cudaSuccess) return error;
   }
   // Without sequences one CTA writes the rows that are of none.
-  const auto ctas = static_cast<int>(
+  auto ctas = static_cast<int>(
       std::clamp<int64_t>(call.plan.total(p), 1, int64_t{multiprocessors} * tile.ctas()));
+  if (tile.use == TileUse::kPairs) ctas -= ctas % 2;
   if (cudaError_t error = call.kernel->launch(params, ctas, stream); error != cudaSuccess)
     return error;
   return call.plan.splits > 1 ? call.kernel->combine(params, stream) : cudaSuccess;

@@ -8,7 +8,7 @@ if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
                  "192 128 128 2 1" "192 192 112 2 1" "256 256 80 2 1" "256 256 64 2 1")
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 0 kAny")
     endforeach()
-    list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 64 2 1 0 kTwoCtas")
+    list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 64 2 1 0 kTwoCtas" "${dtype} 128 128 128 2 1 0 kPairs")
     foreach(tile "64 64 64 2 1" "64 64 128 2 1" "128 128 128 2 1" "192 128 128 2 1" "256 256 64 2 1"
                  "256 256 80 2 1")
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 0 kFewTiles")

@@ -18,9 +18,9 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
   for (int i = 0; i < Traits::kStages; ++i) {
     mbarrier_init(shared_address(&control.key_full[i]), Traits::kKeyArrivals);
     mbarrier_init(shared_address(&control.key_empty[i]),
-                  kArrivals + (Traits::kPaged ? kWarpArrivals : 0));
+                  Traits::kEmptyArrivals + (Traits::kPaged ? kWarpArrivals : 0));
     mbarrier_init(shared_address(&control.value_full[i]), Traits::kFullArrivals);
-    mbarrier_init(shared_address(&control.value_empty[i]), kArrivals);
+    mbarrier_init(shared_address(&control.value_empty[i]), Traits::kEmptyArrivals);
     if constexpr (Traits::kBiased) {
       mbarrier_init(shared_address(&control.bias_full[i]), 1);
       mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
@@ -61,7 +61,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     tma_prefetch_map(&p.value);
     init_barriers<Traits>(control);
   }
-  __syncthreads();
+  if constexpr (Traits::kPairs)
+    cluster_sync();
+  else
+    __syncthreads();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
     if (threadIdx.x < 32)
@@ -72,6 +75,10 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     registers_raise<Traits::kConsumerRegisters>();
     Consumer<Traits>(p, control, shared, warpgroup - 1).run(shared + Traits::kValueOffset);
     if (Traits::kStaged) bulk_wait_read();
+  }
+  if constexpr (Traits::kPairs) {  // the other CTA writes here until it is done
+    __syncwarp();
+    cluster_sync();
   }
 #endif
 }

@@ -62,6 +62,17 @@ struct Producer {
       tma_load(to + panel * TileT::kPanelBytes, &map, barrier, panel * TileT::kColumns, place.row,
                place.head, place.pack, policy);
   }
+  // Half of a block, to both CTAs of the pair.
+  template <class TileT>
+  __device__ __forceinline__ void copy_half(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                            const BoxPlace& place) {
+    const int first = cluster_rank() * (TileT::kRows / 2);
+#pragma unroll
+    for (int panel = 0; panel < TileT::kPanels; ++panel)
+      tma_load_multicast(to + panel * TileT::kPanelBytes + TileT::row_offset(first), &map, barrier,
+                         panel * TileT::kColumns, place.row + first, place.head, place.pack, 3,
+                         kEvictLast);
+  }
   __device__ __forceinline__ void load_query(int row, int head, int pack) {
     const int stage = query_place.stage;
     const uint32_t to = shared + stage * Query::kBytes,
@@ -88,6 +99,8 @@ struct Producer {
       if (lane < p.boxes.count)
         copy_box<TileT>(to + lane * p.boxes.rows * TileT::row_offset(1), map, barrier, box,
                         kEvictLast);
+    } else if constexpr (Traits::kPairs) {
+      if (lane == 0) copy_half<TileT>(to, map, barrier, place);
     } else {
       if (lane == 0) copy_box<TileT>(to, map, barrier, place, kEvictLast);
     }
@@ -375,10 +388,47 @@ struct Producer {
     }
   }
 
+  // A tile whose rows are all there and see all keys.
+  __device__ __forceinline__ void load_whole_tile(const Sequence& sequence, int head, int i0) {
+    constexpr int kN = Traits::kN;
+    const int keys = sequence.k_rows, kv_head = head / p.problem.group;
+    load_due_value();
+    mbarrier_wait(shared_address(&control.query_empty[query_place.stage]), query_place.parity ^ 1);
+    if (lane == 0) {
+      control.tile[tile_slot] = {sequence, Visibility(p.problem, sequence), head, i0};
+      load_query(i0, head, sequence.pack);
+    } else {
+      query_place.next();
+    }
+    tile_slot = (tile_slot + 1) % Traits::Control::kTiles;
+    int flags = kFirstBlock | (keys % kN ? kEndMasked : 0);
+    for (int first = (keys - 1) / kN * kN; first >= 0; first -= kN) {
+      if (first == 0) flags |= kLastBlock;
+      mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);
+      if (lane == 0) announce({first, flags});
+      const BoxPlace place = {first, kv_head, sequence.pack};
+      load_key(place);
+      load_due_value();
+      due_value = place;
+      flags = 0;
+    }
+  }
+  // Pairs of tiles, those of a head one after the other.
+  __device__ __forceinline__ void load_pairs() {
+    const int pairs = p.order.tiles / 2;
+    for (int pair = blockIdx.x / 2; pair < pairs * p.order.rows; pair += gridDim.x / 2) {
+      const int row = pair / pairs, tile = pair % pairs * 2 + cluster_rank();
+      load_whole_tile(find_sequence(p.problem, row / p.problem.heads), row % p.problem.heads,
+                      tile * Traits::kM);
+    }
+  }
+
   __device__ __forceinline__ void run() {
     const ForwardParams& problem = p.problem;
     if constexpr (Traits::kPaged)
       load_requests();
+    else if constexpr (Traits::kPairs)
+      load_pairs();
     else
       load_sequences();
     mbarrier_wait(shared_address(&control.key_empty[key_place.stage]), key_place.parity ^ 1);

@@ -89,6 +89,8 @@ struct HopperTraits {
   static constexpr bool kTwoCtas = kUse_ == TileUse::kTwoCtas;
   static constexpr bool kFewTiles = kUse_ == TileUse::kFewTiles;
   static constexpr bool kPaged = kUse_ == TileUse::kPages;
+  static constexpr bool kPairs = kUse_ == TileUse::kPairs;
+  static_assert(!kPairs || !(kFeatures || kSkips));
   static constexpr bool kPacked = kFewTiles || (kPaged && !kFeatures);  // rows of several heads
   static_assert(!kFewTiles || !(kFeatures || kSkips));
   static_assert(!kIdles || !(kPacked || kSkips));
@@ -101,6 +103,8 @@ struct HopperTraits {
   static constexpr int kFullArrivals = kPaged ? kWarpArrivals : 1;
   static constexpr int kKeyArrivals = kFullArrivals + (kRowBiased ? kWarpArrivals : 0);
   static constexpr int kConsumers = 128 * kGroups, kThreads = kConsumers + 128;
+  // At those of what the computing warps have read, in a pair those of both CTAs.
+  static constexpr int kEmptyArrivals = (kPairs ? 2 : 1) * kConsumers / 32 * kWarpArrivals;
   // What the loading warpgroup leaves to the others. Looking pages up takes more of them.
   static constexpr int kProducerRegisters = kTwoCtas               ? kRowBiased ? 48 : 32
                                             : kGroups == 3         ? 32

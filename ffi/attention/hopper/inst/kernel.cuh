@@ -22,6 +22,19 @@ cudaError_t prepare_hopper_forward() {
 
 template <class Traits>
 cudaError_t launch_hopper_kernel(const HopperForwardParams& params, int ctas, cudaStream_t stream) {
+  if constexpr (Traits::kPairs) {
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {2, 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(ctas);
+    config.blockDim = dim3(Traits::kThreads);
+    config.dynamicSmemBytes = Traits::kSharedBytes;
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, hopper_forward_kernel<Traits>, params);
+  }
   hopper_forward_kernel<Traits><<<ctas, Traits::kThreads, Traits::kSharedBytes, stream>>>(params);
   return cudaGetLastError();
 }
