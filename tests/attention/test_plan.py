@@ -90,7 +90,7 @@ def test_no_kernel_where_nothing_fits():
 
 # ---- the Hopper kernel
 
-ANY, TWO_CTAS, FEW, PAGES = range(4)
+ANY, TWO_CTAS, FEW, PAGES, PAIRS = range(5)
 FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, FLOAT_BIAS, SOFT_CAP | ALIBI, ALL_FEATURES)
 
 
@@ -153,11 +153,25 @@ def test_short_calls_of_head_dim_64_share_an_sm(length, causal, plan):
 
 @pytest.mark.parametrize(
     ("keys", "causal", "blocks"),
-    [(512, True, 64), (512, False, 64), (1024, True, 80), (1024, False, 80), (16384, False, 80)],
+    [(512, True, 64), (512, False, 64), (1024, True, 64), (1024, False, 80), (2048, True, 80)],
 )
 def test_short_calls_of_head_dim_256_have_shorter_blocks(keys, causal, blocks):
     got = hopper(16384 // keys, keys, keys, (8, 8), (256, 256), causal=causal)
     assert tuple(got[name] for name in ("rows", "keys", "use")) == (128, blocks, ANY)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "causal", "use"),
+    [
+        (16384, 16384, False, PAIRS),
+        (16384, 16384, True, ANY),
+        (16200, 16384, False, ANY),  # 127 tiles
+        (16384, 2048, False, ANY),
+    ],
+)
+def test_tiles_without_a_mask_come_in_pairs(rows, keys, causal, use):
+    got = hopper(1, rows, keys, (16, 4), (128, 128), causal=causal)
+    assert tuple(got[name] for name in ("rows", "keys", "use")) == (128, 128, use)
 
 
 @pytest.mark.parametrize("keys", [600, 5000])

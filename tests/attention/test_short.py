@@ -156,3 +156,31 @@ def test_a_group_in_a_tile_has_the_bits_of_its_heads_alone():
         )
         alone = run_attention(one, of_head, implementation="cuda")["out"]
         np.testing.assert_array_equal(alone[:, :, 0], together[:, :, head])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("sizes", [(1000, 4100, 128), (2048, 8192, 128), (250, 5000, 104)], ids=str)
+def test_pairs_of_tiles_have_the_bits_of_single_ones(sizes, dtype):
+    """Lengths that hide nothing: a call with them is not planned in pairs."""
+    rows, keys, dim = sizes
+    pairs = AttentionCase(
+        "pairs",
+        batch=2,
+        query_length=rows,
+        key_length=keys,
+        kv_heads=5,
+        group=4 if rows > 250 else 16,
+        head_dim=dim,
+        dtype=dtype,
+        sinks=True,
+    )
+    single = dataclasses.replace(pairs, kv_lengths=(keys, keys))
+    inputs = make_attention_inputs(pairs)
+    got = run_attention(pairs, inputs, implementation="cuda")
+    with_lengths = dataclasses.replace(
+        inputs, key_value_seq_lengths=make_attention_inputs(single).key_value_seq_lengths
+    )
+    expected = run_attention(single, with_lengths, implementation="cuda")
+    for name in ("out", "lse"):
+        np.testing.assert_array_equal(got[name], expected[name])

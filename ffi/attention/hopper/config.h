@@ -62,7 +62,7 @@ constexpr HopperTile kHopperTiles[] = {
     {0, 128, 128, 128, 2, 1, false, true, 0, 0},
     {0, 192, 128, 128, 2, 1, false, false, 0, 0},
     {0, 192, 192, 112, 2, 1, false, false, 0, 0},
-    {0, 256, 256, 80, 2, 1, false, false, 1024, 1024},
+    {0, 256, 256, 80, 2, 1, false, false, 1024, 2048},
     {0, 256, 256, 64, 2, 1, false, true, 0, 0},
     {kSoftCap, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kSoftCap, 128, 128, 128, 2, 1, false, true, 0, 0},
