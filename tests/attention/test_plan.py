@@ -141,9 +141,10 @@ def test_plan_of_a_hopper_call(sizes, causal, plan):
         # rows x keys of a tile, its use
         (512, True, (128, 64, TWO_CTAS)),
         (1024, True, (128, 64, TWO_CTAS)),
-        (2048, True, (192, 128, ANY)),
-        (256, False, (128, 64, TWO_CTAS)),
-        (512, False, (192, 128, ANY)),
+        (4096, True, (128, 64, TWO_CTAS)),
+        (16384, True, (192, 128, ANY)),
+        (512, False, (128, 64, TWO_CTAS)),
+        (1024, False, (192, 128, ANY)),
     ],
 )
 def test_short_calls_of_head_dim_64_share_an_sm(length, causal, plan):

@@ -54,14 +54,13 @@ struct HopperTile {
 // shared memory traffic and fewer barriers a product; short sequences and the diagonal waste less of small ones.
 // clang-format off
 constexpr HopperTile kHopperTiles[] = {
-    {0, 64, 64, 128, 3, 2, true, false, 4096, 8192},
-    {0, 64, 64, 128, 3, 1, true, false, 512, 2048},
+    {0, 64, 64, 128, 3, 1, true, true, 1024, 8192},
     {0, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
-    {0, 96, 96, 176, 2, 1, true, false, 1024, 4096},
+    {0, 96, 96, 128, 2, 1, false, true, 1024, 2048},
     {0, 96, 96, 128, 2, 2, true, false, 0, 0},
     {0, 128, 128, 128, 2, 1, false, true, 0, 0},
-    {0, 192, 128, 128, 2, 1, false, false, 0, 0},
-    {0, 192, 192, 112, 2, 1, false, false, 0, 0},
+    {0, 192, 128, 128, 2, 1, false, true, 0, 0},
+    {0, 192, 192, 112, 2, 1, false, true, 0, 0},
     {0, 256, 256, 80, 2, 1, false, false, 1024, 2048},
     {0, 256, 256, 64, 2, 1, false, true, 0, 0},
     {kSoftCap, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},

@@ -20,7 +20,8 @@ struct Consumer : ConsumerOutput<Traits> {
   static constexpr int kScores = kN / 2, kOut = kDimV / 2;  // of a thread
   // All blocks of all tiles are one sequence: there are two buffers of queries, and the next tile's are there in time.
   static constexpr bool kJoined = Traits::kQueryStages > 1;
-  static constexpr bool kLooksAhead = Traits::kOverlap && !kJoined && !Traits::kPaged;
+  static constexpr bool kLooksAhead =
+      Traits::kOverlap && !kJoined && !Traits::kPaged && !Traits::kFewRegisters;
   using FlatScores = float[kScores];
   using FlatOutput = float[kOut];
 
@@ -103,13 +104,14 @@ struct Consumer : ConsumerOutput<Traits> {
     named_barrier_sync(5 + group, 128);
   }
 
-  // The assembler moves the wait for the output up over all of the softmax, which is then done while the tensor cores
-  // wait for it, unless something that needs the softmax's results stands between them. This sleeps if a sum is
-  // negative: never. (A trap would do as well, but ptxas then forgets what setmaxnreg gave.)
-  static __device__ __forceinline__ void weights_before_wait(const OnlineSoftmax<1>& softmax) {
+  // What comes after this in the source comes after the number is known in the kernel, too. This sleeps if the number is a
+  // certain one. (A trap would do as well, but ptxas then forgets what setmaxnreg gave.) The assembler moves the wait for the
+  // output up over all of the softmax, which is then done while the tensor cores wait for it, unless something that needs
+  // weights stands between them.
+  static __device__ __forceinline__ void after_number(float number) {
     asm volatile(
-        "{\n .reg .pred p;\n setp.lt.f32 p, %0, 0f00000000;\n @p nanosleep.u32 20;\n}\n" ::"f"(
-            softmax.sum[0][0] + softmax.sum[0][1])
+        "{\n .reg .pred p;\n setp.eq.f32 p, %0, 0f12345678;\n @p nanosleep.u32 20;\n}\n" ::"f"(
+            number)
         : "memory");
   }
 
@@ -198,13 +200,6 @@ struct Consumer : ConsumerOutput<Traits> {
     }
   }
 
-  // A panel is loaded anew as soon as it is given back, and that must not overtake loads from it that are under way, of which `last`
-  // needs the last. This sleeps if it is one certain number.
-  static __device__ __forceinline__ void loads_before_release(float last) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.eq.f32 p, %0, 0f12345678;\n @p nanosleep.u32 20;\n}\n" ::"f"(last)
-        : "memory");
-  }
   __device__ __forceinline__ void add_float_bias(State& r) {
     using Bias = typename Traits::Bias;
     const auto [lane, warp_row] = this->place();
@@ -213,7 +208,8 @@ struct Consumer : ConsumerOutput<Traits> {
     for (int panel = 0; panel < Bias::kPanels; ++panel) {
       wait(control.bias_full[panel], bias_place.parity);
       floats.template add<kN>(r.s, panel, this->factor());
-      loads_before_release(r.s[0][4 * panel + 3][3]);
+      // The panel is loaded anew as soon as it is given back, and that must not overtake loads from it, of which this needs the last.
+      after_number(r.s[0][4 * panel + 3][3]);
       release(control.bias_empty[panel]);
     }
     bias_place.next();
@@ -232,7 +228,8 @@ struct Consumer : ConsumerOutput<Traits> {
     if (turn) give_turn();
     add_bias(r);
     release_keys(r.block);
-    score(r.s, r.block, r.softmax, rescale);  // the first: there is no output to rescale
+    // The first: there is no output to rescale.
+    score(r.s, r.block, r.softmax, rescale, [](float) {});
     look_ahead(r);
     pack(r.s, r.weights);
   }
@@ -306,12 +303,16 @@ struct Consumer : ConsumerOutput<Traits> {
     add_bias(r);
     release_keys(r.block);
     if constexpr (!Traits::kOverlap) end_output(r);
-    const bool moved = score(r.s, r.block, r.softmax, rescale);
-    look_ahead(r);
-    if constexpr (Traits::kOverlap) {
-      weights_before_wait(r.softmax);
+    const auto end_product = [&](float weight) {
+      after_number(weight);
       end_output(r);
-    }
+    };
+    const bool moved = score(r.s, r.block, r.softmax, rescale, [&](float weight) {
+      if constexpr (Traits::kPacksEarly) end_product(weight);
+    });
+    look_ahead(r);
+    if constexpr (Traits::kOverlap && !Traits::kPacksEarly)
+      end_product(r.softmax.sum[0][0] + r.softmax.sum[0][1]);
     pack(r.s, r.weights);
     if constexpr (kNewTile) {
       store(ending_slot, r.out, factor);
@@ -418,7 +419,8 @@ struct Consumer : ConsumerOutput<Traits> {
       warpgroup_wait<0>();
       hold(r.scores());
       release_keys(r.block);
-      if (score(r.s, r.block, r.softmax, rescale) && !r.fresh) r.rescale_output(rescale);
+      const bool moved = score(r.s, r.block, r.softmax, rescale, [](float) {});
+      if (moved && !r.fresh) r.rescale_output(rescale);
       pack(r.s, r.weights);
       clean_values(r.block, shared_values);
       end(r);

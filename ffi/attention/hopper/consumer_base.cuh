@@ -19,8 +19,11 @@ struct ConsumerBase {
   const HopperForwardParams& all;
   const ForwardParams& p;
   typename Traits::Control& control;
-  const int group;    // of this warpgroup, the same register for a warp
+  const int group;  // of this warpgroup, the same register for a warp
+  // A row's maximum moves when a score is more than 2^kTolerated times larger.
+  static constexpr float kTolerated = 8.0f;
   const float scale;  // of what the softmax gets, to base 2
+  const float room;   // of a score above its row's maximum, in which that does not move for certain
 
   const uint64_t queries, keys, values;  // descriptors
   const uint32_t staging;                // of the first warp
@@ -38,6 +41,7 @@ struct ConsumerBase {
         control(control),
         group(group),
         scale(scale_of(params.problem)),
+        room(fminf(0.999f * kTolerated / scale, 1e30f)),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
         values(Value::descriptor(shared + Traits::kValueOffset)),

@@ -1,6 +1,8 @@
 // From the scores of a block of keys to the weights of its values, in the registers of a computing warpgroup.
 #pragma once
 
+#include <climits>
+
 #include "attention/hopper/bias_pairs.cuh"
 #include "attention/hopper/consumer_base.cuh"
 #include "attention/hopper/logits.cuh"
@@ -24,6 +26,28 @@ __device__ __forceinline__ void hide_end(Scores<1, kN>& s, const Visibility& vis
       for (int e = 0; e < 2; ++e)
         if (8 * n + e >= end) s[0][n][2 * half + e] = negative_infinity();
   }
+}
+
+// Hides the keys of other segments than the row's. A bit of each of the lane's scores is found first, some keys at a time: as long
+// as a product with values is under way, registers are too few to have all ids at once.
+template <int kN, class RowOf>
+__device__ __forceinline__ void hide_other_segments(Scores<1, kN>& s, const Segments& segments,
+                                                    int rows, int keys, RowOf row_of, int j0,
+                                                    int lane) {
+  static_assert(kN <= 128, "a word has the bits of a row");
+  const int own[2] = {segments.q[min(row_of(0), rows - 1)], segments.q[min(row_of(1), rows - 1)]};
+  uint32_t others[2] = {0, 0};
+#pragma unroll 4
+  for (int bit = 0; bit < kN / 4; ++bit) {
+    const int id = segments.k[min(j0 + score_column(bit / 2, bit % 2, lane), keys - 1)];
+    others[0] |= static_cast<uint32_t>(id != own[0]) << bit;
+    others[1] |= static_cast<uint32_t>(id != own[1]) << bit;
+  }
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (others[e / 2] >> (2 * n + e % 2) & 1) s[0][n][e] = negative_infinity();
 }
 
 // The largest of three numbers, by their bits. One instruction does it for integers: for numbers that are not all negative, and for
@@ -73,14 +97,14 @@ __device__ __forceinline__ int best_of_row(const Scores<1, kN>& s, int half, flo
 template <class Traits>
 struct ConsumerWeights : ConsumerBase<Traits> {
   using Base = ConsumerBase<Traits>;
-  using Base::all, Base::control, Base::p, Base::scale, Base::tile_slot;
+  using Base::all, Base::control, Base::kTolerated, Base::p, Base::room, Base::scale,
+      Base::tile_slot;
   using Base::place, Base::row_of, Base::ConsumerBase;
   using typename Base::Place;
 
   using T = typename Traits::T;
   static constexpr int kN = Traits::kN;
   using Weights = uint32_t[kN / 16][4];
-  static constexpr float kTolerated = 8.0f;
   // Weights are found together with the hyperbolic tangents: the other tiles have no issue slots to win by it.
   static constexpr bool kCapsLate = Traits::kFeatures == kSoftCap && Traits::kDim > 64;
 
@@ -93,9 +117,14 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       if (block.flags & kEndMasked) hide_end<kN>(s, tile.visible, row, block.first_key, at.lane);
       if (block.flags & kPositionMasked)
         hide_by_position_of<1, kN>(s, tile.visible, row_in_tile, block.first_key, at.lane);
-      if (!Traits::kPaged && block.flags & kSegmentMasked)
-        hide_by_segment_of<1, kN>(s, Segments(p, tile.sequence), tile.visible.q_len,
-                                  tile.visible.kv_len, row_in_tile, block.first_key, at.lane);
+      if (!Traits::kPaged && block.flags & kSegmentMasked) {
+        const Segments segments(p, tile.sequence);
+        const int rows = tile.visible.q_len, keys = tile.visible.kv_len;
+        if constexpr (Traits::kFewRegisters)
+          hide_other_segments<kN>(s, segments, rows, keys, row, block.first_key, at.lane);
+        else
+          hide_by_segment_of<1, kN>(s, segments, rows, keys, row_in_tile, block.first_key, at.lane);
+      }
     }
   }
 
@@ -208,15 +237,34 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       pairs.template add<__half>(s, factor());
   }
 
-  // The largest number so far of each of the lane's two rows.
+  // Of each of the lane's two rows its largest score, by its bits if it is positive; whether one in the warp may move its row's
+  // maximum. As long as none does, lanes need not know of each other's scores.
+  __device__ __forceinline__ bool may_move(const Scores<1, kN>& s, const OnlineSoftmax<1>& softmax,
+                                           int (&best)[2]) const {
+    bool may = false;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      best[half] = best_of_lane<GreatestPositive, kN>(s, half, s[0][0][2 * half]);
+      const int limit = __float_as_int(softmax.maximum[0][half] + room);
+      may = may || best[half] >= (limit < 0 ? INT_MIN : limit);  // bits tell nothing below zero
+    }
+    return __any_sync(0xffffffffu, may);
+  }
+
+  // The largest number so far of each of the lane's two rows. best: the lane's own, where may_move() has found them.
   static __device__ __forceinline__ void find_tops(const Scores<1, kN>& s,
                                                    const OnlineSoftmax<1>& softmax,
-                                                   float (&tops)[2]) {
+                                                   const int (&best)[2], float (&tops)[2]) {
     using First = std::conditional_t<Traits::kIntegerMaxima, GreatestPositive, Greatest>;
     int bits[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      bits[half] = best_of_row<First, kN>(s, half, softmax.maximum[0][half]);
+    for (int half = 0; half < 2; ++half) {
+      const int before = __float_as_int(softmax.maximum[0][half]);
+      if constexpr (Traits::kQuickMaxima)
+        bits[half] = best_of_quad<First>(First::of(best[half], before, before));
+      else
+        bits[half] = best_of_row<First, kN>(s, half, softmax.maximum[0][half]);
+    }
     // Rows that have seen nothing but negative numbers: few, and on a diagonal.
     if (Traits::kIntegerMaxima && __any_sync(0xffffffffu, (bits[0] | bits[1]) < 0)) {
 #pragma unroll
@@ -253,52 +301,80 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     }
   }
 
-  // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
-  // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
-  // whether that is anything but 1 in some row of the warp. below: see slope(). kCaps: the scores are still those before
-  // the soft cap.
-  template <bool kCaps>
-  __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
-                                        float (&rescale)[2], const float (&below)[2]) const {
-    const float factor = kCaps ? this->factor() : 1.0f;
-    float tops[2];
-    if constexpr (kCaps)
-      find_tangent_tops(s, softmax, factor, tops);
-    else if constexpr (Traits::kFeatures == kAlibi)
-      find_raised_tops(s, softmax, below, tops);
-    else
-      find_tops(s, softmax, tops);
+  // Moves the maxima of the rows that have a score more than 2^kTolerated times larger. `rescale` is what the weights so far are to
+  // be multiplied with; returns whether that is anything but 1 in some row of the warp.
+  __device__ __forceinline__ bool move_maxima(const float (&tops)[2], OnlineSoftmax<1>& softmax,
+                                              float (&rescale)[2]) const {
     bool moved = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float before = softmax.maximum[0][half];
-      float top = tops[half];
-      const float jump = (top - before) * scale;  // not a number as long as no key was seen
+      const float jump = (tops[half] - before) * scale;  // not a number as long as no key was seen
       const bool moves = jump > kTolerated;
-      if (!moves) top = before;
+      if (moves) softmax.maximum[0][half] = tops[half];
       moved = moved || moves;
-      float shift = top == negative_infinity() ? 0.0f : top * scale;
-      if constexpr (Traits::kFeatures == kAlibi) shift += below[half] * scale;
-      softmax.maximum[0][half] = top;
       // Exactly 1 for a row that did not move: another row of the warp, maybe another request's, may have.
       rescale[half] = exp2_approx(moves ? -jump : 0.0f);
-      float sum0 = softmax.sum[0][half] * rescale[half], sum1 = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kN / 8; ++n) {
-        float& a = s[0][n][2 * half];
-        float& b = s[0][n][2 * half + 1];
-        if constexpr (kCaps) {
-          a = tanh_approx(a * factor);
-          b = tanh_approx(b * factor);
-        }
-        a = exp2_approx(a * scale - shift);
-        b = exp2_approx(b * scale - shift);
-        sum0 += a;
-        sum1 += b;
-      }
-      softmax.sum[0][half] = sum0 + sum1;
+      // Rounded by itself in all tiles, or their bits would differ.
+      softmax.sum[0][half] = __fmul_rn(softmax.sum[0][half], rescale[half]);
     }
     return __any_sync(0xffffffffu, moved);
+  }
+
+  // The scores of blocks of 8 keys, kFirst and those up to kEnd, to weights, and their sums.
+  template <bool kCaps, int kFirst, int kEnd>
+  __device__ __forceinline__ void exponentiate(Scores<1, kN>& s, const float (&shift)[2],
+                                               float (&sums)[2][2]) const {
+    const float factor = kCaps ? this->factor() : 1.0f;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = kFirst; n < kEnd; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = s[0][n][2 * half + e];
+          if constexpr (kCaps) x = tanh_approx(x * factor);
+          x = exp2_approx(x * scale - shift[half]);
+          sums[half][e] += x;
+        }
+  }
+
+  // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
+  // exact, and the output is seldom rescaled. rescale, and what is returned: see move_maxima(). below: see slope(). kCaps: the scores
+  // are still those before the soft cap. after_first: what to do when the weights of the first 16 keys are found; it gets one
+  // of them.
+  template <bool kCaps, class AfterFirst>
+  __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
+                                        float (&rescale)[2], const float (&below)[2],
+                                        AfterFirst after_first) const {
+    int best[2];
+    bool moved = false;
+    rescale[0] = rescale[1] = 1.0f;
+    if (!Traits::kQuickMaxima || may_move(s, softmax, best)) {
+      float tops[2];
+      if constexpr (kCaps)
+        find_tangent_tops(s, softmax, this->factor(), tops);
+      else if constexpr (Traits::kFeatures == kAlibi)
+        find_raised_tops(s, softmax, below, tops);
+      else
+        find_tops(s, softmax, best, tops);
+      moved = move_maxima(tops, softmax, rescale);
+    }
+    float shift[2], sums[2][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float top = softmax.maximum[0][half];
+      shift[half] = top == negative_infinity() ? 0.0f : top * scale;
+      if constexpr (Traits::kFeatures == kAlibi) shift[half] += below[half] * scale;
+      sums[half][0] = softmax.sum[0][half];
+      sums[half][1] = 0.0f;
+    }
+    exponentiate<kCaps, 0, 2>(s, shift, sums);
+    after_first(s[0][1][3]);
+    exponentiate<kCaps, 2, kN / 8>(s, shift, sums);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) softmax.sum[0][half] = sums[half][0] + sums[half][1];
+    return moved;
   }
 
   // Where dropout is alone, drop() has made pairs and masks.
@@ -317,18 +393,21 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   }
 
   // From products to weights, as weigh().
+  template <class AfterFirst>
   __device__ __forceinline__ bool score(Scores<1, kN>& s, const KeyBlock& block,
-                                        OnlineSoftmax<1>& softmax, float (&rescale)[2]) const {
+                                        OnlineSoftmax<1>& softmax, float (&rescale)[2],
+                                        AfterFirst after_first) const {
     float below[2];
     if constexpr (Traits::kAnything) modify(s, block);
     if constexpr (Traits::kFeatures == kAlibi) slope(s, block, below);
     if constexpr (Traits::kFeatures == kSoftCap) {
-      if (kCapsLate && !(block.flags & kMasked)) return weigh<true>(s, softmax, rescale, below);
+      if (kCapsLate && !(block.flags & kMasked))
+        return weigh<true>(s, softmax, rescale, below, after_first);
       to_tangents<kN>(s, factor());
     }
     mask(s, block);
     if constexpr (Traits::kAnything) add_bias(s, block);
-    const bool moved = weigh<false>(s, softmax, rescale, below);
+    const bool moved = weigh<false>(s, softmax, rescale, below, after_first);
     if constexpr (Traits::kFeatures & kDropout) drop(s, block);
     return moved;
   }

@@ -4,8 +4,8 @@
 set(HOPPER_INSTANTIATIONS "")
 if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
   foreach(dtype kF16 kBF16)
-    foreach(tile "64 64 128 3 1" "64 64 128 3 2" "96 96 176 2 1" "96 96 128 2 2" "128 128 128 2 1"
-                 "192 128 128 2 1" "192 192 112 2 1" "256 256 80 2 1" "256 256 64 2 1")
+    foreach(tile "64 64 128 3 1" "96 96 128 2 1" "96 96 128 2 2" "128 128 128 2 1" "192 128 128 2 1"
+                 "192 192 112 2 1" "256 256 80 2 1" "256 256 64 2 1")
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} ${tile} 0 kAny")
     endforeach()
     list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 64 2 1 0 kTwoCtas" "${dtype} 128 128 128 2 1 0 kPairs")
