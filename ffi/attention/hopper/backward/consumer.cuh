@@ -12,6 +12,7 @@
 #include "attention/hopper/backward/consumer_sums.cuh"
 #include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/option.cuh"
+#include "attention/hopper/backward/parts.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
@@ -447,6 +448,19 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
   }
 
+  // The same of a divided tile, by whoever comes last.
+  __device__ __forceinline__ void store_parts(const State& r, const KeyTile& tile) const {
+    int own_lane = lane;
+    asm volatile("" : "+r"(own_lane));  // nothing of it is kept while row blocks are processed
+    const PartsOfWarp<kDim, kDimV> parts(launch, tile.part, 4 * group + warp, own_lane);
+    if (!parts.leave(r.dk, r.dv)) return;
+    const Sequence& s = tile.sequence;
+    const int first = tile.first_key + 64 * group + 16 * warp;
+    const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
+    parts.template store<T>(p, row, s.k_rows - first, gradient_scale<Traits>(p, p.scale),
+                            gradient_scale<Traits>(p, 1.0f));
+  }
+
   __device__ __forceinline__ void run() {
     if (elect_lane()) control.left[4 * group + warp] = -1;
     __syncwarp();
@@ -464,7 +478,10 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
         release(control.value_empty);
         if (kStoresEarly) store(r, tile);
       }
-      if (!kStoresEarly) store(r, tile);
+      if (Traits::kDivides && tile.part >= 0)
+        store_parts(r, tile);
+      else if (!kStoresEarly)
+        store(r, tile);
       if (!Traits::kSumGroup && Traits::kConverts && launch.done) tell_added(tile);
       ++tiles;
     }
