@@ -398,7 +398,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     query_place.next();
     publish_gradients();
     hold(r.dv);
-    if (kStoresEarly) store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
+    if (kStoresEarly && !is_part(tile))
+      store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
     warpgroup_wait<0>();
     hold(r.dq);
     hold(r.dk);
@@ -414,7 +415,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     warpgroup_arrive();
     issue_query_gradient(r.dq, gradient_stage(count - 1));
     warpgroup_commit();
-    if (kStoresEarly) store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
+    if (kStoresEarly && !is_part(tile))
+      store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
     warpgroup_wait<0>();
     hold(r.dq);
     release(control.key_empty[key_stage()]);
@@ -448,6 +450,10 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
   }
 
+  // Whether other CTAs have parts of the tile, too.
+  static __device__ __forceinline__ bool is_part(const KeyTile& tile) {
+    return Traits::kDivides && __any_sync(0xffffffffu, tile.part >= 0);
+  }
   // The same of a divided tile, by whoever comes last.
   __device__ __forceinline__ void store_parts(const State& r, const KeyTile& tile) const {
     int own_lane = lane;
@@ -478,10 +484,11 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
         release(control.value_empty);
         if (kStoresEarly) store(r, tile);
       }
-      if (Traits::kDivides && tile.part >= 0)
-        store_parts(r, tile);
-      else if (!kStoresEarly)
+      if (is_part(tile)) {
+        if constexpr (Traits::kDivides) store_parts(r, tile);
+      } else if (!kStoresEarly) {
         store(r, tile);
+      }
       if (!Traits::kSumGroup && Traits::kConverts && launch.done) tell_added(tile);
       ++tiles;
     }

@@ -92,7 +92,7 @@ struct BackwardConsumerSums : BackwardConsumerBase<Traits> {
     ++told;
     if (warp == 0 && lane == 0) {
       added.row = tile.sequence.index * p.kv_heads + tile.kv_head;
-      added.parts = launch.parts;
+      added.parts = Traits::kDivides && tile.part >= 0 ? 1 : launch.parts;
     }
     if (elect_lane()) bulk_wait();
     __syncwarp();

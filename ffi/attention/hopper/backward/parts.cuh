@@ -11,8 +11,8 @@ namespace jax_baracuda {
 template <int kDim, int kDimV>
 struct PartsOfWarp {
   static constexpr int kWarps = 8;
-  static constexpr int kColumns = 64;                             // that are added at once
-  static constexpr int kPieces = kColumns / 8;                    // of 16 bytes, of a lane
+  static constexpr int kColumns = kDim % 64 == 0 ? 64 : 32;  // that are added at once
+  static constexpr int kPieces = kColumns / 8;               // of 16 bytes, of a lane
   static constexpr int kValueGroups = kDimV / kColumns, kGroups = kValueGroups + kDim / kColumns;
   static_assert(kDim % kColumns == 0 && kDimV % kColumns == 0);
   static constexpr int kPart = kGroups * kPieces * 32;  // pieces: dV, then dK

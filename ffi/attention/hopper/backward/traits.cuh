@@ -138,7 +138,7 @@ struct HopperBackwardTraits {
   // Whether it can turn sums into dQ itself. With features there are no registers for that,
   static constexpr bool kConverts = !kFeatures;
   // Whether CTAs may share a tile by its query rows, see parts.cuh.
-  static constexpr bool kDivides = kSumGroup;
+  static constexpr bool kDivides = !kFeatures;
   // Whether a warp has the first 16 columns of its values in registers.
   static constexpr bool kHoldsValues =
       kSumGroup && kDimV == 128 && kOption != kBias && kOption != kRowBias;
@@ -203,6 +203,20 @@ struct HopperBackwardTraits {
 template <class Traits>
 struct InOrder : Traits {
   static constexpr bool kInOrder = true, kConverts = false, kPasses = false, kDivides = false;
+};
+
+// Where row block number `count` of a CTA has its dO and dS, and which phase of dS' barriers is its own.
+template <class Traits>
+struct RowBlockStages {
+  static __device__ __forceinline__ int dout_stage(uint32_t count) {
+    return count % Traits::kDOutStages;
+  }
+  static __device__ __forceinline__ int gradient_stage(uint32_t count) {
+    return count % Traits::kGradientStages;
+  }
+  static __device__ __forceinline__ int gradient_parity(uint32_t count) {
+    return count / Traits::kGradientStages & 1;
+  }
 };
 
 // Whether a kernel adds in order. Without features it knows as it is compiled, and its loops hold nothing of the other way.
