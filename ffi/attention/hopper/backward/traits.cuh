@@ -137,8 +137,8 @@ struct HopperBackwardTraits {
   static constexpr bool kPasses = kRows == 64 && !kFeatures;
   // Whether it can turn sums into dQ itself. With features there are no registers for that,
   static constexpr bool kConverts = !kFeatures;
-  // Whether CTAs may share a tile by its query rows, see parts.cuh.
-  static constexpr bool kDivides = !kFeatures;
+  // Whether CTAs may share a tile by its query rows, see parts.cuh: HopperBackwardTile::divides().
+  static constexpr bool kDivides = !kFeatures && kOption != kBias;
   // Whether a warp has the first 16 columns of its values in registers.
   static constexpr bool kHoldsValues =
       kSumGroup && kDimV == 128 && kOption != kBias && kOption != kRowBias;
