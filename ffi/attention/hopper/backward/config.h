@@ -24,7 +24,7 @@ struct HopperBackwardTile {
   // from weights that have been rounded to 16 bits, as the products take them.
   bool late = false, rounded_weights = false;
   int features = 0;        // see features_of(): one of them, or all
-  bool sum_group = false;  // see sum_group.cuh; not in deterministic calls.
+  bool sum_group = false;  // see sum_group.cuh; not in deterministic calls
 
   constexpr int ctas() const { return split == QuerySplit::kPair ? 2 : 1; }
   constexpr int cta_keys() const { return kHopperBackwardKeys / ctas(); }

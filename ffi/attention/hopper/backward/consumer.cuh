@@ -419,7 +419,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
     warpgroup_wait<0>();
     hold(r.dq);
-    release(control.key_empty[key_stage()]);
+    if (!is_part(tile)) release(control.key_empty[key_stage()]);
     finish_query_gradient(r);
     send_query_gradient(tile);
   }
@@ -490,6 +490,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
         store(r, tile);
       }
       if (!Traits::kSumGroup && Traits::kConverts && launch.done) tell_added(tile);
+      // Not before: what is said of the tile is looked at until now, and a part may be over before more than this is loaded.
+      if (!Traits::kSumGroup && is_part(tile)) release(control.key_empty[key_stage()]);
       ++tiles;
     }
     end_additions();

@@ -343,7 +343,6 @@ struct BackwardProducer {
     // With features there is no register for the first place: it comes from the counter, too.
     KeyTileWalk<kPair, Traits::kDivides> walk(p, first, in_order(), kOrders);
     for (TilePlace at; walk.next(&at);) {
-      if (Traits::kDivides && lane == 0) control.tile[tile_slot].part = at.part;
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
       const int keys = find_sequence(p.problem, at.row / p.problem.kv_heads).k_rows;
       const int blocks = (keys + kKeys - 1) / kKeys, share = (blocks + p.tiles - 1) / p.tiles;
@@ -353,8 +352,10 @@ struct BackwardProducer {
         __syncwarp();
         if (lane == 0) control.order = order;
       }
-      for (int i = begin; i < end; ++i)
+      for (int i = begin; i < end; ++i) {
+        if (Traits::kDivides && lane == 0) control.tile[tile_slot].part = at.part;
         load_tile(at.row, order.descending() ? begin + end - 1 - i : i, order.backward());
+      }
     }
     wait_keys_empty();
     if (lane == 0) {
