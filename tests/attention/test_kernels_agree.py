@@ -229,6 +229,42 @@ def test_the_order_of_sums_is_kept(dims, causal):
     assert count_differences(lambda given: program(*given), arrays, 50) == 0
 
 
+def make_many(dim: int, value_dim: int, dtype: str) -> Operands:
+    """With 132 multiprocessors and no mask, CTAs share the last blocks of keys by query rows."""
+    operands = make(1000, 1020, dim, value_dim, dtype)
+    return {name: np.tile(array, (1, 1, 17, 1)) for name, array in operands.items()}
+
+
+divided_dims = pytest.mark.parametrize("dims", [(64, 64), (40, 24), (96, 96), (128, 128)], ids=str)
+
+
+@pytest.mark.gpu
+@divided_dims
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_both_backward_kernels_agree_on_divided_tiles(dtype, dims):
+    agree(make_many(*dims, dtype))
+
+
+@pytest.mark.gpu
+@divided_dims
+@pytest.mark.parametrize("feature", ["soft cap", "slopes", "row bias", "half bias", "dropout"])
+def test_both_backward_kernels_agree_on_features_of_divided_tiles(dims, feature):
+    operands = make_many(*dims, "bfloat16")
+    options: dict[str, object] = {}
+    if feature == "soft cap":
+        options["logits_soft_cap"] = 3.0
+    if feature == "slopes":
+        operands["alibi_slopes"] = np.linspace(0, 0.1, 17 * Q_HEADS, dtype=np.float32)[None]
+    if feature == "row bias":
+        operands["bias"] = normal((2, 1, 1, 1020), "float32", 9)
+    if feature == "half bias":
+        operands["bias"] = normal((1, 1, 1000, 1020), "bfloat16", 7)
+    if feature == "dropout":
+        options["dropout_rate"] = 0.25
+        operands["dropout_seed"] = np.tile(seeds(), (1, 17, 1))
+    agree(operands, **options)
+
+
 FEATURES = {
     "soft_cap": {"logits_soft_cap": 3.0},
     "alibi": {"alibi_slopes": (1, Q_HEADS)},

@@ -35,6 +35,9 @@ struct HopperBackwardTile {
   constexpr int counters() const { return split == QuerySplit::kPair ? 4 : 2; }
   // Whether it serves every option, which it finds out about as it runs, and deterministic calls, too.
   constexpr bool serves_all() const { return features == kAllFeatures; }
+  // Whether its kernels may divide tiles by query rows, see parts.cuh, but for deterministic ones. A bias with rows takes the
+  // registers for that.
+  constexpr bool divides() const { return ctas() == 1 && !serves_all() && features != kBias; }
   constexpr bool operator==(const HopperBackwardTile& o) const {
     return dim == o.dim && dim_v == o.dim_v && features == o.features;
   }

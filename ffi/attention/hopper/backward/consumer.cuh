@@ -12,6 +12,7 @@
 #include "attention/hopper/backward/consumer_sums.cuh"
 #include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/option.cuh"
+#include "attention/hopper/backward/parts.cuh"
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
@@ -397,7 +398,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     query_place.next();
     publish_gradients();
     hold(r.dv);
-    if (kStoresEarly) store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
+    if (kStoresEarly && !is_part(tile))
+      store<kDimV>(p.dv, p.dim_v, r.dv, gradient_scale<Traits>(p, 1.0f), tile);
     warpgroup_wait<0>();
     hold(r.dq);
     hold(r.dk);
@@ -413,10 +415,11 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     warpgroup_arrive();
     issue_query_gradient(r.dq, gradient_stage(count - 1));
     warpgroup_commit();
-    if (kStoresEarly) store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
+    if (kStoresEarly && !is_part(tile))
+      store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
     warpgroup_wait<0>();
     hold(r.dq);
-    release(control.key_empty[key_stage()]);
+    if (!is_part(tile)) release(control.key_empty[key_stage()]);
     finish_query_gradient(r);
     send_query_gradient(tile);
   }
@@ -447,6 +450,23 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     store<kDim>(p.dk, p.dim, r.dk, gradient_scale<Traits>(p, p.scale), tile);
   }
 
+  // Whether other CTAs have parts of the tile, too.
+  static __device__ __forceinline__ bool is_part(const KeyTile& tile) {
+    return Traits::kDivides && __any_sync(0xffffffffu, tile.part >= 0);
+  }
+  // The same of a divided tile, by whoever comes last.
+  __device__ __forceinline__ void store_parts(const State& r, const KeyTile& tile) const {
+    int own_lane = lane;
+    asm volatile("" : "+r"(own_lane));  // nothing of it is kept while row blocks are processed
+    const PartsOfWarp<kDim, kDimV> parts(launch, tile.part, 4 * group + warp, own_lane);
+    if (!parts.leave(r.dk, r.dv)) return;
+    const Sequence& s = tile.sequence;
+    const int first = tile.first_key + 64 * group + 16 * warp;
+    const int64_t row = (s.k_first + first) * p.kv_heads + tile.kv_head;
+    parts.template store<T>(p, row, s.k_rows - first, gradient_scale<Traits>(p, p.scale),
+                            gradient_scale<Traits>(p, 1.0f));
+  }
+
   __device__ __forceinline__ void run() {
     if (elect_lane()) control.left[4 * group + warp] = -1;
     __syncwarp();
@@ -464,8 +484,14 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
         release(control.value_empty);
         if (kStoresEarly) store(r, tile);
       }
-      if (!kStoresEarly) store(r, tile);
+      if (is_part(tile)) {
+        if constexpr (Traits::kDivides) store_parts(r, tile);
+      } else if (!kStoresEarly) {
+        store(r, tile);
+      }
       if (!Traits::kSumGroup && Traits::kConverts && launch.done) tell_added(tile);
+      // Not before: what is said of the tile is looked at until now, and a part may be over before more than this is loaded.
+      if (!Traits::kSumGroup && is_part(tile)) release(control.key_empty[key_stage()]);
       ++tiles;
     }
     end_additions();

@@ -11,7 +11,8 @@
 namespace jax_baracuda {
 
 template <class Traits>
-struct BackwardConsumerBase {
+struct BackwardConsumerBase : RowBlockStages<Traits> {
+  using RowBlockStages<Traits>::dout_stage, RowBlockStages<Traits>::gradient_stage;
   using T = typename Traits::T;
   using Key = typename Traits::Key;
   using Value = typename Traits::Value;
@@ -49,15 +50,6 @@ struct BackwardConsumerBase {
 
   static __device__ __forceinline__ void wait(uint64_t& barrier, int parity) {
     mbarrier_wait(shared_address(&barrier), parity);
-  }
-  static __device__ __forceinline__ int dout_stage(uint32_t count) {
-    return count % Traits::kDOutStages;
-  }
-  static __device__ __forceinline__ int gradient_stage(uint32_t count) {
-    return count % Traits::kGradientStages;
-  }
-  static __device__ __forceinline__ int gradient_parity(uint32_t count) {
-    return count / Traits::kGradientStages & 1;
   }
   __device__ __forceinline__ int query_stage_before() const {
     return query_place.stage == 0 ? Traits::kQueryStages - 1 : query_place.stage - 1;

@@ -90,7 +90,10 @@ struct BackwardConsumerSums : BackwardConsumerBase<Traits> {
     AddedTile& added = control.added[group];
     wait(added.empty, told & 1 ^ 1);
     ++told;
-    if (warp == 0 && lane == 0) added.row = tile.sequence.index * p.kv_heads + tile.kv_head;
+    if (warp == 0 && lane == 0) {
+      added.row = tile.sequence.index * p.kv_heads + tile.kv_head;
+      added.parts = Traits::kDivides && tile.part >= 0 ? 1 : launch.parts;
+    }
     if (elect_lane()) bulk_wait();
     __syncwarp();
     release(added.full);

@@ -23,6 +23,12 @@ __device__ __forceinline__ void wait_for_count(const int* counter, int count) {
   fence_async_all();
 }
 
+// One thread, after what it knows to have been added.
+__device__ __forceinline__ void pass_turns(int* counter, int turns) {
+  __threadfence();
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;\n" ::"l"(counter), "r"(turns) : "memory");
+}
+
 // Says, for the warpgroups that add, which tiles' terms have been added: the fence would cost them time. One thread.
 template <class Traits>
 __device__ __forceinline__ void tell_done(const HopperBackwardParams& p,
@@ -30,11 +36,11 @@ __device__ __forceinline__ void tell_done(const HopperBackwardParams& p,
   constexpr int kGroups = Traits::kSumGroup ? 1 : Traits::kGroups;
   for (int parity = 0;; parity ^= 1) {
     for (int i = 0; i < kGroups; ++i) mbarrier_wait(shared_address(&control.added[i].full), parity);
-    const int row = control.added[0].row;
+    const int row = control.added[0].row, parts = control.added[0].parts;
     if (row < 0) return;
     for (int i = 0; i < kGroups; ++i) mbarrier_arrive(shared_address(&control.added[i].empty));
     fence_async_all();
-    pass_turn(p.done + row);
+    pass_turns(p.done + row, parts);
   }
 }
 
@@ -166,7 +172,7 @@ struct QueryGradientConverter {
       }
       if (!__any_sync(0xffffffffu, more)) return;
       __syncwarp();
-      wait_for_count(p.done + place().row_of_tiles, p.tiles);
+      wait_for_count(p.done + place().row_of_tiles, p.tiles * p.parts);
       __syncwarp();
       convert();
     }

@@ -149,6 +149,72 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
   if (params->sum_rows < params->rows) params->sum_blocks = params->sum_rows * params->row_blocks;
 }
 
+// Whether CTAs may share tiles by query rows: where no mask makes some shorter than others, they all end at the same time, and
+// in the last round some have nothing to do.
+bool may_divide(const HopperBackwardTile& tile, const BackwardParams& p) {
+  return tile.divides() && !p.deterministic && !is_masked(p) && !p.query_segments &&
+         !p.query_lengths && !p.kv_lengths && !p.cu_seqlens_q && !p.cu_seqlens_k &&
+         p.sequences == 1;
+}
+
+// Floats that nobody else needs while the main kernel runs, and where they are: where rows have sums in common, those of the
+// others; where a kernel of its own writes dQ, dQ.
+struct FreeFloats {
+  float* at;
+  int64_t count;
+
+  FreeFloats(const HopperBackwardTile& tile, const HopperBackwardParams& params) {
+    const BackwardParams& p = params.problem;
+    const int64_t block = int64_t{tile.rows} * tile.dim;
+    if (params.sum_rows < params.rows) {
+      at = p.dq_sum + params.sum_blocks * block;
+      count = (row_blocks_of(p, tile) - params.sum_blocks) * block;
+    } else {
+      at = static_cast<float*>(p.dq);
+      count = int64_t{p.packs} * p.q_rows * p.heads * p.dim / 2;
+    }
+  }
+};
+
+// When the last tiles, those that do not fill all slots, are done if each has so many parts, in the time of a row block.
+int64_t time_of_parts(const HopperBackwardParams& params, int tiles, int parts, int slots) {
+  constexpr int kBeginAndEnd = 4;
+  const BackwardParams& p = params.problem;
+  const int64_t rounds = (int64_t{tiles} * parts + slots - 1) / slots;
+  return rounds * (int64_t{(p.turn_count + parts - 1) / parts} * p.group + kBeginAndEnd);
+}
+
+// Divides the tiles of the last round.
+void divide_last_tiles(const HopperBackwardTile& tile, int slots, HopperBackwardParams* params) {
+  constexpr int kMaxParts = 16, kWarps = 8;
+  const BackwardParams& p = params->problem;
+  const int64_t all = int64_t{params->tiles} * params->rows;
+  params->places = static_cast<int>(all);
+  params->divided = 0;
+  params->parts = 1;
+  if (!may_divide(tile, p)) return;
+  const int tiles = static_cast<int>(all % slots);
+  const FreeFloats room(tile, *params);
+  const int64_t of_part = kHopperBackwardKeys * int64_t{tile.dim + tile.dim_v};
+  const int64_t counters = tile.counters() * row_blocks_of(p, tile) - 2 * params->rows;
+  const auto time = [&](int parts) { return time_of_parts(*params, tiles, parts, slots); };
+  int best = 1;
+  for (int parts = 2; parts <= std::min(kMaxParts, p.turn_count); ++parts)
+    if (tiles * parts * of_part <= room.count && time(parts) < time(best)) best = parts;
+  // What the tiles before take does not change. A kernel of its own for dQ has to be worth it.
+  const bool ends_conversion = params->done && room.at == p.dq;
+  const int64_t before = all / slots * time_of_parts(*params, 1, 1, slots);
+  if (best == 1 || tiles * kWarps > counters ||
+      (ends_conversion && (before + time(best)) * 10 > (before + time(1)) * 9))
+    return;
+  if (ends_conversion) params->done = nullptr;
+  params->divided = tiles;
+  params->parts = best;
+  params->places += tiles * (best - 1);
+  params->left = room.at;
+  params->left_all = p.turns + 2 * params->rows;
+}
+
 }  // namespace
 
 int64_t hopper_backward_workspace_bytes(const BackwardParams& p) {
@@ -209,9 +275,10 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
   if (error != cudaSuccess) return error;
   set_order(tile, multiprocessors / tile.ctas(), &params);
   set_conversion(tile, &params);
+  divide_last_tiles(tile, multiprocessors, &params);
   // A pair has one tile, and there are less than 2^30 of them.
-  const auto places = static_cast<int>(tiles_of(p) * rows_of(p));
-  const int ctas = tile.ctas() == 1 ? std::min(places, multiprocessors) : tile.ctas() * places;
+  const int ctas =
+      tile.ctas() == 1 ? std::min(params.places, multiprocessors) : tile.ctas() * params.places;
   const int row_blocks = std::max((p.max_q + tile.rows - 1) / tile.rows, 1);
   return kernel.launch(params, row_blocks, ctas, stream);
 }

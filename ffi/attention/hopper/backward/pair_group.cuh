@@ -10,6 +10,7 @@
 #include "attention/hopper/backward/products.cuh"
 #include "attention/hopper/backward/results.cuh"
 #include "attention/hopper/backward/scores.cuh"
+#include "attention/hopper/backward/traits.cuh"
 #include "device/bulk.cuh"
 #include "device/memory.cuh"
 
@@ -17,7 +18,9 @@ namespace jax_baracuda {
 
 // kPart: which of the two warpgroups.
 template <class Traits, int kPart>
-struct PairGroup {
+struct PairGroup : RowBlockStages<Traits> {
+  using RowBlockStages<Traits>::dout_stage, RowBlockStages<Traits>::gradient_stage;
+  using RowBlockStages<Traits>::gradient_parity;
   using T = typename Traits::T;
   using Key = typename Traits::Key;
   using OtherKey = typename Traits::OtherKey;
@@ -70,15 +73,6 @@ struct PairGroup {
 
   static __device__ __forceinline__ int query_stage(uint32_t count) {
     return count % Traits::kQueryStages;
-  }
-  static __device__ __forceinline__ int dout_stage(uint32_t count) {
-    return count % Traits::kDOutStages;
-  }
-  static __device__ __forceinline__ int gradient_stage(uint32_t count) {
-    return count % Traits::kGradientStages;
-  }
-  static __device__ __forceinline__ int gradient_parity(uint32_t count) {
-    return count / Traits::kGradientStages & 1;
   }
   __device__ __forceinline__ uint32_t query_address(uint32_t count) const {
     return shared + Traits::kQueryOffset + query_stage(count) * Query::kBytes;

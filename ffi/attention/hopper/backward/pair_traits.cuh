@@ -47,6 +47,7 @@ struct HopperPairTraits {
   static constexpr HopperBackwardTile kTile = hopper_backward_tile(kDim_, kDimV_, 0);
   static_assert(kTile.split == QuerySplit::kPair);
   static constexpr int kDim = kDim_, kDimV = kDimV_, kRows = kTile.rows;
+  static constexpr bool kDivides = false;
   static constexpr int kCtas = 2, kGroups = 2;  // the tile's keys fall in so many groups of 64
   static constexpr int kKeys = kHopperBackwardKeys, kCtaKeys = kKeys / kCtas;
   static constexpr int kCounters = kTile.counters();

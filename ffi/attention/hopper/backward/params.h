@@ -33,6 +33,12 @@ struct HopperBackwardParams {
   int sum_rows;    // row r has the sums of row r + sum_rows, too
   int row_blocks;  // of a row of tiles
   int sum_blocks;  // of so many rows
+
+  // The last tiles, so many, are divided by query rows into `parts`, a CTA each, see parts.cuh; else there are none and one part.
+  int divided, parts;
+  int places;     // tiles and parts of tiles
+  float* left;    // [divided][warps of consumers][parts]: a warp's dK and dV
+  int* left_all;  // [divided][warps of consumers]: parts of which they are there
 };
 
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has

@@ -178,6 +178,13 @@ struct BackwardProducer {
     }
   }
 
+  // Of the tile's rows those of a part.
+  __device__ __forceinline__ void take_part(int part) const {
+    const int begin = control.walk.begin, blocks = (control.walk.end - begin) / kRows;
+    control.walk.begin = begin + blocks * part / p.parts * kRows;
+    control.walk.end = begin + blocks * (part + 1) / p.parts * kRows;
+  }
+
   static __device__ __forceinline__ void forget_registers() { asm volatile("" ::: "memory"); }
 
   // What the warp knows of a block of keys is in shared memory: it has few registers.
@@ -189,6 +196,7 @@ struct BackwardProducer {
       const Sequence sequence = find_sequence(problem, row / problem.kv_heads);
       const int kv_head = row % problem.kv_heads, j0 = block * kKeys;
       begin_walk(sequence, block, backward);
+      if (Traits::kDivides && tile.part >= 0) take_part(tile.part / p.divided);
       if (kAhead) forget_registers();
       tile.sequence = sequence;
       tile.visible = control.walk.visible;
@@ -333,7 +341,7 @@ struct BackwardProducer {
   // `first`: place of the first tile.
   __device__ __forceinline__ void run(int first) {
     // With features there is no register for the first place: it comes from the counter, too.
-    KeyTileWalk<kPair> walk(p, first, in_order(), kOrders);
+    KeyTileWalk<kPair, Traits::kDivides> walk(p, first, in_order(), kOrders);
     for (TilePlace at; walk.next(&at);) {
       // A sequence longer than max_k has more blocks than slots: neighbours go to the same CTA.
       const int keys = find_sequence(p.problem, at.row / p.problem.kv_heads).k_rows;
@@ -344,8 +352,10 @@ struct BackwardProducer {
         __syncwarp();
         if (lane == 0) control.order = order;
       }
-      for (int i = begin; i < end; ++i)
+      for (int i = begin; i < end; ++i) {
+        if (Traits::kDivides && lane == 0) control.tile[tile_slot].part = at.part;
         load_tile(at.row, order.descending() ? begin + end - 1 - i : i, order.backward());
+      }
     }
     wait_keys_empty();
     if (lane == 0) {

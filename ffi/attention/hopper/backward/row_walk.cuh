@@ -22,6 +22,7 @@ struct KeyOrder {
 struct TilePlace {
   int row, tile;
   KeyOrder order;  // of the row's tiles
+  int part = -1;   // among the parts of divided tiles, see parts.cuh; -1: all of the tile
 };
 
 // A Walk that may begin with the last rows. Each block of rows is visited for every head of the group before the next one:

@@ -11,7 +11,7 @@ namespace jax_baracuda {
 // to do at the end. In order, others wait for what a tile adds: whoever has a place begins with it, so the first one comes from
 // the counter, too.) A pair of CTAs has one tile, whose place it took from the counter. Under a causal mask the first block of
 // keys of a row meets most queries: it comes first. A warp walks together.
-template <bool kOnce>
+template <bool kOnce, bool kDivides>
 struct KeyTileWalk {
   const HopperBackwardParams& p;
   int upcoming;  // of lane 0; -1: to be asked for
@@ -29,7 +29,7 @@ struct KeyTileWalk {
   __device__ __forceinline__ int take() {
     if (kOnce) {
       const int place = upcoming;
-      upcoming = p.tiles * p.rows;
+      upcoming = p.places;
       return place;
     }
     if (threadIdx.x % 32 == 0 && upcoming < 0) upcoming = ask();
@@ -43,8 +43,12 @@ struct KeyTileWalk {
 
   // Finds the next tile; false if there is none.
   __device__ __forceinline__ bool next(TilePlace* to) {
-    const int place = take();
-    if (place >= p.tiles * p.rows) return false;
+    int place = take(), part = -1;
+    if (place >= p.places) return false;
+    if (const int whole = p.tiles * p.rows - p.divided; kDivides && place >= whole) {
+      part = place - whole;
+      place = whole + part % p.divided;
+    }
     const int before = p.rows - p.last;  // rows
     const int section = place < before * p.tiles ? p.section : max(p.last, 1);
     const int base = place < before * p.tiles ? 0 : before, end = base     ? p.rows
@@ -56,6 +60,7 @@ struct KeyTileWalk {
     const bool waves = (!kOnce || in_order) && p.wave > 0;
     *to = waves ? in_wave(within, rows) : in_section(within, rows, first);
     to->row += first;
+    to->part = part;
     return true;
   }
 

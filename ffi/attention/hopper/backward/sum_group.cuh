@@ -125,11 +125,14 @@ struct QueryGradientGroup {
     return last;
   }
 
-  // Says that a tile's terms have been added, or, with row -1, that there are no more.
-  __device__ __forceinline__ void tell_added(int row) {
+  // Says that a tile's terms, so many parts of it, have been added, or, with row -1, that there are no more.
+  __device__ __forceinline__ void tell_added(int row, int parts) {
     AddedTile& added = control.added[0];
     wait(added.empty, tiles & 1 ^ 1);
-    if (thread() == 0) added.row = row;
+    if (thread() == 0) {
+      added.row = row;
+      added.parts = parts;
+    }
     if (leads_warp()) bulk_wait();
     __syncwarp();
     release(added.full);
@@ -147,11 +150,12 @@ struct QueryGradientGroup {
         }
       }
       const int row = tile().sequence.index * launch.problem.kv_heads + tile().kv_head;
+      const int parts = Traits::kDivides && tile().part >= 0 ? 1 : launch.parts;
       release(control.key_empty[key_stage()]);
-      if (tells) tell_added(row);
+      if (tells) tell_added(row, parts);
     }
     if (tells) {
-      tell_added(-1);
+      tell_added(-1, 0);
       named_barrier_arrive(kSumsEnded, Traits::kConsumers + 128);
     } else if (leads_warp()) {
       bulk_wait();

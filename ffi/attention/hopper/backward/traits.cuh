@@ -41,6 +41,7 @@ struct QueryGradientSum {
 struct AddedTile {
   uint64_t full, empty;
   int row;
+  int parts;  // of it
 };
 
 // The row block that a warp turns from sums into dQ, see conversion.cuh.
@@ -65,6 +66,7 @@ struct KeyTile {
   int kv_head, first_key;
   int padded;  // keys past the sequence's last key may hold anything
   KeyTileKind kind;
+  int part;              // among the parts of divided tiles, see parts.cuh; -1: all of the tile
   int q_begin, k_begin;  // the sequence's first row and key within its pack
   float* sums;           // where block 0 of the workspace would have its sum
   int first_block;       // of the group's first head, in the workspace
@@ -135,6 +137,8 @@ struct HopperBackwardTraits {
   static constexpr bool kPasses = kRows == 64 && !kFeatures;
   // Whether it can turn sums into dQ itself. With features there are no registers for that,
   static constexpr bool kConverts = !kFeatures;
+  // Whether CTAs may share a tile by its query rows, see parts.cuh: HopperBackwardTile::divides().
+  static constexpr bool kDivides = !kFeatures && kOption != kBias;
   // Whether a warp has the first 16 columns of its values in registers.
   static constexpr bool kHoldsValues =
       kSumGroup && kDimV == 128 && kOption != kBias && kOption != kRowBias;
@@ -198,7 +202,21 @@ struct HopperBackwardTraits {
 // The same where dQ gets its terms in one order: deterministic calls.
 template <class Traits>
 struct InOrder : Traits {
-  static constexpr bool kInOrder = true, kConverts = false, kPasses = false;
+  static constexpr bool kInOrder = true, kConverts = false, kPasses = false, kDivides = false;
+};
+
+// Where row block number `count` of a CTA has its dO and dS, and which phase of dS' barriers is its own.
+template <class Traits>
+struct RowBlockStages {
+  static __device__ __forceinline__ int dout_stage(uint32_t count) {
+    return count % Traits::kDOutStages;
+  }
+  static __device__ __forceinline__ int gradient_stage(uint32_t count) {
+    return count % Traits::kGradientStages;
+  }
+  static __device__ __forceinline__ int gradient_parity(uint32_t count) {
+    return count / Traits::kGradientStages & 1;
+  }
 };
 
 // Whether a kernel adds in order. Without features it knows as it is compiled, and its loops hold nothing of the other way.
