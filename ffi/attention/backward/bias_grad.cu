@@ -241,6 +241,34 @@ __global__ void __launch_bounds__(kThreads)
       }
 }
 
+// Adds up terms of 32 keys, one a sequence and head: those of one number in kSumParts by the same threads.
+constexpr int kSumKeys = 32, kSumParts = 8;
+__global__ void __launch_bounds__(kSumKeys* kSumParts)
+    bias_sums_kernel(const __grid_constant__ BiasGradParams p, const float* sums) {
+  __shared__ float of_part[kSumParts][kSumKeys];
+  const int part = threadIdx.x / kSumKeys, lane = threadIdx.x % kSumKeys;
+  const bool all_heads = p.bias.head_stride == 0, all_sequences = p.bias.sequence_stride == 0;
+  const int blocks = (p.bias_keys + kSumKeys - 1) / kSumKeys, index = blockIdx.x / blocks;
+  const int key = blockIdx.x % blocks * kSumKeys + lane;
+  const int own_head = all_heads ? 0 : index % p.heads;
+  const int own_sequence = all_sequences ? 0 : index / (all_heads ? 1 : p.heads);
+  const int heads = all_heads ? p.heads : 1;
+  const int terms = heads * (all_sequences ? p.packs * p.sequences : 1);
+  float sum = 0.0f;
+  for (int term = part; term < terms; term += kSumParts) {
+    const int head = all_heads ? term % heads : own_head;
+    const Sequence s = find_sequence(p, all_sequences ? term / heads : own_sequence);
+    const int64_t of_head = (static_cast<int64_t>(s.pack) * p.heads + head) * p.k_rows;
+    const int64_t begin = s.k_first - static_cast<int64_t>(s.pack) * p.k_rows;
+    if (key < s.kv_len) sum += sums[of_head + begin + key];
+  }
+  of_part[part][lane] = sum;
+  __syncthreads();
+  if (part > 0 || key >= p.bias_keys) return;
+  for (int i = 1; i < kSumParts; ++i) sum += of_part[i][lane];
+  store_bias(p, own_sequence * p.bias.sequence_stride + own_head * p.bias.head_stride + key, sum);
+}
+
 template <class T>
 cudaError_t prepare() {
   return cudaFuncSetAttribute(bias_grad_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -273,6 +301,15 @@ cudaError_t launch_attention_bias_grad(DType dtype, BiasGradParams p, void* work
   return dtype == DType::kF16    ? launch<__half>(p, grid, stream)
          : dtype == DType::kBF16 ? launch<__nv_bfloat16>(p, grid, stream)
                                  : launch<float>(p, grid, stream);
+}
+
+cudaError_t launch_bias_sums(const BiasGradParams& p, const float* sums, cudaStream_t stream) {
+  int64_t ctas = (p.bias_keys + kSumKeys - 1) / kSumKeys;
+  if (p.bias.head_stride != 0) ctas *= p.heads;
+  if (p.bias.sequence_stride != 0) ctas *= int64_t{p.packs} * p.sequences;
+  if (ctas == 0) return cudaSuccess;
+  bias_sums_kernel<<<static_cast<unsigned>(ctas), kSumKeys * kSumParts, 0, stream>>>(p, sums);
+  return cudaGetLastError();
 }
 
 }  // namespace jax_baracuda

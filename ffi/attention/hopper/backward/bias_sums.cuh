@@ -1,0 +1,55 @@
+// The gradient of a bias that all rows share: dS of its keys, summed over the rows. A warp has the sums of its 16 keys in
+// registers, as it has dK, and adds them to those of the head in global memory when the head changes and when a tile ends.
+// Nobody else adds there, so the order is that of the tile's row blocks.
+#pragma once
+
+#include "attention/hopper/backward/traits.cuh"
+#include "device/memory.cuh"
+#include "device/mma.cuh"
+
+namespace jax_baracuda {
+
+// Two 16-bit ones.
+template <class T>
+inline constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
+
+// Nothing but for kernels that have such a bias.
+template <class Traits, bool kSums = Traits::kOption == kRowBias>
+struct BiasSums {
+  __device__ __forceinline__ void begin() {}
+  template <class Operand>
+  __device__ __forceinline__ void add(const Operand&) {}
+  __device__ __forceinline__ void end(const BackwardParams&, const KeyTile&, int, int, int) {}
+};
+
+template <class Traits>
+struct BiasSums<Traits, true> {
+  float sums[4];  // accumulators of a product with ones, whose columns are all the same
+
+  __device__ __forceinline__ void begin() { sums[0] = sums[1] = sums[2] = sums[3] = 0.0f; }
+
+  // dS as products take it, keys along the rows.
+  template <class Operand>
+  __device__ __forceinline__ void add(const Operand& gradients) {
+    using T = typename Traits::T;
+#pragma unroll
+    for (const auto& a : gradients) mma_16816<T>(sums, a[0], a[1], a[2], a[3], kOnes<T>, kOnes<T>);
+  }
+
+  // To the sums of a head, and begins again. `first`: the warp's first key.
+  __device__ __forceinline__ void end(const BackwardParams& p, const KeyTile& tile, int head,
+                                      int first, int lane) {
+    if (p.bias_sums && lane % 4 == 0) {
+      const int64_t pack_head = static_cast<int64_t>(tile.sequence.pack) * p.heads + head;
+      float* to = p.bias_sums + pack_head * p.k_rows + tile.k_begin + first;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int key = lane / 4 + 8 * half;
+        if (first + key < tile.visible.kv_len) add_global_float(to + key, sums[2 * half]);
+      }
+    }
+    begin();
+  }
+};
+
+}  // namespace jax_baracuda
