@@ -3,7 +3,7 @@
 // Nobody else adds there, so the order is that of the tile's row blocks.
 #pragma once
 
-#include "attention/hopper/backward/traits.cuh"
+#include "attention/hopper/backward/scores.cuh"
 #include "device/memory.cuh"
 #include "device/mma.cuh"
 
@@ -17,8 +17,8 @@ inline constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f8
 template <class Traits, bool kSums = Traits::kOption == kRowBias>
 struct BiasSums {
   __device__ __forceinline__ void begin() {}
-  template <class Operand>
-  __device__ __forceinline__ void add(const Operand&) {}
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void add(const KeyOperand<Traits>&) {}
   __device__ __forceinline__ void end(const BackwardParams&, const KeyTile&, int, int, int) {}
 };
 
@@ -28,12 +28,15 @@ struct BiasSums<Traits, true> {
 
   __device__ __forceinline__ void begin() { sums[0] = sums[1] = sums[2] = sums[3] = 0.0f; }
 
-  // dS as products take it, keys along the rows.
-  template <class Operand>
-  __device__ __forceinline__ void add(const Operand& gradients) {
+  // dS of some of the rows as products take it, keys along the rows.
+  template <int kBegin, int kEnd>
+  __device__ __forceinline__ void add(const KeyOperand<Traits>& gradients) {
     using T = typename Traits::T;
 #pragma unroll
-    for (const auto& a : gradients) mma_16816<T>(sums, a[0], a[1], a[2], a[3], kOnes<T>, kOnes<T>);
+    for (int i = kBegin / 16; i < kEnd / 16; ++i) {
+      const uint32_t(&a)[4] = gradients[i];
+      mma_16816<T>(sums, a[0], a[1], a[2], a[3], kOnes<T>, kOnes<T>);
+    }
   }
 
   // To the sums of a head, and begins again. `first`: the warp's first key.

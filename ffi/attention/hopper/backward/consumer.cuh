@@ -84,7 +84,6 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     const int stage = gradient_stage(count);
     wait(control.gradient_empty[stage], gradient_parity(count) ^ 1);
     store_gradients(r.gradients);
-    r.of_bias.add(r.gradients);
     warpgroup_wait<Traits::kInterleaves ? 1 : 0>();  // dV
     release(control.dout_empty[dout_stage(count)]);
     return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
@@ -228,6 +227,8 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   __device__ __forceinline__ void score_gradients(State& r) {
     if constexpr (!Traits::kFactors) {
       differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address(), r.gradients);
+      if (Traits::kOption == kRowBias && p.bias_sums)
+        r.of_bias.template add<kBegin, kEnd>(r.gradients);
     } else {
 #pragma unroll
       for (int i = kBegin / 16; i < kEnd / 16; ++i) {
