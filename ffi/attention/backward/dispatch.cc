@@ -54,6 +54,19 @@ int64_t bias_sum_bytes(const BackwardParams& p) {
   return p.dbias ? (int64_t{4} * p.packs * p.heads * p.k_rows + 255) / 256 * 256 : 0;
 }
 
+// That of the gradient of a bias that all rows share.
+BiasGradParams bias_problem(const BackwardParams& p) {
+  BiasGradParams of_bias;
+  static_cast<AttentionProblem&>(of_bias) = p;
+  of_bias.lse = p.lse;
+  of_bias.dout = p.dout;
+  of_bias.delta = p.delta;
+  of_bias.dbias = p.dbias;
+  of_bias.bias_rows = 1;
+  of_bias.bias_keys = p.bias.keys;
+  return of_bias;
+}
+
 // Segment ranges, then what the Hopper kernels take.
 int64_t segment_part(const AttentionProblem& p) {
   return (segment_range_bytes(p) + 255) / 256 * 256;
@@ -73,7 +86,9 @@ cudaError_t plan_attention_backward(DType dtype, const BackwardParams& problem, 
   int device = 0, max_shared = 0;
   plan->dtype = dtype;
   if (problem.dbias)
-    if (cudaError_t error = plan_attention_bias_grad(dtype); error != cudaSuccess) return error;
+    if (cudaError_t error = plan_attention_bias_grad(dtype, bias_problem(problem));
+        error != cudaSuccess)
+      return error;
   if (problem.packs == 0) return cudaSuccess;
   workspace_bytes -= bias_sum_bytes(problem);
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
@@ -142,16 +157,8 @@ cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p
   }
   if (error == cudaSuccess) error = launch_kernels(plan, p, rest, stream);
   if (error != cudaSuccess || !p.dbias) return error;
-  BiasGradParams of_bias;
-  static_cast<AttentionProblem&>(of_bias) = p;
-  of_bias.lse = p.lse;
-  of_bias.dout = p.dout;
-  of_bias.delta = p.delta;
-  of_bias.dbias = p.dbias;
-  of_bias.bias_rows = 1;
-  of_bias.bias_keys = p.bias.keys;
-  return adds_up ? launch_bias_sums(of_bias, p.bias_sums, stream)
-                 : launch_attention_bias_grad(plan.dtype, of_bias, rest, stream);
+  return adds_up ? launch_bias_sums(bias_problem(p), p.bias_sums, stream)
+                 : launch_attention_bias_grad(plan.dtype, bias_problem(p), rest, stream);
 }
 
 }  // namespace jax_baracuda

@@ -183,7 +183,7 @@ ffi::Error plan(BiasGradCall& c, BiasGradParams* p, DType* dtype) {
   p->bias_rows = static_cast<int>(dims[2]);
   p->bias_keys = static_cast<int>(dims[3]);
   p->vector_v = p->vector_v && aligned({p->dout});
-  return to_ffi_error(plan_attention_bias_grad(*dtype), kBiasGrad);
+  return to_ffi_error(plan_attention_bias_grad(*dtype, *p), kBiasGrad);
 }
 
 ffi::Error initialize(BiasGradCall c) {

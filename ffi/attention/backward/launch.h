@@ -51,7 +51,7 @@ cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p
                                       void* workspace, cudaStream_t stream);
 
 // The gradient of a float bias. The workspace holds segment ranges.
-cudaError_t plan_attention_bias_grad(DType dtype);
+cudaError_t plan_attention_bias_grad(DType dtype, const BiasGradParams& params);
 cudaError_t launch_attention_bias_grad(DType dtype, BiasGradParams params, void* workspace,
                                        cudaStream_t stream);
 // The same of a bias that all rows share, from sums over the rows: [packs, Hq, k_rows].

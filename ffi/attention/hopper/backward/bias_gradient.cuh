@@ -1,0 +1,343 @@
+// The gradient of a bias on Hopper GPUs, for calls with no other option and no segments. A CTA has 128 rows and keys of it and goes
+// over all sequences and heads that repeat it (and over all rows, if one row is repeated): S = Q K^T and dP = dO V^T of pieces
+// of 64 columns, which a warp loads by TMA; dS is summed in registers, 64 rows a warpgroup. Every element is written once, and
+// has its terms in one order. The bias itself is the same all the while: it is in shared memory, in base 2.
+#pragma once
+
+#include "attention/backward/bias_part.cuh"
+#include "attention/hopper/backward/launch.h"
+#include "attention/hopper/traits.cuh"
+#include "attention/score.cuh"
+#include "attention/sequence.cuh"
+#include "device/elect.cuh"
+#include "device/math.cuh"
+#include "device/mbarrier.cuh"
+#include "device/memory.cuh"
+#include "device/tma.cuh"
+#include "device/wgmma.cuh"
+
+namespace jax_baracuda {
+
+// What is added to a part at once: 128 rows of a sequence and head.
+struct BiasStep {
+  Visibility visible;
+  int64_t stats;  // of the sequence's first row
+  int row;        // the first one, -1: there are no more
+  bool whole;     // all rows see all keys
+};
+
+struct BiasGradientTraits {
+  static constexpr int kSide = 128, kColumns = 64, kStages = 4;
+  using Piece = PanelTile<kSide, kColumns>;
+  static constexpr int kConsumers = 256, kThreads = kConsumers + 128;
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  // A row's 8 bytes a lane, of four rows, are in different banks.
+  static constexpr int kPitch = (kSide + 8) * 4;  // of the bias, bytes
+  static constexpr int kStageBytes = 2 * Piece::kBytes;
+  static constexpr int kBiasOffset = kStages * kStageBytes;
+  static constexpr int kControlOffset = kBiasOffset + kSide * kPitch;
+
+  struct Control {
+    uint64_t full[kStages], empty[kStages];
+    uint64_t step_full[kStages];
+    BiasStep step
+        [kStages];  // the loading warp is less than so many ahead: a step has two pieces at least
+  };
+  static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
+  static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
+
+  static __device__ __forceinline__ int pieces(int dim) { return (dim + kColumns - 1) / kColumns; }
+};
+
+// The warp that loads, and finds out what meets the part.
+struct BiasGradientProducer {
+  using Traits = BiasGradientTraits;
+
+  const HopperBiasGradParams& launch;
+  const BiasGradParams& p;
+  Traits::Control& control;
+  const BiasPart& part;
+  const uint32_t shared;
+  RingPlace<Traits::kStages> place, step_place;
+
+  __device__ __forceinline__ BiasGradientProducer(const HopperBiasGradParams& launch,
+                                                  Traits::Control& control, const BiasPart& part,
+                                                  uint32_t shared)
+      : launch(launch), p(launch.problem), control(control), part(part), shared(shared) {}
+
+  // Whether 128 rows all see the keys of the part.
+  __device__ __forceinline__ bool is_whole(const Visibility& visible, int row) const {
+    const int last = row + Traits::kSide - 1;
+    const Visibility::Keys of_first = visible.keys_of_rows(row, row + 1);
+    const Visibility::Keys of_last = visible.keys_of_rows(last, last + 1);
+    return last < visible.q_len && of_last.begin <= part.key &&
+           part.key + Traits::kSide <= of_first.end;
+  }
+
+  // Says what comes next. One lane.
+  __device__ __forceinline__ void announce(const BiasStep& step) {
+    control.step[step_place.stage] = step;
+    mbarrier_arrive(shared_address(&control.step_full[step_place.stage]));
+  }
+
+  __device__ __forceinline__ void load_piece(bool scores, int column, const Sequence& s, int row,
+                                             int head) {
+    const uint32_t full = shared_address(&control.full[place.stage]);
+    const uint32_t to = shared + place.stage * Traits::kStageBytes;
+    const auto q_row = static_cast<int>(s.q_first - static_cast<int64_t>(s.pack) * p.q_rows);
+    const auto k_row = static_cast<int>(s.k_first - static_cast<int64_t>(s.pack) * p.k_rows);
+    mbarrier_arrive_expect(full, Traits::kStageBytes);
+    tma_load(to, scores ? &launch.query : &launch.dout, full, column, q_row + row, head, s.pack,
+             kEvictNormal);
+    tma_load(to + Traits::Piece::kBytes, scores ? &launch.key : &launch.value, full, column,
+             k_row + part.key, head / p.group, s.pack, kEvictNormal);
+  }
+
+  __device__ __forceinline__ void load_step(const Sequence& s, const Visibility& visible, int row,
+                                            int head) {
+    const int query_pieces = Traits::pieces(p.dim);
+    const int all = query_pieces + Traits::pieces(p.dim_v);
+#pragma unroll 1
+    for (int piece = 0; piece < all; ++piece) {
+      mbarrier_wait(shared_address(&control.empty[place.stage]), place.parity ^ 1);
+      if (elect_lane()) {
+        if (piece == 0) {
+          const int64_t q_row = s.q_first - static_cast<int64_t>(s.pack) * p.q_rows;
+          const int64_t pack_head = static_cast<int64_t>(s.pack) * p.heads + head;
+          announce({visible, pack_head * p.q_rows + q_row, row, is_whole(visible, row)});
+        }
+        const bool scores = piece < query_pieces;
+        load_piece(scores, (scores ? piece : piece - query_pieces) * Traits::kColumns, s, row,
+                   head);
+      }
+      __syncwarp();
+      place.next();
+    }
+    step_place.next();
+  }
+
+  __device__ __forceinline__ void run() {
+    const bool all_rows = p.bias.row_stride == 0;
+    const int first_sequence = max(part.sequence, 0), first_head = max(part.head, 0);
+    const int last_sequence = part.sequence < 0 ? p.packs * p.sequences : first_sequence + 1;
+    const int last_head = part.head < 0 ? p.heads : first_head + 1;
+#pragma unroll 1
+    for (int index = first_sequence; index < last_sequence; ++index) {
+      const Sequence sequence = find_sequence(p, index);
+      const Visibility visible(p, sequence);
+      const Visibility::Rows rows = visible.rows_of_keys(part.key, part.key + Traits::kSide);
+      const int begin = all_rows ? rows.begin / Traits::kSide * Traits::kSide : part.row;
+      const int end = all_rows ? rows.end : min(rows.end, part.row + Traits::kSide);
+#pragma unroll 1
+      for (int row = begin; row < end; row += Traits::kSide) {
+        if (row + Traits::kSide <= rows.begin) continue;
+#pragma unroll 1
+        for (int head = first_head; head < last_head; ++head)
+          load_step(sequence, visible, row, head);
+      }
+    }
+    BiasStep none;
+    none.row = -1;
+    if (elect_lane()) announce(none);
+  }
+};
+
+// A warpgroup: 64 rows. A lane has two rows of its warp's 16 and of 8 keys two, as accumulators have them.
+template <class T>
+struct BiasGradientConsumer {
+  using Traits = BiasGradientTraits;
+  using Block = float[Traits::kSide / 2];
+  static constexpr int kKeys = Traits::kSide;
+
+  const BiasGradParams& p;
+  Traits::Control& control;
+  const BiasPart& part;
+  const uint32_t shared, bias;  // bias: of the lane's first row and key
+  const int group, warp, lane;
+  RingPlace<Traits::kStages> place, step_place;
+
+  __device__ __forceinline__ BiasGradientConsumer(const BiasGradParams& p, Traits::Control& control,
+                                                  const BiasPart& part, uint32_t shared, int group)
+      : p(p),
+        control(control),
+        part(part),
+        shared(shared),
+        bias(shared + Traits::kBiasOffset +
+             (64 * group + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4) * Traits::kPitch +
+             threadIdx.x % 4 * 8),
+        group(group),
+        warp(threadIdx.x % 128 / 32),
+        lane(threadIdx.x % 32) {}
+
+  // The part of the bias, in base 2, by both warpgroups; zeros outside of it.
+  __device__ __forceinline__ void load_bias() const {
+    const ScoreModifier modify(p, find_sequence(p, max(part.sequence, 0)), max(part.head, 0));
+    const int key = threadIdx.x % Traits::kSide;
+    const int rows = p.bias.row_stride == 0 ? Traits::kSide : p.bias_rows - part.row;
+    modify.with_bias([&](auto bias_at) {
+#pragma unroll 8
+      for (int row = threadIdx.x / Traits::kSide - 1; row < Traits::kSide; row += 2) {
+        const bool inside = row < rows && part.key + key < p.bias_keys;
+        const float x = inside ? bias_at(part.row + row, part.key + key) : 0.0f;
+        store_shared_4(shared + Traits::kBiasOffset + row * Traits::kPitch + key * 4,
+                       __float_as_uint(x));
+      }
+    });
+    named_barrier_sync(1, Traits::kConsumers);
+  }
+
+  // A product over so many pieces, which is under way then.
+  __device__ __forceinline__ void multiply_pieces(Block& d, int pieces, bool releases) {
+    using Piece = Traits::Piece;
+#pragma unroll 1
+    for (int piece = 0; piece < pieces; ++piece) {
+      mbarrier_wait(shared_address(&control.full[place.stage]), place.parity);
+      const uint32_t at = shared + place.stage * Traits::kStageBytes;
+      const uint64_t rows = Piece::descriptor(at + Piece::row_offset(64 * group));
+      const uint64_t keys = Piece::descriptor(at + Piece::kBytes);
+      warpgroup_arrive();
+#pragma unroll
+      for (int k = 0; k < Traits::kColumns; k += 16)
+        WarpgroupMma<T, kKeys>::shared(d, advance(rows, Piece::column_offset(k)),
+                                       advance(keys, Piece::column_offset(k)), piece > 0 || k > 0);
+      warpgroup_commit();
+      warpgroup_wait<1>();
+      if (releases || piece > 0)
+        mbarrier_arrive_warp(shared_address(&control.empty[place.before().stage]));
+      place.next();
+    }
+  }
+
+  // Adds dS of what is seen.
+  template <bool kWhole>
+  __device__ __forceinline__ void add(Block& total, const Block& s, const Block& d,
+                                      const BiasStep& step) const {
+    const Visibility& visible = step.visible;
+    const float scale = p.scale * kLog2E;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = step.row + 64 * group + 16 * warp + lane / 4 + 8 * half;
+      const bool counts = row < visible.q_len;
+      const float of_row = counts ? p.lse[step.stats + row] : negative_infinity();
+      const float lse = of_row == negative_infinity() ? -negative_infinity() : of_row * kLog2E;
+      const float delta = counts ? p.delta[step.stats + row] : 0.0f;
+      const Visibility::Keys keys = visible.keys_of_rows(row, row + 1);
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+        const float2 added = load_shared_float2(bias + half * 8 * Traits::kPitch + n * 32);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int at = 4 * n + 2 * half + e, key = part.key + 8 * n + 2 * (lane % 4) + e;
+          const float weight = exp2_approx(fmaf(s[at], scale, (e ? added.y : added.x) - lse));
+          const float gradient = weight * (d[at] - delta);
+          const bool seen = kWhole || key < keys.sink_end || (keys.begin <= key && key < keys.end);
+          if (seen) total[at] += gradient;
+        }
+      }
+    }
+  }
+
+  // To the warp's own rows of shared memory, and from there as whole rows.
+  __device__ __forceinline__ void store(const Block& total) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n)
+        store_shared_float2(bias + half * 8 * Traits::kPitch + n * 32,
+                            make_float2(total[4 * n + 2 * half], total[4 * n + 2 * half + 1]));
+    __syncwarp();
+    const int own = 64 * group + 16 * warp;
+    const int64_t start = bias_start(p, part);
+#pragma unroll 1
+    for (int row = own; row < own + 16 && part.row + row < p.bias_rows; ++row)
+#pragma unroll
+      for (int key = lane; key < kKeys; key += 32)
+        if (part.key + key < p.bias_keys)
+          store_bias(
+              p, start + (part.row + row) * p.bias.row_stride + part.key + key,
+              load_shared_float(shared + Traits::kBiasOffset + row * Traits::kPitch + key * 4));
+  }
+
+  // The same of sums over the rows: those of a warp's rows to its own row of shared memory, then all of them.
+  __device__ __forceinline__ void store_sums(const Block& total) const {
+    named_barrier_sync(1, Traits::kConsumers);  // nobody needs the bias any more
+    const uint32_t sums = shared + Traits::kBiasOffset;
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float sum = butterfly_sum<4, 16>(total[4 * n + e] + total[4 * n + 2 + e]);
+        if (lane < 4)
+          store_shared_4(sums + (4 * group + warp) * Traits::kPitch + (8 * n + 2 * lane + e) * 4,
+                         __float_as_uint(sum));
+      }
+    named_barrier_sync(1, Traits::kConsumers);
+    const int key = threadIdx.x - 128;
+    if (key >= kKeys || part.key + key >= p.bias_keys) return;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < Traits::kConsumers / 32; ++i)
+      sum += load_shared_float(sums + i * Traits::kPitch + key * 4);
+    store_bias(p, bias_start(p, part) + part.key + key, sum);
+  }
+
+  __device__ __forceinline__ void run() {
+    load_bias();
+    Block total;
+#pragma unroll
+    for (float& x : total) x = 0.0f;
+#pragma unroll 1
+    while (true) {
+      mbarrier_wait(shared_address(&control.step_full[step_place.stage]), step_place.parity);
+      const BiasStep& step = control.step[step_place.stage];
+      if (__any_sync(0xffffffffu, step.row < 0)) break;
+      Block s, d;
+      multiply_pieces(s, Traits::pieces(p.dim), false);
+      multiply_pieces(d, Traits::pieces(p.dim_v), true);
+      warpgroup_wait<0>();
+      mbarrier_arrive_warp(shared_address(&control.empty[place.before().stage]));
+      hold(s);
+      hold(d);
+      if (step.whole)
+        add<true>(total, s, d, step);
+      else
+        add<false>(total, s, d, step);
+      step_place.next();
+    }
+    if (p.bias.row_stride == 0)
+      store_sums(total);
+    else
+      store(total);
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(BiasGradientTraits::kThreads, 1)
+    hopper_bias_gradient_kernel(const __grid_constant__ HopperBiasGradParams p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
+  using Traits = BiasGradientTraits;
+  extern __shared__ __align__(1024) unsigned char shared_memory[];
+  const uint32_t shared = shared_address(shared_memory);
+  auto& control = *reinterpret_cast<Traits::Control*>(shared_memory + Traits::kControlOffset);
+  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  const BiasPart part = find_bias_part<Traits::kSide>(p.problem);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Traits::kStages; ++i) {
+      mbarrier_init(shared_address(&control.full[i]), 1);
+      mbarrier_init(shared_address(&control.step_full[i]), 1);
+      mbarrier_init(shared_address(&control.empty[i]), Traits::kConsumers / 32 * kWarpArrivals);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (warpgroup == 0) {
+    registers_lower<Traits::kProducerRegisters>();
+    if (threadIdx.x < 32) BiasGradientProducer(p, control, part, shared).run();
+  } else {
+    registers_raise<Traits::kConsumerRegisters>();
+    BiasGradientConsumer<T>(p.problem, control, part, shared, warpgroup - 1).run();
+  }
+#endif
+}
+
+}  // namespace jax_baracuda
