@@ -9,6 +9,7 @@
 #include "attention/hopper/traits.cuh"
 #include "attention/score.cuh"
 #include "attention/sequence.cuh"
+#include "device/cluster.cuh"
 #include "device/elect.cuh"
 #include "device/math.cuh"
 #include "device/mbarrier.cuh"
@@ -26,11 +27,19 @@ struct BiasStep {
   bool whole;     // all rows see all keys
 };
 
+// A sequence that meets the part.
+struct BiasSequence {
+  Visibility visible;
+  int pack, q_row, k_row;  // its first ones within the pack
+};
+
 struct BiasGradientTraits {
   static constexpr int kSide = 128, kColumns = 64, kStages = 4;
   using Piece = PanelTile<kSide, kColumns>;
+  // CTAs that share rows: each loads a part of them for all.
+  static constexpr int kCtas = 2, kLoadedRows = kSide / kCtas;
   static constexpr int kConsumers = 256, kThreads = kConsumers + 128;
-  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   // A row's 8 bytes a lane, of four rows, are in different banks.
   static constexpr int kPitch = (kSide + 8) * 4;  // of the bias, bytes
   static constexpr int kStageBytes = 2 * Piece::kBytes;
@@ -40,8 +49,9 @@ struct BiasGradientTraits {
   struct Control {
     uint64_t full[kStages], empty[kStages];
     uint64_t step_full[kStages];
-    BiasStep step
-        [kStages];  // the loading warp is less than so many ahead: a step has two pieces at least
+    BiasPart part;
+    BiasSequence sequence;   // that is gone over, the producer's: it has few registers
+    BiasStep step[kStages];  // loading is less far ahead: a step has two pieces at least
   };
   static constexpr int kSharedBytes = kControlOffset + sizeof(Control);
   static_assert(kSharedBytes <= 232448, "an SM has 227 KB");
@@ -56,89 +66,99 @@ struct BiasGradientProducer {
   const HopperBiasGradParams& launch;
   const BiasGradParams& p;
   Traits::Control& control;
-  const BiasPart& part;
   const uint32_t shared;
   RingPlace<Traits::kStages> place, step_place;
 
   __device__ __forceinline__ BiasGradientProducer(const HopperBiasGradParams& launch,
-                                                  Traits::Control& control, const BiasPart& part,
-                                                  uint32_t shared)
-      : launch(launch), p(launch.problem), control(control), part(part), shared(shared) {}
+                                                  Traits::Control& control, uint32_t shared)
+      : launch(launch), p(launch.problem), control(control), shared(shared) {}
 
   // Whether 128 rows all see the keys of the part.
-  __device__ __forceinline__ bool is_whole(const Visibility& visible, int row) const {
+  __device__ __forceinline__ bool is_whole(int row) const {
+    const Visibility& visible = control.sequence.visible;
     const int last = row + Traits::kSide - 1;
-    const Visibility::Keys of_first = visible.keys_of_rows(row, row + 1);
-    const Visibility::Keys of_last = visible.keys_of_rows(last, last + 1);
-    return last < visible.q_len && of_last.begin <= part.key &&
-           part.key + Traits::kSide <= of_first.end;
+    return last < visible.q_len && visible.keys_of_rows(last, last + 1).begin <= control.part.key &&
+           control.part.key + Traits::kSide <= visible.keys_of_rows(row, row + 1).end;
   }
 
   // Says what comes next. One lane.
-  __device__ __forceinline__ void announce(const BiasStep& step) {
-    control.step[step_place.stage] = step;
+  __device__ __forceinline__ void announce(int row, int head) {
+    BiasStep& step = control.step[step_place.stage];
+    step.row = row;
+    if (row >= 0) {
+      const BiasSequence& s = control.sequence;
+      step.visible = s.visible;
+      step.whole = is_whole(row);
+      step.stats = (static_cast<int64_t>(s.pack) * p.heads + head) * p.q_rows + s.q_row;
+    }
     mbarrier_arrive(shared_address(&control.step_full[step_place.stage]));
   }
 
-  __device__ __forceinline__ void load_piece(bool scores, int column, const Sequence& s, int row,
-                                             int head) {
+  // A piece of Q and K, or of dO and V. One lane.
+  __device__ __forceinline__ void load_piece(const CUtensorMap& rows, const CUtensorMap& keys,
+                                             int column, int row, int head) const {
+    const BiasSequence& s = control.sequence;
     const uint32_t full = shared_address(&control.full[place.stage]);
     const uint32_t to = shared + place.stage * Traits::kStageBytes;
-    const auto q_row = static_cast<int>(s.q_first - static_cast<int64_t>(s.pack) * p.q_rows);
-    const auto k_row = static_cast<int>(s.k_first - static_cast<int64_t>(s.pack) * p.k_rows);
+    const int own = Traits::kLoadedRows * cluster_rank();
     mbarrier_arrive_expect(full, Traits::kStageBytes);
-    tma_load(to, scores ? &launch.query : &launch.dout, full, column, q_row + row, head, s.pack,
-             kEvictNormal);
-    tma_load(to + Traits::Piece::kBytes, scores ? &launch.key : &launch.value, full, column,
-             k_row + part.key, head / p.group, s.pack, kEvictNormal);
+    tma_load_multicast(to + Traits::Piece::row_offset(own), &rows, full, column,
+                       s.q_row + row + own, head, s.pack, (1 << Traits::kCtas) - 1, kEvictNormal);
+    tma_load(to + Traits::Piece::kBytes, &keys, full, column, s.k_row + control.part.key,
+             head / p.group, s.pack, kEvictNormal);
   }
-
-  __device__ __forceinline__ void load_step(const Sequence& s, const Visibility& visible, int row,
-                                            int head) {
-    const int query_pieces = Traits::pieces(p.dim);
-    const int all = query_pieces + Traits::pieces(p.dim_v);
+  __device__ __forceinline__ void load_pieces(const CUtensorMap& rows, const CUtensorMap& keys,
+                                              int dim, int row, int head, bool begins) {
 #pragma unroll 1
-    for (int piece = 0; piece < all; ++piece) {
+    for (int column = 0; column < dim; column += Traits::kColumns) {
       mbarrier_wait(shared_address(&control.empty[place.stage]), place.parity ^ 1);
       if (elect_lane()) {
-        if (piece == 0) {
-          const int64_t q_row = s.q_first - static_cast<int64_t>(s.pack) * p.q_rows;
-          const int64_t pack_head = static_cast<int64_t>(s.pack) * p.heads + head;
-          announce({visible, pack_head * p.q_rows + q_row, row, is_whole(visible, row)});
-        }
-        const bool scores = piece < query_pieces;
-        load_piece(scores, (scores ? piece : piece - query_pieces) * Traits::kColumns, s, row,
-                   head);
+        if (begins && column == 0) announce(row, head);
+        load_piece(rows, keys, column, row, head);
       }
       __syncwarp();
       place.next();
     }
-    step_place.next();
+  }
+
+  // Rows of a sequence that see some key of the cluster.
+  __device__ __forceinline__ Visibility::Rows find_rows(int index) {
+    const int first_key = control.part.key - cluster_rank() * Traits::kSide;
+    const Sequence s = find_sequence(p, index);
+    BiasSequence found;
+    found.visible = Visibility(p, s);
+    found.pack = s.pack;
+    found.q_row = static_cast<int>(s.q_first - static_cast<int64_t>(s.pack) * p.q_rows);
+    found.k_row = static_cast<int>(s.k_first - static_cast<int64_t>(s.pack) * p.k_rows);
+    __syncwarp();
+    if (elect_lane()) control.sequence = found;
+    __syncwarp();
+    return found.visible.rows_of_keys(first_key, first_key + Traits::kCtas * Traits::kSide);
   }
 
   __device__ __forceinline__ void run() {
+    constexpr int kSide = Traits::kSide;
     const bool all_rows = p.bias.row_stride == 0;
-    const int first_sequence = max(part.sequence, 0), first_head = max(part.head, 0);
-    const int last_sequence = part.sequence < 0 ? p.packs * p.sequences : first_sequence + 1;
-    const int last_head = part.head < 0 ? p.heads : first_head + 1;
+    const int last_sequence =
+        control.part.sequence < 0 ? p.packs * p.sequences : control.part.sequence + 1;
+    const int last_head = control.part.head < 0 ? p.heads : control.part.head + 1;
 #pragma unroll 1
-    for (int index = first_sequence; index < last_sequence; ++index) {
-      const Sequence sequence = find_sequence(p, index);
-      const Visibility visible(p, sequence);
-      const Visibility::Rows rows = visible.rows_of_keys(part.key, part.key + Traits::kSide);
-      const int begin = all_rows ? rows.begin / Traits::kSide * Traits::kSide : part.row;
-      const int end = all_rows ? rows.end : min(rows.end, part.row + Traits::kSide);
+    for (int index = max(control.part.sequence, 0); index < last_sequence; ++index) {
+      const Visibility::Rows rows = find_rows(index);
+      const int end = all_rows ? rows.end : min(rows.end, control.part.row + kSide);
 #pragma unroll 1
-      for (int row = begin; row < end; row += Traits::kSide) {
-        if (row + Traits::kSide <= rows.begin) continue;
+      for (int row = all_rows ? rows.begin / kSide * kSide : control.part.row; row < end;
+           row += kSide) {
+        if (row + kSide <= rows.begin) continue;
 #pragma unroll 1
-        for (int head = first_head; head < last_head; ++head)
-          load_step(sequence, visible, row, head);
+        for (int head = max(control.part.head, 0); head < last_head; ++head) {
+          load_pieces(launch.query, launch.key, p.dim, row, head, true);
+          load_pieces(launch.dout, launch.value, p.dim_v, row, head, false);
+          step_place.next();
+        }
       }
     }
-    BiasStep none;
-    none.row = -1;
-    if (elect_lane()) announce(none);
+    if (elect_lane()) announce(-1, 0);
   }
 };
 
@@ -151,16 +171,14 @@ struct BiasGradientConsumer {
 
   const BiasGradParams& p;
   Traits::Control& control;
-  const BiasPart& part;
   const uint32_t shared, bias;  // bias: of the lane's first row and key
   const int group, warp, lane;
   RingPlace<Traits::kStages> place, step_place;
 
   __device__ __forceinline__ BiasGradientConsumer(const BiasGradParams& p, Traits::Control& control,
-                                                  const BiasPart& part, uint32_t shared, int group)
+                                                  uint32_t shared, int group)
       : p(p),
         control(control),
-        part(part),
         shared(shared),
         bias(shared + Traits::kBiasOffset +
              (64 * group + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4) * Traits::kPitch +
@@ -171,19 +189,30 @@ struct BiasGradientConsumer {
 
   // The part of the bias, in base 2, by both warpgroups; zeros outside of it.
   __device__ __forceinline__ void load_bias() const {
-    const ScoreModifier modify(p, find_sequence(p, max(part.sequence, 0)), max(part.head, 0));
+    const ScoreModifier modify(p, find_sequence(p, max(control.part.sequence, 0)),
+                               max(control.part.head, 0));
     const int key = threadIdx.x % Traits::kSide;
-    const int rows = p.bias.row_stride == 0 ? Traits::kSide : p.bias_rows - part.row;
+    const int rows = p.bias.row_stride == 0 ? Traits::kSide : p.bias_rows - control.part.row;
     modify.with_bias([&](auto bias_at) {
 #pragma unroll 8
       for (int row = threadIdx.x / Traits::kSide - 1; row < Traits::kSide; row += 2) {
-        const bool inside = row < rows && part.key + key < p.bias_keys;
-        const float x = inside ? bias_at(part.row + row, part.key + key) : 0.0f;
+        const bool inside = row < rows && control.part.key + key < p.bias_keys;
+        const float x = inside ? bias_at(control.part.row + row, control.part.key + key) : 0.0f;
         store_shared_4(shared + Traits::kBiasOffset + row * Traits::kPitch + key * 4,
                        __float_as_uint(x));
       }
     });
     named_barrier_sync(1, Traits::kConsumers);
+  }
+
+  // Says in all CTAs that the piece before has been read.
+  __device__ __forceinline__ void release_before() const {
+    const uint32_t empty = shared_address(&control.empty[place.before().stage]);
+    __syncwarp();
+    if (kRacecheck)
+      for (int rank = 0; rank < Traits::kCtas; ++rank) mbarrier_arrive_at(empty, rank);
+    else if (lane < Traits::kCtas)
+      mbarrier_arrive_at(empty, lane);
   }
 
   // A product over so many pieces, which is under way then.
@@ -202,8 +231,7 @@ struct BiasGradientConsumer {
                                        advance(keys, Piece::column_offset(k)), piece > 0 || k > 0);
       warpgroup_commit();
       warpgroup_wait<1>();
-      if (releases || piece > 0)
-        mbarrier_arrive_warp(shared_address(&control.empty[place.before().stage]));
+      if (releases || piece > 0) release_before();
       place.next();
     }
   }
@@ -214,6 +242,7 @@ struct BiasGradientConsumer {
                                       const BiasStep& step) const {
     const Visibility& visible = step.visible;
     const float scale = p.scale * kLog2E;
+    const int first_key = control.part.key + 2 * (lane % 4);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = step.row + 64 * group + 16 * warp + lane / 4 + 8 * half;
@@ -222,15 +251,17 @@ struct BiasGradientConsumer {
       const float lse = of_row == negative_infinity() ? -negative_infinity() : of_row * kLog2E;
       const float delta = counts ? p.delta[step.stats + row] : 0.0f;
       const Visibility::Keys keys = visible.keys_of_rows(row, row + 1);
+      const int sinks = keys.sink_end - first_key, begin = keys.begin - first_key;
+      const auto count = static_cast<unsigned>(keys.end - keys.begin);
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
         const float2 added = load_shared_float2(bias + half * 8 * Traits::kPitch + n * 32);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int at = 4 * n + 2 * half + e, key = part.key + 8 * n + 2 * (lane % 4) + e;
+          const int at = 4 * n + 2 * half + e, key = 8 * n + e;
           const float weight = exp2_approx(fmaf(s[at], scale, (e ? added.y : added.x) - lse));
           const float gradient = weight * (d[at] - delta);
-          const bool seen = kWhole || key < keys.sink_end || (keys.begin <= key && key < keys.end);
+          const bool seen = kWhole || key < sinks || static_cast<unsigned>(key - begin) < count;
           if (seen) total[at] += gradient;
         }
       }
@@ -247,14 +278,14 @@ struct BiasGradientConsumer {
                             make_float2(total[4 * n + 2 * half], total[4 * n + 2 * half + 1]));
     __syncwarp();
     const int own = 64 * group + 16 * warp;
-    const int64_t start = bias_start(p, part);
+    const int64_t start = bias_start(p, control.part);
 #pragma unroll 1
-    for (int row = own; row < own + 16 && part.row + row < p.bias_rows; ++row)
+    for (int row = own; row < own + 16 && control.part.row + row < p.bias_rows; ++row)
 #pragma unroll
       for (int key = lane; key < kKeys; key += 32)
-        if (part.key + key < p.bias_keys)
+        if (control.part.key + key < p.bias_keys)
           store_bias(
-              p, start + (part.row + row) * p.bias.row_stride + part.key + key,
+              p, start + (control.part.row + row) * p.bias.row_stride + control.part.key + key,
               load_shared_float(shared + Traits::kBiasOffset + row * Traits::kPitch + key * 4));
   }
 
@@ -273,12 +304,12 @@ struct BiasGradientConsumer {
       }
     named_barrier_sync(1, Traits::kConsumers);
     const int key = threadIdx.x - 128;
-    if (key >= kKeys || part.key + key >= p.bias_keys) return;
+    if (key >= kKeys || control.part.key + key >= p.bias_keys) return;
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < Traits::kConsumers / 32; ++i)
       sum += load_shared_float(sums + i * Traits::kPitch + key * 4);
-    store_bias(p, bias_start(p, part) + part.key + key, sum);
+    store_bias(p, bias_start(p, control.part) + control.part.key + key, sum);
   }
 
   __device__ __forceinline__ void run() {
@@ -295,7 +326,7 @@ struct BiasGradientConsumer {
       multiply_pieces(s, Traits::pieces(p.dim), false);
       multiply_pieces(d, Traits::pieces(p.dim_v), true);
       warpgroup_wait<0>();
-      mbarrier_arrive_warp(shared_address(&control.empty[place.before().stage]));
+      release_before();
       hold(s);
       hold(d);
       if (step.whole)
@@ -313,30 +344,36 @@ struct BiasGradientConsumer {
 
 template <class T>
 __global__ void __launch_bounds__(BiasGradientTraits::kThreads, 1)
-    hopper_bias_gradient_kernel(const __grid_constant__ HopperBiasGradParams p) {
+    __cluster_dims__(BiasGradientTraits::kCtas, 1, 1)
+        hopper_bias_gradient_kernel(const __grid_constant__ HopperBiasGradParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
   using Traits = BiasGradientTraits;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   const uint32_t shared = shared_address(shared_memory);
   auto& control = *reinterpret_cast<Traits::Control*>(shared_memory + Traits::kControlOffset);
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-  const BiasPart part = find_bias_part<Traits::kSide>(p.problem);
   if (threadIdx.x == 0) {
+    control.part = find_bias_part<Traits::kSide, Traits::kCtas>(p.problem, cluster_rank());
     for (int i = 0; i < Traits::kStages; ++i) {
       mbarrier_init(shared_address(&control.full[i]), 1);
       mbarrier_init(shared_address(&control.step_full[i]), 1);
-      mbarrier_init(shared_address(&control.empty[i]), Traits::kConsumers / 32 * kWarpArrivals);
+      mbarrier_init(shared_address(&control.empty[i]),
+                    Traits::kCtas * Traits::kConsumers / 32 * kWarpArrivals);
     }
     mbarrier_init_fence();
   }
-  __syncthreads();
+  __syncwarp();
+  cluster_sync();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
-    if (threadIdx.x < 32) BiasGradientProducer(p, control, part, shared).run();
+    if (threadIdx.x < 32) BiasGradientProducer(p, control, shared).run();
   } else {
     registers_raise<Traits::kConsumerRegisters>();
-    BiasGradientConsumer<T>(p.problem, control, part, shared, warpgroup - 1).run();
+    BiasGradientConsumer<T>(p.problem, control, shared, warpgroup - 1).run();
   }
+  // The other CTA may still copy to this one or arrive at its barriers.
+  __syncwarp();
+  cluster_sync();
 #endif
 }
 

@@ -13,8 +13,8 @@ namespace jax_baracuda {
 template <class T>
 inline constexpr uint32_t kOnes = std::is_same_v<T, __half> ? 0x3c003c00 : 0x3f803f80;
 
-// Nothing but for kernels that have such a bias.
-template <class Traits, bool kSums = Traits::kOption == kRowBias>
+// Nothing but for kernels of calls that want them.
+template <class Traits, bool kSums = Traits::kSumsBias>
 struct BiasSums {
   __device__ __forceinline__ void begin() {}
   template <int kBegin, int kEnd>
@@ -24,9 +24,17 @@ struct BiasSums {
 
 template <class Traits>
 struct BiasSums<Traits, true> {
-  float sums[4];  // accumulators of a product with ones, whose columns are all the same
+  // Accumulators of products with ones, whose columns are all the same. Where there are registers, of every other 16 rows: then
+  // half as many products wait for one another.
+  static constexpr int kParts = Traits::kDim < 128 ? 2 : 1;
+  float sums[kParts][4];
 
-  __device__ __forceinline__ void begin() { sums[0] = sums[1] = sums[2] = sums[3] = 0.0f; }
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (auto& part : sums)
+#pragma unroll
+      for (float& x : part) x = 0.0f;
+  }
 
   // dS of some of the rows as products take it, keys along the rows.
   template <int kBegin, int kEnd>
@@ -34,21 +42,22 @@ struct BiasSums<Traits, true> {
     using T = typename Traits::T;
 #pragma unroll
     for (int i = kBegin / 16; i < kEnd / 16; ++i) {
-      const uint32_t(&a)[4] = gradients[i];
-      mma_16816<T>(sums, a[0], a[1], a[2], a[3], kOnes<T>, kOnes<T>);
+      const uint32_t (&a)[4] = gradients[i];
+      mma_16816<T>(sums[i % kParts], a[0], a[1], a[2], a[3], kOnes<T>, kOnes<T>);
     }
   }
 
   // To the sums of a head, and begins again. `first`: the warp's first key.
   __device__ __forceinline__ void end(const BackwardParams& p, const KeyTile& tile, int head,
                                       int first, int lane) {
-    if (p.bias_sums && lane % 4 == 0) {
+    if (lane % 4 == 0) {
       const int64_t pack_head = static_cast<int64_t>(tile.sequence.pack) * p.heads + head;
       float* to = p.bias_sums + pack_head * p.k_rows + tile.k_begin + first;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int key = lane / 4 + 8 * half;
-        if (first + key < tile.visible.kv_len) add_global_float(to + key, sums[2 * half]);
+        const float sum = sums[0][2 * half] + (kParts > 1 ? sums[kParts - 1][2 * half] : 0.0f);
+        if (first + key < tile.visible.kv_len) add_global_float(to + key, sum);
       }
     }
     begin();

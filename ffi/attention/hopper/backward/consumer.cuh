@@ -227,8 +227,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   __device__ __forceinline__ void score_gradients(State& r) {
     if constexpr (!Traits::kFactors) {
       differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address(), r.gradients);
-      if (Traits::kOption == kRowBias && p.bias_sums)
-        r.of_bias.template add<kBegin, kEnd>(r.gradients);
+      r.of_bias.template add<kBegin, kEnd>(r.gradients);
     } else {
 #pragma unroll
       for (int i = kBegin / 16; i < kEnd / 16; ++i) {

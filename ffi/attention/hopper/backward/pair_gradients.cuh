@@ -57,7 +57,7 @@ struct PairGradients : PairGroup<Traits, 1> {
   }
   __device__ __forceinline__ void add_bias_sums(State& r, const KeyTile& tile,
                                                 const RowBlock& block, bool due) const {
-    if (Traits::kOption != kRowBias || !p.bias_sums) return;
+    if (!Traits::kSumsBias) return;
     if (__any_sync(0xffffffffu, due && block.head != this->due_block().head))
       end_bias_sums(r, tile);
     r.of_bias.template add<0, kRows>(r.gradients);
