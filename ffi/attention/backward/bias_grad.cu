@@ -269,8 +269,7 @@ cudaError_t launch_attention_bias_grad(DType dtype, BiasGradParams p, void* work
   const HopperBiasGradient* hopper = nullptr;
   if (cudaError_t error = plan_hopper_bias_gradient(dtype, p, &hopper); error != cudaSuccess)
     return error;
-  const auto ctas = static_cast<unsigned>(hopper ? bias_parts(p, hopper->side, hopper->ctas)
-                                                 : bias_parts(p, kSide));
+  const auto ctas = static_cast<unsigned>(bias_parts(p, hopper ? hopper->side : kSide));
   if (ctas == 0) return cudaSuccess;
   if (hopper) return launch_hopper_bias_gradient(*hopper, p, ctas, stream);
   if (cudaError_t error = launch_segment_ranges(&p, workspace, stream); error != cudaSuccess)

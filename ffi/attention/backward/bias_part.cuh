@@ -12,15 +12,14 @@ struct BiasPart {
   int row, key;        // the first ones
 };
 
-// That of a cluster of CTAs, which have keys next to each other; `rank`: of the CTA.
-template <int kSide, int kCtas = 1>
-__device__ __forceinline__ BiasPart find_bias_part(const BiasGradParams& p, int rank = 0) {
-  const int key_parts = (p.bias_keys + kCtas * kSide - 1) / (kCtas * kSide);
+template <int kSide>
+__device__ __forceinline__ BiasPart find_bias_part(const BiasGradParams& p) {
+  const int key_parts = (p.bias_keys + kSide - 1) / kSide;
   const int row_parts = (p.bias_rows + kSide - 1) / kSide;
   const int heads = p.bias.head_stride == 0 ? 1 : p.heads;
-  int64_t index = blockIdx.x / kCtas;
+  int64_t index = blockIdx.x;
   BiasPart part;
-  part.key = (static_cast<int>(index % key_parts) * kCtas + rank) * kSide;
+  part.key = static_cast<int>(index % key_parts) * kSide;
   index /= key_parts;
   part.row = static_cast<int>(index % row_parts) * kSide;
   index /= row_parts;
@@ -29,11 +28,9 @@ __device__ __forceinline__ BiasPart find_bias_part(const BiasGradParams& p, int 
   part.sequence = p.bias.sequence_stride == 0 ? -1 : static_cast<int>(index);
   return part;
 }
-// How many CTAs there are.
-inline int64_t bias_parts(const BiasGradParams& p, int side, int ctas = 1) {
-  const int keys = ctas * side;
-  int64_t parts =
-      int64_t{(p.bias_keys + keys - 1) / keys} * ctas * ((p.bias_rows + side - 1) / side);
+// How many there are.
+inline int64_t bias_parts(const BiasGradParams& p, int side) {
+  int64_t parts = int64_t{(p.bias_keys + side - 1) / side} * ((p.bias_rows + side - 1) / side);
   if (p.bias.head_stride != 0) parts *= p.heads;
   if (p.bias.sequence_stride != 0) parts *= int64_t{p.packs} * p.sequences;
   return parts;

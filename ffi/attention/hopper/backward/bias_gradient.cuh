@@ -9,7 +9,6 @@
 #include "attention/hopper/traits.cuh"
 #include "attention/score.cuh"
 #include "attention/sequence.cuh"
-#include "device/cluster.cuh"
 #include "device/elect.cuh"
 #include "device/math.cuh"
 #include "device/mbarrier.cuh"
@@ -36,8 +35,6 @@ struct BiasSequence {
 struct BiasGradientTraits {
   static constexpr int kSide = 128, kColumns = 64, kStages = 4;
   using Piece = PanelTile<kSide, kColumns>;
-  // CTAs that share rows: each loads a part of them for all.
-  static constexpr int kCtas = 2, kLoadedRows = kSide / kCtas;
   static constexpr int kConsumers = 256, kThreads = kConsumers + 128;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   // A row's 8 bytes a lane, of four rows, are in different banks.
@@ -100,10 +97,8 @@ struct BiasGradientProducer {
     const BiasSequence& s = control.sequence;
     const uint32_t full = shared_address(&control.full[place.stage]);
     const uint32_t to = shared + place.stage * Traits::kStageBytes;
-    const int own = Traits::kLoadedRows * cluster_rank();
     mbarrier_arrive_expect(full, Traits::kStageBytes);
-    tma_load_multicast(to + Traits::Piece::row_offset(own), &rows, full, column,
-                       s.q_row + row + own, head, s.pack, (1 << Traits::kCtas) - 1, kEvictNormal);
+    tma_load(to, &rows, full, column, s.q_row + row, head, s.pack, kEvictNormal);
     tma_load(to + Traits::Piece::kBytes, &keys, full, column, s.k_row + control.part.key,
              head / p.group, s.pack, kEvictNormal);
   }
@@ -121,9 +116,8 @@ struct BiasGradientProducer {
     }
   }
 
-  // Rows of a sequence that see some key of the cluster.
+  // Rows of a sequence that see some of the keys.
   __device__ __forceinline__ Visibility::Rows find_rows(int index) {
-    const int first_key = control.part.key - cluster_rank() * Traits::kSide;
     const Sequence s = find_sequence(p, index);
     BiasSequence found;
     found.visible = Visibility(p, s);
@@ -133,7 +127,7 @@ struct BiasGradientProducer {
     __syncwarp();
     if (elect_lane()) control.sequence = found;
     __syncwarp();
-    return found.visible.rows_of_keys(first_key, first_key + Traits::kCtas * Traits::kSide);
+    return found.visible.rows_of_keys(control.part.key, control.part.key + Traits::kSide);
   }
 
   __device__ __forceinline__ void run() {
@@ -189,30 +183,33 @@ struct BiasGradientConsumer {
 
   // The part of the bias, in base 2, by both warpgroups; zeros outside of it.
   __device__ __forceinline__ void load_bias() const {
-    const ScoreModifier modify(p, find_sequence(p, max(control.part.sequence, 0)),
-                               max(control.part.head, 0));
-    const int key = threadIdx.x % Traits::kSide;
-    const int rows = p.bias.row_stride == 0 ? Traits::kSide : p.bias_rows - control.part.row;
+    constexpr int kAtOnce = 32;  // rows of a thread
+    const BiasPart& part = control.part;
+    const ScoreModifier modify(p, find_sequence(p, max(part.sequence, 0)), max(part.head, 0));
+    const int key = threadIdx.x % Traits::kSide, first = threadIdx.x / Traits::kSide - 1;
+    const int rows = p.bias.row_stride == 0 ? Traits::kSide : p.bias_rows - part.row;
+    const bool inside = part.key + key < p.bias_keys;
     modify.with_bias([&](auto bias_at) {
-#pragma unroll 8
-      for (int row = threadIdx.x / Traits::kSide - 1; row < Traits::kSide; row += 2) {
-        const bool inside = row < rows && control.part.key + key < p.bias_keys;
-        const float x = inside ? bias_at(control.part.row + row, control.part.key + key) : 0.0f;
-        store_shared_4(shared + Traits::kBiasOffset + row * Traits::kPitch + key * 4,
-                       __float_as_uint(x));
+#pragma unroll 1
+      for (int begin = first; begin < Traits::kSide; begin += 2 * kAtOnce) {
+        float x[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int row = begin + 2 * i;
+          x[i] = inside && row < rows ? bias_at(part.row + row, part.key + key) : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i)
+          store_shared_4(shared + Traits::kBiasOffset + (begin + 2 * i) * Traits::kPitch + key * 4,
+                         __float_as_uint(x[i]));
       }
     });
     named_barrier_sync(1, Traits::kConsumers);
   }
 
-  // Says in all CTAs that the piece before has been read.
+  // Says that the piece before has been read.
   __device__ __forceinline__ void release_before() const {
-    const uint32_t empty = shared_address(&control.empty[place.before().stage]);
-    __syncwarp();
-    if (kRacecheck)
-      for (int rank = 0; rank < Traits::kCtas; ++rank) mbarrier_arrive_at(empty, rank);
-    else if (lane < Traits::kCtas)
-      mbarrier_arrive_at(empty, lane);
+    mbarrier_arrive_warp(shared_address(&control.empty[place.before().stage]));
   }
 
   // A product over so many pieces, which is under way then.
@@ -280,13 +277,19 @@ struct BiasGradientConsumer {
     const int own = 64 * group + 16 * warp;
     const int64_t start = bias_start(p, control.part);
 #pragma unroll 1
-    for (int row = own; row < own + 16 && control.part.row + row < p.bias_rows; ++row)
+    for (int row = own; row < own + 16 && control.part.row + row < p.bias_rows; ++row) {
+      float x[kKeys / 32];
 #pragma unroll
-      for (int key = lane; key < kKeys; key += 32)
-        if (control.part.key + key < p.bias_keys)
-          store_bias(
-              p, start + (control.part.row + row) * p.bias.row_stride + control.part.key + key,
-              load_shared_float(shared + Traits::kBiasOffset + row * Traits::kPitch + key * 4));
+      for (int i = 0; i < kKeys / 32; ++i)
+        x[i] = load_shared_float(shared + Traits::kBiasOffset + row * Traits::kPitch +
+                                 (lane + 32 * i) * 4);
+      const int64_t to = start + (control.part.row + row) * p.bias.row_stride;
+#pragma unroll
+      for (int i = 0; i < kKeys / 32; ++i) {
+        const int key = control.part.key + lane + 32 * i;
+        if (key < p.bias_keys) store_bias(p, to + key, x[i]);
+      }
+    }
   }
 
   // The same of sums over the rows: those of a warp's rows to its own row of shared memory, then all of them.
@@ -312,16 +315,20 @@ struct BiasGradientConsumer {
     store_bias(p, bias_start(p, control.part) + control.part.key + key, sum);
   }
 
+  // Whether there is a step still.
+  __device__ __forceinline__ bool await_step() const {
+    mbarrier_wait(shared_address(&control.step_full[step_place.stage]), step_place.parity);
+    return !__any_sync(0xffffffffu, control.step[step_place.stage].row < 0);
+  }
+
   __device__ __forceinline__ void run() {
-    load_bias();
+    if (await_step()) load_bias();
     Block total;
 #pragma unroll
     for (float& x : total) x = 0.0f;
 #pragma unroll 1
-    while (true) {
-      mbarrier_wait(shared_address(&control.step_full[step_place.stage]), step_place.parity);
+    while (await_step()) {
       const BiasStep& step = control.step[step_place.stage];
-      if (__any_sync(0xffffffffu, step.row < 0)) break;
       Block s, d;
       multiply_pieces(s, Traits::pieces(p.dim), false);
       multiply_pieces(d, Traits::pieces(p.dim_v), true);
@@ -344,8 +351,7 @@ struct BiasGradientConsumer {
 
 template <class T>
 __global__ void __launch_bounds__(BiasGradientTraits::kThreads, 1)
-    __cluster_dims__(BiasGradientTraits::kCtas, 1, 1)
-        hopper_bias_gradient_kernel(const __grid_constant__ HopperBiasGradParams p) {
+    hopper_bias_gradient_kernel(const __grid_constant__ HopperBiasGradParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL  // wgmma exists on sm_90a alone
   using Traits = BiasGradientTraits;
   extern __shared__ __align__(1024) unsigned char shared_memory[];
@@ -353,17 +359,15 @@ __global__ void __launch_bounds__(BiasGradientTraits::kThreads, 1)
   auto& control = *reinterpret_cast<Traits::Control*>(shared_memory + Traits::kControlOffset);
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (threadIdx.x == 0) {
-    control.part = find_bias_part<Traits::kSide, Traits::kCtas>(p.problem, cluster_rank());
+    control.part = find_bias_part<Traits::kSide>(p.problem);
     for (int i = 0; i < Traits::kStages; ++i) {
       mbarrier_init(shared_address(&control.full[i]), 1);
       mbarrier_init(shared_address(&control.step_full[i]), 1);
-      mbarrier_init(shared_address(&control.empty[i]),
-                    Traits::kCtas * Traits::kConsumers / 32 * kWarpArrivals);
+      mbarrier_init(shared_address(&control.empty[i]), Traits::kConsumers / 32 * kWarpArrivals);
     }
     mbarrier_init_fence();
   }
-  __syncwarp();
-  cluster_sync();
+  __syncthreads();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
     if (threadIdx.x < 32) BiasGradientProducer(p, control, shared).run();
@@ -371,9 +375,6 @@ __global__ void __launch_bounds__(BiasGradientTraits::kThreads, 1)
     registers_raise<Traits::kConsumerRegisters>();
     BiasGradientConsumer<T>(p.problem, control, shared, warpgroup - 1).run();
   }
-  // The other CTA may still copy to this one or arrive at its barriers.
-  __syncwarp();
-  cluster_sync();
 #endif
 }
 

@@ -243,17 +243,14 @@ cudaError_t launch_hopper_bias_gradient(const HopperBiasGradient& kernel, const 
   constexpr int kColumns = 64;
   HopperBiasGradParams params;
   params.problem = p;
-  const auto encode = [&](const void* data, int rows, int heads, int dim, int box_rows,
-                          CUtensorMap* map) {
-    return encode_tensor_map(kernel.dtype, data, p.packs, rows, heads, dim, box_rows, kColumns,
+  const auto encode = [&](const void* data, int rows, int heads, int dim, CUtensorMap* map) {
+    return encode_tensor_map(kernel.dtype, data, p.packs, rows, heads, dim, kernel.side, kColumns,
                              map);
   };
-  const int rows = kernel.loaded_rows, keys = kernel.side;
-  cudaError_t error = encode(p.query, p.q_rows, p.heads, p.dim, rows, &params.query);
-  if (error == cudaSuccess) error = encode(p.dout, p.q_rows, p.heads, p.dim_v, rows, &params.dout);
-  if (error == cudaSuccess) error = encode(p.key, p.k_rows, p.kv_heads, p.dim, keys, &params.key);
-  if (error == cudaSuccess)
-    error = encode(p.value, p.k_rows, p.kv_heads, p.dim_v, keys, &params.value);
+  cudaError_t error = encode(p.query, p.q_rows, p.heads, p.dim, &params.query);
+  if (error == cudaSuccess) error = encode(p.dout, p.q_rows, p.heads, p.dim_v, &params.dout);
+  if (error == cudaSuccess) error = encode(p.key, p.k_rows, p.kv_heads, p.dim, &params.key);
+  if (error == cudaSuccess) error = encode(p.value, p.k_rows, p.kv_heads, p.dim_v, &params.value);
   return error == cudaSuccess ? kernel.launch(params, ctas, stream) : error;
 }
 

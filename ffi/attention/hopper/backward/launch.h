@@ -30,8 +30,7 @@ const std::vector<HopperBackwardKernel>& hopper_backward_kernels();
 // The compiled kernel for the gradient of a bias.
 struct HopperBiasGradient {
   DType dtype;
-  int side, ctas;   // rows and keys of a CTA, those of a cluster
-  int loaded_rows;  // by a CTA at once
+  int side;  // rows and keys of a CTA
   cudaError_t (*prepare)();
   cudaError_t (*launch)(const HopperBiasGradParams& params, unsigned ctas, cudaStream_t stream);
 };

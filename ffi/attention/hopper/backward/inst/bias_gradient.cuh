@@ -10,10 +10,7 @@ template <DType dtype>
 HopperBiasGradient hopper_bias_gradient_entry() {
   using Traits = BiasGradientTraits;
   static constexpr auto kernel = hopper_bias_gradient_kernel<Element<dtype>>;
-  return {dtype,
-          Traits::kSide,
-          Traits::kCtas,
-          Traits::kLoadedRows,
+  return {dtype, Traits::kSide,
           [] {
             return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         Traits::kSharedBytes);
