@@ -26,8 +26,8 @@ from workers import attempt
 
 GQA = AttentionCell(8192, 128, True, query_heads=32, kv_heads=8, batch=2)
 WINDOW = grid_cell(16384, 128, True, window=1024)
-# What an idle GPU is kept busy for: 0.8 to 1.0 s after work begins, one that comes to its power limit
-# is slower by up to a fifth.
+# What an idle GPU is kept busy for: 0.8 to 1.0 s after work begins, one that comes to its power
+# limit is slower by up to a fifth.
 IDLE_SECONDS = 1.1
 LENGTHS = (4096, 16384, 1024, 8192, 512, 2048)
 FEATURES = ("soft-cap", "alibi", "bias", "bias-full", "dropout", "uneven", "portable")
