@@ -44,6 +44,11 @@ __device__ __forceinline__ void store_vector(T* address, const T (&elements)[4])
   *reinterpret_cast<Vector*>(address) = packed;
 }
 
+// *address += x. What one thread adds to a place is added in its order.
+__device__ __forceinline__ void add_global_float(float* address, float x) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;\n" ::"l"(address), "f"(x) : "memory");
+}
+
 // Adds to four neighbouring floats in global memory, 16 bytes aligned.
 __device__ __forceinline__ void add_global_float4(float* address, float x, float y, float z,
                                                   float w) {

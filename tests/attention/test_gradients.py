@@ -316,6 +316,9 @@ def test_gradients_that_nobody_wants_are_not_computed():
         bound.clear()
         jax.grad(lambda b: flash_attention(query, key, value, bias=b).sum())(bias)
         assert bound == ["forward", "backward", "bias_grad"]
+        bound.clear()
+        jax.grad(lambda b: flash_attention(query, key, value, bias=b).sum())(bias[:, :, :1])
+        assert bound == ["forward", "row_bias_backward"]
 
 
 def test_dropout_is_a_function_of_seed_and_place():

@@ -99,32 +99,32 @@ def every_option(query, key, value, bias, sinks, slopes, q_lengths, k_lengths, q
     )
 
 
-EVERY_OPERAND = [
-    *avals(dtype="bfloat16"),
-    *(
-        jax.ShapeDtypeStruct(shape, dtype)
-        for shape, dtype in (
-            ((1, HQ, 1, K), "float16"),
-            ((HQ,), "bfloat16"),
-            ((B, HQ), "float32"),
-            ((B,), "uint8"),
-            ((B,), "int32"),
-            ((B, S), "int32"),
-            ((B, K), "int16"),
-        )
-    ),
-]
-OPTION_TYPES = (
-    "tensor<1x4x1x12xf16>, tensor<1x4xf32>, tensor<2x4xf32>, tensor<2xi32>, tensor<2xi32>, "
+def every_operand(bias_rows):
+    options = (
+        ((1, HQ, bias_rows, K), "float16"),
+        ((HQ,), "bfloat16"),
+        ((B, HQ), "float32"),
+        ((B,), "uint8"),
+        ((B,), "int32"),
+        ((B, S), "int32"),
+        ((B, K), "int16"),
+    )
+    return *avals(dtype="bfloat16"), *(jax.ShapeDtypeStruct(*like) for like in options)
+
+
+OTHER_OPTION_TYPES = (
+    "tensor<1x4xf32>, tensor<2x4xf32>, tensor<2xi32>, tensor<2xi32>, "
     "tensor<2x10xi32>, tensor<2x12xi32>, tensor<0xi32>, tensor<0xi32>, tensor<2x4x4xui32>)"
 )
 
 
-def test_every_option_reaches_every_kernel(monkeypatch):
+@pytest.mark.parametrize("bias_rows", [1, S])
+def test_every_option_reaches_every_kernel(monkeypatch, bias_rows):
+    """The gradient of a bias with one row comes with the others, that of another one does not."""
     monkeypatch.setenv("XLA_FLAGS", "")
-    text = lower(gradient(every_option, (0, 1, 2, 3, 4)), *EVERY_OPERAND)
+    text = lower(gradient(every_option, (0, 1, 2, 3, 4)), *every_operand(bias_rows))
     calls = dict(custom_calls(text))
-    assert sorted(calls) == sorted(KERNELS)
+    assert sorted(calls) == sorted(KERNELS[:2] if bias_rows == 1 else KERNELS)
     for line in calls.values():
         assert {name: attribute(line, name) for name in ATTRIBUTES} == {
             "scale": "5.000000e-01 : f32",
@@ -140,21 +140,28 @@ def test_every_option_reaches_every_kernel(monkeypatch):
         }
     query, key, value = "tensor<2x10x4x16xbf16>", "tensor<2x12x2x16xbf16>", "tensor<2x12x2x8xbf16>"
     out, lse = "tensor<2x10x4x8xbf16>", "tensor<2x4x10xf32>"
+    bias = f"tensor<1x4x{bias_rows}x12xf16>"
+    options = f"{bias}, {OTHER_OPTION_TYPES}"
     scratch = 256 + 8 * B * 2
     assert calls[KERNELS[0]].endswith(
-        f"({query}, {key}, {value}, {OPTION_TYPES} -> ({out}, {lse}, tensor<{scratch}xui8>)"
+        f"({query}, {key}, {value}, {options} -> ({out}, {lse}, tensor<{scratch}xui8>)"
     )
     # The kernel for Hopper GPUs takes a block of 128 rows and 64 columns a head here.
     scratch = 2048 + 8 * B * 2 + B * HQ * (4 * 128 * (64 + 2) + 4 * 4)
+    with_bias = ""
+    if bias_rows == 1:
+        with_bias, scratch = f"{bias}, ", scratch + 256 + 4 * B * HQ * K
     assert calls[KERNELS[1]].endswith(
-        f"({query}, {key}, {value}, {out}, {lse}, {out}, {NOTHING}, {OPTION_TYPES} -> "
-        f"({query}, {key}, {value}, {lse}, tensor<{scratch}xui8>)"
+        f"({query}, {key}, {value}, {out}, {lse}, {out}, {NOTHING}, {options} -> "
+        f"({query}, {key}, {value}, {lse}, {with_bias}tensor<{scratch}xui8>)"
     )
     assert attribute(calls[KERNELS[1]], "deterministic") == "true"
+    if bias_rows == 1:
+        return
     scratch = 256 + 8 * B * 2
     assert calls[KERNELS[2]].endswith(
-        f"({query}, {key}, {value}, {lse}, {out}, {lse}, {OPTION_TYPES} -> "
-        f"(tensor<1x4x1x12xf16>, tensor<{scratch}xui8>)"
+        f"({query}, {key}, {value}, {lse}, {out}, {lse}, {options} -> "
+        f"({bias}, tensor<{scratch}xui8>)"
     )
 
 

@@ -1,5 +1,6 @@
 // The gradient of the bias: each CTA computes a tile of it anew from Q, K, V and dO, summed over
 // the dimensions that the bias repeats, in one order and without atomics.
+#include "attention/backward/bias_part.cuh"
 #include "attention/backward/launch.h"
 #include "attention/element.cuh"
 #include "attention/score.cuh"
@@ -23,30 +24,14 @@ using Side = Tile<T, kSide, kSide>;
 template <class T>
 constexpr int kSharedBytes = 4 * Side<T>::kBytes;
 
-// Which part of the bias a CTA computes.
-struct BiasTile {
-  int sequence, head;  // -1: all of them
-  int row, key;        // the first ones; all rows if the bias repeats one
+// What a warp of the CTA computes of its part.
+struct BiasTile : BiasPart {
   int key_warp, row_warp;
 };
 
 __device__ __forceinline__ BiasTile find_tile(const BiasGradParams& p) {
-  const int key_tiles = (p.bias_keys + kSide - 1) / kSide;
-  const int row_tiles = (p.bias_rows + kSide - 1) / kSide;
-  const int heads = p.bias.head_stride == 0 ? 1 : p.heads;
-  int64_t index = blockIdx.x;
-  BiasTile tile;
-  tile.key = static_cast<int>(index % key_tiles) * kSide;
-  index /= key_tiles;
-  tile.row = static_cast<int>(index % row_tiles) * kSide;
-  index /= row_tiles;
-  tile.head = p.bias.head_stride == 0 ? -1 : static_cast<int>(index % heads);
-  index /= heads;
-  tile.sequence = p.bias.sequence_stride == 0 ? -1 : static_cast<int>(index);
   const int warp = threadIdx.x / 32;
-  tile.row_warp = warp % kRowWarps * kWarpRows;
-  tile.key_warp = warp / kRowWarps * kWarpKeys;
-  return tile;
+  return {find_bias_part<kSide>(p), warp / kRowWarps * kWarpKeys, warp % kRowWarps * kWarpRows};
 }
 
 // s = Q K^T, d = dO V^T of rows from i0 and keys from j0, over pieces of the head dims.
@@ -155,19 +140,6 @@ __device__ __forceinline__ void add_gradients(Block& total, const Block& s, cons
   }
 }
 
-__device__ __forceinline__ void store_bias(const BiasGradParams& p, int64_t at, float value) {
-  switch (p.bias.type) {
-    case BiasType::kF16:
-      static_cast<__half*>(p.dbias)[at] = from_float<__half>(value);
-      break;
-    case BiasType::kBF16:
-      static_cast<__nv_bfloat16*>(p.dbias)[at] = from_float<__nv_bfloat16>(value);
-      break;
-    default:
-      static_cast<float*>(p.dbias)[at] = value;
-  }
-}
-
 // Sums over rows of the block, all warps, in `sums`; then row 0 is the only one.
 __device__ __forceinline__ void store_row_sums(const BiasGradParams& p, const BiasTile& tile,
                                                const Block& total, int64_t start,
@@ -221,8 +193,7 @@ __global__ void __launch_bounds__(kThreads)
                       tile.key + tile.key_warp);
       }
   }
-  const int64_t start =
-      max(tile.sequence, 0) * p.bias.sequence_stride + max(tile.head, 0) * p.bias.head_stride;
+  const int64_t start = bias_start(p, tile);
   if (all_rows) {
     store_row_sums(p, tile, total, start, sums);
     return;
@@ -241,6 +212,34 @@ __global__ void __launch_bounds__(kThreads)
       }
 }
 
+// Adds up terms of 32 keys, one a sequence and head: those of one number in kSumParts by the same threads.
+constexpr int kSumKeys = 32, kSumParts = 8;
+__global__ void __launch_bounds__(kSumKeys* kSumParts)
+    bias_sums_kernel(const __grid_constant__ BiasGradParams p, const float* sums) {
+  __shared__ float of_part[kSumParts][kSumKeys];
+  const int part = threadIdx.x / kSumKeys, lane = threadIdx.x % kSumKeys;
+  const bool all_heads = p.bias.head_stride == 0, all_sequences = p.bias.sequence_stride == 0;
+  const int blocks = (p.bias_keys + kSumKeys - 1) / kSumKeys, index = blockIdx.x / blocks;
+  const int key = blockIdx.x % blocks * kSumKeys + lane;
+  const int own_head = all_heads ? 0 : index % p.heads;
+  const int own_sequence = all_sequences ? 0 : index / (all_heads ? 1 : p.heads);
+  const int heads = all_heads ? p.heads : 1;
+  const int terms = heads * (all_sequences ? p.packs * p.sequences : 1);
+  float sum = 0.0f;
+  for (int term = part; term < terms; term += kSumParts) {
+    const int head = all_heads ? term % heads : own_head;
+    const Sequence s = find_sequence(p, all_sequences ? term / heads : own_sequence);
+    const int64_t of_head = (static_cast<int64_t>(s.pack) * p.heads + head) * p.k_rows;
+    const int64_t begin = s.k_first - static_cast<int64_t>(s.pack) * p.k_rows;
+    if (key < s.kv_len) sum += sums[of_head + begin + key];
+  }
+  of_part[part][lane] = sum;
+  __syncthreads();
+  if (part > 0 || key >= p.bias_keys) return;
+  for (int i = 1; i < kSumParts; ++i) sum += of_part[i][lane];
+  store_bias(p, own_sequence * p.bias.sequence_stride + own_head * p.bias.head_stride + key, sum);
+}
+
 template <class T>
 cudaError_t prepare() {
   return cudaFuncSetAttribute(bias_grad_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -255,7 +254,11 @@ cudaError_t launch(const BiasGradParams& p, unsigned ctas, cudaStream_t stream) 
 
 }  // namespace
 
-cudaError_t plan_attention_bias_grad(DType dtype) {
+cudaError_t plan_attention_bias_grad(DType dtype, const BiasGradParams& p) {
+  const HopperBiasGradient* hopper = nullptr;
+  if (cudaError_t error = plan_hopper_bias_gradient(dtype, p, &hopper);
+      error != cudaSuccess || hopper)
+    return error;
   return dtype == DType::kF16    ? prepare<__half>()
          : dtype == DType::kBF16 ? prepare<__nv_bfloat16>()
                                  : prepare<float>();
@@ -263,16 +266,26 @@ cudaError_t plan_attention_bias_grad(DType dtype) {
 
 cudaError_t launch_attention_bias_grad(DType dtype, BiasGradParams p, void* workspace,
                                        cudaStream_t stream) {
+  const HopperBiasGradient* hopper = nullptr;
+  if (cudaError_t error = plan_hopper_bias_gradient(dtype, p, &hopper); error != cudaSuccess)
+    return error;
+  const auto ctas = static_cast<unsigned>(bias_parts(p, hopper ? hopper->side : kSide));
+  if (ctas == 0) return cudaSuccess;
+  if (hopper) return launch_hopper_bias_gradient(*hopper, p, ctas, stream);
   if (cudaError_t error = launch_segment_ranges(&p, workspace, stream); error != cudaSuccess)
     return error;
-  int64_t ctas = int64_t{(p.bias_keys + kSide - 1) / kSide} * ((p.bias_rows + kSide - 1) / kSide);
+  return dtype == DType::kF16    ? launch<__half>(p, ctas, stream)
+         : dtype == DType::kBF16 ? launch<__nv_bfloat16>(p, ctas, stream)
+                                 : launch<float>(p, ctas, stream);
+}
+
+cudaError_t launch_bias_sums(const BiasGradParams& p, const float* sums, cudaStream_t stream) {
+  int64_t ctas = (p.bias_keys + kSumKeys - 1) / kSumKeys;
   if (p.bias.head_stride != 0) ctas *= p.heads;
   if (p.bias.sequence_stride != 0) ctas *= int64_t{p.packs} * p.sequences;
   if (ctas == 0) return cudaSuccess;
-  const auto grid = static_cast<unsigned>(ctas);
-  return dtype == DType::kF16    ? launch<__half>(p, grid, stream)
-         : dtype == DType::kBF16 ? launch<__nv_bfloat16>(p, grid, stream)
-                                 : launch<float>(p, grid, stream);
+  bias_sums_kernel<<<static_cast<unsigned>(ctas), kSumKeys * kSumParts, 0, stream>>>(p, sums);
+  return cudaGetLastError();
 }
 
 }  // namespace jax_baracuda

@@ -49,6 +49,24 @@ struct Workspace {
   }
 };
 
+// What the gradient of a bias takes before all that: its terms.
+int64_t bias_sum_bytes(const BackwardParams& p) {
+  return p.dbias ? (int64_t{4} * p.packs * p.heads * p.k_rows + 255) / 256 * 256 : 0;
+}
+
+// That of the gradient of a bias that all rows share.
+BiasGradParams bias_problem(const BackwardParams& p) {
+  BiasGradParams of_bias;
+  static_cast<AttentionProblem&>(of_bias) = p;
+  of_bias.lse = p.lse;
+  of_bias.dout = p.dout;
+  of_bias.delta = p.delta;
+  of_bias.dbias = p.dbias;
+  of_bias.bias_rows = 1;
+  of_bias.bias_keys = p.bias.keys;
+  return of_bias;
+}
+
 // Segment ranges, then what the Hopper kernels take.
 int64_t segment_part(const AttentionProblem& p) {
   return (segment_range_bytes(p) + 255) / 256 * 256;
@@ -59,13 +77,20 @@ int64_t hopper_workspace_bytes(const BackwardParams& p) {
 
 }  // namespace
 
-int64_t backward_workspace_bytes(const AttentionProblem& problem) {
-  return Workspace(problem).size;
+int64_t backward_workspace_bytes(const BackwardParams& problem) {
+  return bias_sum_bytes(problem) + Workspace(problem).size;
 }
 
 cudaError_t plan_attention_backward(DType dtype, const BackwardParams& problem, bool portable,
                                     int64_t workspace_bytes, BackwardPlan* plan) {
   int device = 0, max_shared = 0;
+  plan->dtype = dtype;
+  if (problem.dbias)
+    if (cudaError_t error = plan_attention_bias_grad(dtype, bias_problem(problem));
+        error != cudaSuccess)
+      return error;
+  if (problem.packs == 0) return cudaSuccess;
+  workspace_bytes -= bias_sum_bytes(problem);
   if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
   if (!portable && hopper_workspace_bytes(problem) <= workspace_bytes) {
     cudaError_t error = plan_hopper_backward(device, dtype, problem, &plan->hopper);
@@ -76,7 +101,6 @@ cudaError_t plan_attention_backward(DType dtype, const BackwardParams& problem, 
   max_shared -= kBackwardStaticBytes;
   const BackwardChoice choice = choose_backward_tile(dtype, problem.dim, problem.dim_v, max_shared);
   if (!choice.tile) return cudaErrorInvalidConfiguration;
-  plan->dtype = dtype;
   plan->stages = choice.stages;
   const bool features = dtype == DType::kF32 || has_features(problem);
   for (const BackwardKernel& kernel : backward_kernels()) {
@@ -88,8 +112,11 @@ cudaError_t plan_attention_backward(DType dtype, const BackwardParams& problem, 
   return cudaErrorInvalidConfiguration;
 }
 
-cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p, void* workspace,
-                                      cudaStream_t stream) {
+namespace {
+
+cudaError_t launch_kernels(const BackwardPlan& plan, BackwardParams p, void* workspace,
+                           cudaStream_t stream) {
+  if (!plan.hopper && !plan.kernel) return cudaSuccess;
   if (plan.hopper) {
     if (cudaError_t error = launch_segment_ranges(&p, workspace, stream); error != cudaSuccess)
       return error;
@@ -114,6 +141,24 @@ cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p
   if (error == cudaSuccess && ctas > 0) error = plan.kernel->launch(p, ctas, shared_bytes, stream);
   if (error == cudaSuccess) error = launch_postprocess(plan.dtype, p, stream);
   return error;
+}
+
+}  // namespace
+
+cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams p, void* workspace,
+                                      cudaStream_t stream) {
+  char* rest = static_cast<char*>(workspace) + bias_sum_bytes(p);
+  // Kernels for such a bias alone add up the terms of its gradient as they go.
+  const bool adds_up = p.dbias && plan.hopper && plan.hopper->tile.features == kRowBias;
+  cudaError_t error = cudaSuccess;
+  if (adds_up) {
+    p.bias_sums = static_cast<float*>(workspace);
+    error = cudaMemsetAsync(workspace, 0, bias_sum_bytes(p), stream);
+  }
+  if (error == cudaSuccess) error = launch_kernels(plan, p, rest, stream);
+  if (error != cudaSuccess || !p.dbias) return error;
+  return adds_up ? launch_bias_sums(bias_problem(p), p.bias_sums, stream)
+                 : launch_attention_bias_grad(plan.dtype, bias_problem(p), rest, stream);
 }
 
 }  // namespace jax_baracuda

@@ -21,15 +21,22 @@ bool aligned(std::initializer_list<const void*> addresses) {
   return true;
 }
 
-// --- dQ, dK, dV ---
+// --- dQ, dK, dV, and the gradient of a bias that all rows share ---
 
 constexpr char kBackward[] = "flash_attention_backward";
+
+struct Scratch {
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
 
 // Operands, results and attributes, in the order of the binding.
 struct BackwardCall {
   ffi::AnyBuffer query, key, value, out, lse, dout, dlse;
   AttentionOptions options;
-  ffi::Result<ffi::AnyBuffer> dq, dk, dv, delta, workspace;
+  ffi::Result<ffi::AnyBuffer> dq, dk, dv, delta;
+  // The gradient of a bias that all rows share, if it is wanted; the workspace.
+  ffi::RemainingRets others;
   AttentionAttributes attributes;
   bool deterministic;
   bool portable;  // whether to leave out the kernels of one architecture
@@ -49,14 +56,33 @@ struct BackwardCall {
                    .template Ret<ffi::AnyBuffer>()                          // dk
                    .template Ret<ffi::AnyBuffer>()                          // dv
                    .template Ret<ffi::AnyBuffer>()                          // delta
-                   .template Ret<ffi::AnyBuffer>())                         // workspace
+                   .RemainingRets())
         .template Attr<bool>("deterministic")
         .template Attr<bool>("portable");
   }
 };
 
+// The results that follow: see BackwardCall.
+ffi::Error read_others(const BackwardCall& c, BackwardParams* p, Scratch* workspace) {
+  const bool with_bias = c.others.size() == 2;
+  const auto last = c.others.get<ffi::AnyBuffer>(with_bias ? 1 : 0);
+  if (last.has_error()) return last.error();
+  workspace->data = (*last)->untyped_data();
+  workspace->bytes = static_cast<int64_t>((*last)->size_bytes());
+  if (!with_bias) return ffi::Error::Success();
+  const auto dbias = c.others.get<ffi::AnyBuffer>(0);
+  if (dbias.has_error()) return dbias.error();
+  const auto dims = c.options.bias.dimensions();
+  if (p->bias.type == BiasType::kNone || p->bias.type == BiasType::kMask || dims[2] != 1)
+    return invalid_argument(kBackward, "only a bias of floats with one row has a gradient here");
+  if (!has_shape(**dbias, c.options.bias.element_type(), {dims[0], dims[1], 1, dims[3]}))
+    return invalid_argument(kBackward, "dbias must be like bias");
+  p->dbias = (*dbias)->untyped_data();
+  return ffi::Error::Success();
+}
+
 // The parameters and the kernels; no kernel where there is nothing to compute.
-ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
+ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan, Scratch* workspace) {
   DType dtype;
   if (ffi::Error error =
           read_problem(kBackward, c.query, c.key, c.value, c.options, c.attributes, &dtype, p);
@@ -75,7 +101,8 @@ ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
       !has_shape(*c.dk, type, {p->packs, p->k_rows, p->kv_heads, p->dim}) ||
       !has_shape(*c.dv, type, {p->packs, p->k_rows, p->kv_heads, p->dim_v}))
     return invalid_argument(kBackward, "dq, dk and dv must be like query, key and value");
-  if (static_cast<int64_t>(c.workspace->size_bytes()) < backward_workspace_bytes(*p))
+  if (ffi::Error error = read_others(c, p, workspace); error.failure()) return error;
+  if (workspace->bytes < backward_workspace_bytes(*p))
     return invalid_argument(kBackward, "the workspace is too small");
   p->out = c.out.untyped_data();
   p->lse = c.lse.typed_data<float>();
@@ -88,27 +115,26 @@ ffi::Error plan(BackwardCall& c, BackwardParams* p, BackwardPlan* plan) {
   p->deterministic = c.deterministic;
   p->vector_q = p->vector_q && aligned({p->dq, p->dk});
   p->vector_v = p->vector_v && aligned({p->out, p->dout, p->dv});
-  if (p->packs == 0) return ffi::Error::Success();
-  const auto workspace = static_cast<int64_t>(c.workspace->size_bytes());
-  return to_ffi_error(plan_attention_backward(dtype, *p, c.portable, workspace, plan), kBackward);
+  return to_ffi_error(plan_attention_backward(dtype, *p, c.portable, workspace->bytes, plan),
+                      kBackward);
 }
 
 ffi::Error initialize(BackwardCall c) {
   BackwardParams params = {};
   BackwardPlan chosen;
-  return plan(c, &params, &chosen);
+  Scratch workspace;
+  return plan(c, &params, &chosen, &workspace);
 }
 
 ffi::Error execute(cudaStream_t stream, BackwardCall c) {
   BackwardParams params = {};
   BackwardPlan chosen;
-  if (ffi::Error error = plan(c, &params, &chosen); error.failure()) return error;
-  if (!chosen.kernel && !chosen.hopper) return ffi::Error::Success();
-  return to_ffi_error(
-      launch_attention_backward(chosen, params, c.workspace->untyped_data(), stream), kBackward);
+  Scratch workspace;
+  if (ffi::Error error = plan(c, &params, &chosen, &workspace); error.failure()) return error;
+  return to_ffi_error(launch_attention_backward(chosen, params, workspace.data, stream), kBackward);
 }
 
-// --- The gradient of the bias ---
+// --- The gradient of another bias ---
 
 constexpr char kBiasGrad[] = "flash_attention_bias_grad";
 
@@ -157,7 +183,7 @@ ffi::Error plan(BiasGradCall& c, BiasGradParams* p, DType* dtype) {
   p->bias_rows = static_cast<int>(dims[2]);
   p->bias_keys = static_cast<int>(dims[3]);
   p->vector_v = p->vector_v && aligned({p->dout});
-  return to_ffi_error(plan_attention_bias_grad(*dtype), kBiasGrad);
+  return to_ffi_error(plan_attention_bias_grad(*dtype, *p), kBiasGrad);
 }
 
 ffi::Error initialize(BiasGradCall c) {

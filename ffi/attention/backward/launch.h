@@ -43,17 +43,19 @@ cudaError_t plan_attention_backward(DType dtype, const BackwardParams& problem, 
                                     int64_t workspace_bytes, BackwardPlan* plan);
 
 // What launch_attention_backward takes of the workspace.
-int64_t backward_workspace_bytes(const AttentionProblem& problem);
+int64_t backward_workspace_bytes(const BackwardParams& problem);
 
-// Enqueues the kernels: the same launches for every call with the same shapes. Fills in the
-// workspace's part of the parameters itself.
+// Enqueues the kernels, if there are any, and those for the gradient of the bias: the same launches for
+// every call with the same shapes. Fills in the workspace's part of the parameters itself.
 cudaError_t launch_attention_backward(const BackwardPlan& plan, BackwardParams params,
                                       void* workspace, cudaStream_t stream);
 
 // The gradient of a float bias. The workspace holds segment ranges.
-cudaError_t plan_attention_bias_grad(DType dtype);
+cudaError_t plan_attention_bias_grad(DType dtype, const BiasGradParams& params);
 cudaError_t launch_attention_bias_grad(DType dtype, BiasGradParams params, void* workspace,
                                        cudaStream_t stream);
+// The same of a bias that all rows share, from sums over the rows: [packs, Hq, k_rows].
+cudaError_t launch_bias_sums(const BiasGradParams& params, const float* sums, cudaStream_t stream);
 
 // The kernels before and after.
 cudaError_t prepare_around_backward(DType dtype);

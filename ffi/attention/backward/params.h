@@ -15,6 +15,7 @@ struct BackwardParams : AttentionProblem {
   void* dv;
   float* delta;       // [packs, Hq, q_rows]: rowsum(dout * out) - dlse
   int deterministic;  // dq gets its terms in the order of the keys
+  void* dbias;        // null: not wanted; of a bias that all rows share, like it
 
   // In the workspace.
   float* lse2;    // [packs, Hq, q_rows]: lse in base 2, inf instead of -inf
@@ -23,6 +24,7 @@ struct BackwardParams : AttentionProblem {
   int* turns;     // [packs, Hq, turn_count]: how many blocks of keys have added to a unit of rows
   int* tickets;   // how many CTAs have begun
   int turn_count;
+  float* bias_sums;  // null: not wanted; [packs, Hq, k_rows]: the terms of dbias
 
   // The launch.
   int stages;     // buffers of query rows

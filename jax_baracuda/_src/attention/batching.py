@@ -32,12 +32,14 @@ def batch(
     if mapped["cu_seqlens_q"].ndim == 3:
         sequences *= mapped["cu_seqlens_q"].shape[2] - 1
 
+    of_bias = "bias" in shapes.RESULTS[kind]  # whether its gradient is wanted
+
     def fold(name: str) -> jax.Array:
         array = mapped[name]
         if array.shape[1:] == (0,):  # missing
             return array.reshape(0)
         rows = sequences if shapes.DIMENSIONS[name][0] == "n" else array.shape[1]
-        own_rows = kind == "bias_grad" and name == "bias"  # each example has its own gradient
+        own_rows = of_bias and name == "bias"  # each example has its own gradient
         if name in unmapped & set(shapes.BROADCAST) and array.shape[1] == 1 and not own_rows:
             return array[0]  # one row for every sequence of every example
         return jnp.broadcast_to(array, (size, rows, *array.shape[2:])).reshape(
@@ -46,12 +48,17 @@ def batch(
 
     operands = {name: fold(name) for name in names}
     # One row of the bias became one a sequence, whose gradients are summed here: in float32.
-    add_up = kind == "bias_grad" and mapped["bias"].shape[1] != sequences
+    add_up = of_bias and mapped["bias"].shape[1] != sequences
     if add_up:
         operands["bias"] = operands["bias"].astype(jnp.float32)
     results = primitive.bind(*operands.values(), **params)
-    lead = sequences if kind == "bias_grad" else mapped["query"].shape[1]
-    split = [array.reshape(size, lead, *array.shape[1:]) for array in results]
-    if add_up:
-        split = [split[0].sum(1, keepdims=True).astype(mapped["bias"].dtype)]
-    return split, [0] * len(split)
+
+    def split(name: str, array: jax.Array) -> jax.Array:
+        lead = sequences if name == "bias" else mapped["query"].shape[1]
+        array = array.reshape(size, lead, *array.shape[1:])
+        if add_up and name == "bias":
+            return array.sum(1, keepdims=True).astype(mapped["bias"].dtype)
+        return array
+
+    examples = [split(*result) for result in zip(shapes.RESULTS[kind], results, strict=True)]
+    return examples, [0] * len(examples)

@@ -60,10 +60,11 @@ def _backward(
     def bind(kind: shapes.Pass) -> list[jax.Array]:
         return primitive.bind(kind, *(arrays[n] for n in shapes.OPERANDS[kind]), **dict(params))
 
-    gradients: dict[str, jax.Array] = {}
-    *of_operands, arrays["delta"] = bind("backward")
-    gradients |= zip(("query", "key", "value"), of_operands, strict=True)
-    if "bias" in wanted:
+    row_bias = "bias" in wanted and arrays["bias"].shape[2] == 1
+    kind: shapes.Pass = "row_bias_backward" if row_bias else "backward"
+    gradients = dict(zip(shapes.RESULTS[kind], bind(kind), strict=True))
+    arrays["delta"] = gradients.pop("delta")
+    if "bias" in wanted and not row_bias:
         (gradients["bias"],) = bind("bias_grad")
     if "sinks" in wanted:
         gradients["sinks"] = _sinks_gradient(arrays["sinks"], arrays["lse"], arrays["delta"])

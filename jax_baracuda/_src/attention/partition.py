@@ -26,12 +26,6 @@ Call = Callable[..., Any]
 in_shard_map = sharding.in_shard_map
 in_auto_mode = sharding.in_auto_mode
 
-# The results of each pass: like the operand of that name.
-_RESULTS: dict[Pass, tuple[str, ...]] = {
-    "forward": ("out", "lse"),
-    "backward": ("query", "key", "value", "delta"),
-    "bias_grad": ("bias",),
-}
 _WORDS = {
     "s": "query rows",
     "k": "keys",
@@ -60,7 +54,7 @@ def layout(kind: Pass, operand_shapes: Sequence[tuple[int, ...]]) -> sharding.La
         op="flash_attention",
         names=names,
         operands=tuple(dims.values()),
-        results=tuple(dims.get(name) or shapes.DIMENSIONS[name] for name in _RESULTS[kind]),
+        results=tuple(dims.get(name) or shapes.DIMENSIONS[name] for name in shapes.RESULTS[kind]),
         words=_WORDS,
     )
 

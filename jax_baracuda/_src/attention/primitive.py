@@ -1,4 +1,5 @@
-"""The primitives of flash_attention: forward, backward, and the gradient of the bias.
+"""The primitives of flash_attention: forward, backward with and without the gradient of a bias that
+all query rows share, and the gradient of another bias.
 
 Operands are those of the FFI targets, in the order of shapes.OPERANDS (a missing one is an empty
 array). Parameters, all static: shapes.AttentionOptions and `insist` (on CUDA). Nothing here asks a
@@ -29,7 +30,12 @@ Call = Callable[..., Results]
 TARGETS: dict[shapes.Pass, str] = {
     "forward": registry.FLASH_ATTENTION,
     "backward": registry.FLASH_ATTENTION_BACKWARD,
+    "row_bias_backward": registry.FLASH_ATTENTION_BACKWARD,  # with one more result
     "bias_grad": registry.FLASH_ATTENTION_BIAS_GRAD,
+}
+# Of the primitives.
+NAMES: dict[shapes.Pass, str] = TARGETS | {
+    "row_bias_backward": "jax_baracuda_flash_attention_row_bias_backward"
 }
 
 
@@ -70,9 +76,9 @@ def _attributes(
     attributes |= {name: np.int64(value) for name, value in integers.items()}
     if kind == "forward":
         return attributes | {"portable": portable}
-    if kind == "backward":
-        return attributes | {"deterministic": deterministic, "portable": portable}
-    return attributes
+    if kind == "bias_grad":
+        return attributes
+    return attributes | {"deterministic": deterministic, "portable": portable}
 
 
 def forward_reference(*operands: jax.Array, deterministic: bool, **options: Any) -> Results:
@@ -126,9 +132,17 @@ def _bias_grad_reference(
     return tuple(gradient((dout, jnp.where(lse == -jnp.inf, 0, dlse))))
 
 
+def _row_bias_backward_reference(*operands: jax.Array, **options: Any) -> Results:
+    named = dict(zip(shapes.OPERANDS["row_bias_backward"], operands, strict=True))
+    *gradients, named["delta"] = _backward_reference(*operands, **options)
+    of_bias = _bias_grad_reference(*(named[n] for n in shapes.OPERANDS["bias_grad"]), **options)
+    return *gradients, named["delta"], *of_bias
+
+
 _REFERENCES: dict[shapes.Pass, Call] = {
     "forward": forward_reference,
     "backward": _backward_reference,
+    "row_bias_backward": _row_bias_backward_reference,
     "bias_grad": _bias_grad_reference,
 }
 
@@ -191,19 +205,13 @@ def _define_pair(kind: shapes.Pass) -> tuple[Primitive, Primitive]:
     call: Call = functools.partial(kernel_call, kind)
     if kind == "forward":  # of which a scan over layers keeps what the backward pass needs
         call = primitives.run_once(call)
-    primitive = _define(kind, TARGETS[kind], partition.partitioned(kind, call))
+    primitive = _define(kind, NAMES[kind], partition.partitioned(kind, call))
     compat.require_devices_during_lowering(primitive)
-    return primitive, _define(kind, f"{TARGETS[kind]}_local", call)
+    return primitive, _define(kind, f"{NAMES[kind]}_local", call)
 
-
-flash_attention_p, local_flash_attention_p = _define_pair("forward")
-flash_attention_backward_p, local_flash_attention_backward_p = _define_pair("backward")
-flash_attention_bias_grad_p, local_flash_attention_bias_grad_p = _define_pair("bias_grad")
 
 _PRIMITIVES: dict[shapes.Pass, tuple[Primitive, Primitive]] = {
-    "forward": (flash_attention_p, local_flash_attention_p),
-    "backward": (flash_attention_backward_p, local_flash_attention_backward_p),
-    "bias_grad": (flash_attention_bias_grad_p, local_flash_attention_bias_grad_p),
+    kind: _define_pair(kind) for kind in TARGETS
 }
 
 

@@ -40,11 +40,22 @@ LEAST_SPLIT_KEYS = 256
 # Results, and operands of the backward kernels.
 DIMENSIONS |= {"out": "bsqe", "lse": "bqs", "dout": "bsqe", "dlse": "bqs", "delta": "bqs"}
 # The kernels, and the operands of each.
-Pass = Literal["forward", "backward", "bias_grad"]
+# The gradient of a bias that all query rows share comes with the backward pass, that of another one
+# from a kernel of its own.
+Pass = Literal["forward", "backward", "row_bias_backward", "bias_grad"]
+_BACKWARD_OPERANDS = ("query", "key", "value", "out", "lse", "dout", "dlse", *OPTIONS)
 OPERANDS: dict[Pass, tuple[str, ...]] = {
     "forward": ("query", "key", "value", *OPTIONS),
-    "backward": ("query", "key", "value", "out", "lse", "dout", "dlse", *OPTIONS),
+    "backward": _BACKWARD_OPERANDS,
+    "row_bias_backward": _BACKWARD_OPERANDS,
     "bias_grad": ("query", "key", "value", "lse", "dout", "delta", *OPTIONS),
+}
+# The results of each: gradients have the names of what they are like.
+RESULTS: dict[Pass, tuple[str, ...]] = {
+    "forward": ("out", "lse"),
+    "backward": ("query", "key", "value", "delta"),
+    "row_bias_backward": ("query", "key", "value", "delta", "bias"),
+    "bias_grad": ("bias",),
 }
 # The arguments of the public functions that are arrays and may be None.
 ARGUMENTS = (
@@ -253,6 +264,9 @@ def workspace_bytes(kind: Pass, shape: AttentionShape) -> int:
         return 256 + _segment_bytes(shape) + split_bytes(shape)
     if kind == "bias_grad":
         return 256 + _segment_bytes(shape)
+    if kind == "row_bias_backward":  # gradients of every key, by heads, in float32
+        sums = 256 + 4 * shape.batch * shape.q_heads * shape.keys
+        return sums + workspace_bytes("backward", shape)
     rows = shape.batch * shape.query_rows * shape.q_heads
     padded = -(-shape.head_dim // 32) * 32
     counters = shape.q_heads * shape.batch * (_tiles(shape.query_rows) + shape.sequences)
@@ -313,14 +327,15 @@ def _tiles(length: int) -> int:
 
 def result_types(kind: Pass, operands: Mapping[str, HasShape]) -> list[tuple[tuple[int, ...], Any]]:
     """Shape and dtype of the results of a kernel that has these operands, by name."""
-    query, key, value = (operands[name] for name in ("query", "key", "value"))
+    query, value = operands["query"], operands["value"]
     batch, rows, q_heads, _ = query.shape
     statistics = (batch, q_heads, rows), np.dtype(np.float32)
-    if kind == "forward":
-        return [((batch, rows, q_heads, value.shape[3]), query.dtype), statistics]
-    if kind == "backward":
-        return [*((array.shape, array.dtype) for array in (query, key, value)), statistics]
-    return [(operands["bias"].shape, operands["bias"].dtype)]
+    out = (batch, rows, q_heads, value.shape[3]), query.dtype
+    others: dict[str, Any] = {"out": out, "lse": statistics, "delta": statistics}
+    return [
+        others[name] if name in others else (operands[name].shape, operands[name].dtype)
+        for name in RESULTS[kind]
+    ]
 
 
 def kernel_shape(operands: Mapping[str, HasShape]) -> AttentionShape:

@@ -9,6 +9,7 @@
 //   half of dV(i), dP(i), half of dV(i) | dK(i), S(i + 1) | half of dV(i + 1) ...
 #pragma once
 
+#include "attention/hopper/backward/bias_sums.cuh"
 #include "attention/hopper/backward/consumer_sums.cuh"
 #include "attention/hopper/backward/conversion.cuh"
 #include "attention/hopper/backward/option.cuh"
@@ -56,6 +57,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     Operand factors;  // see kFactors
     HeadOption<Traits::kOption> of_head;
     int head;  // that it was found for, or -1
+    BiasSums<Traits> of_bias;
     QuerySum dq;
     float dk[kDim / 2], dv[kDimV / 2];
     uint32_t values[4];  // see kHoldsValues
@@ -88,11 +90,17 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
     return __any_sync(0xffffffffu, flags & kLastRows);  // the compiler must know that lanes agree
   }
 
+  // The gradient of a bias that all rows share, of a head that is done.
+  __device__ __forceinline__ void end_bias_sums(State& r, const KeyTile& tile) const {
+    r.of_bias.end(p, tile, r.head, tile.first_key + 64 * group + 16 * warp, lane);
+  }
+
   // To P, with dV under way, and dP.
   __device__ __forceinline__ void weigh_rows(State& r, const KeyTile& tile, const RowBlock& block,
                                              bool due, bool accumulate) {
     const int key = tile.first_key + 64 * group + 16 * warp + lane / 4;
     if (HeadOption<Traits::kOption>::kLooksUp && __any_sync(0xffffffffu, block.head != r.head)) {
+      if (r.head >= 0) end_bias_sums(r, tile);
       r.head = block.head;
       r.of_head.find(p, tile, r.head, key);
     }
@@ -220,6 +228,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   __device__ __forceinline__ void score_gradients(State& r) {
     if constexpr (!Traits::kFactors) {
       differentiate<Traits, kBegin, kEnd>(r.s, r.weights, r.dp, delta_address(), r.gradients);
+      r.of_bias.template add<kBegin, kEnd>(r.gradients);
     } else {
 #pragma unroll
       for (int i = kBegin / 16; i < kEnd / 16; ++i) {
@@ -349,6 +358,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
   // A block of keys, from its first row block to the last.
   __device__ __forceinline__ void process(State& r, const KeyTile& tile) {
     r.head = -1;
+    r.of_bias.begin();
     wait_query(tile);
     bool due = false;         // dQ of the row block before is
     bool accumulate = false;  // to dK and dV
@@ -391,6 +401,7 @@ struct BackwardConsumer : BackwardConsumerSums<Traits> {
       ++count;
     }
     release(control.value_empty);
+    end_bias_sums(r, tile);
     if constexpr (Traits::kSumGroup)
       return end_with_key_gradient(r, Traits::kPasses ? accumulate : due);
     issue_query_gradient(r, due);

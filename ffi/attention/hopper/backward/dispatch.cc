@@ -215,6 +215,12 @@ void divide_last_tiles(const HopperBackwardTile& tile, int slots, HopperBackward
   params->left_all = p.turns + 2 * params->rows;
 }
 
+// Whether there is such a kernel for a problem: a bias is its one option.
+bool has_bias_gradient(DType dtype, const BiasGradParams& p) {
+  return dtype != DType::kF32 && p.vector_q && p.vector_v && p.packs > 0 && p.q_rows > 0 &&
+         p.k_rows > 0 && features_of(p) == kBias && !p.query_segments;
+}
+
 }  // namespace
 
 int64_t hopper_backward_workspace_bytes(const BackwardParams& p) {
@@ -281,6 +287,38 @@ cudaError_t launch_hopper_backward(const HopperBackwardKernel& kernel, BackwardP
       tile.ctas() == 1 ? std::min(params.places, multiprocessors) : tile.ctas() * params.places;
   const int row_blocks = std::max((p.max_q + tile.rows - 1) / tile.rows, 1);
   return kernel.launch(params, row_blocks, ctas, stream);
+}
+
+cudaError_t plan_hopper_bias_gradient(DType dtype, const BiasGradParams& p,
+                                      const HopperBiasGradient** kernel) {
+  *kernel = nullptr;
+  if (hopper_bias_gradients().empty() || !has_bias_gradient(dtype, p)) return cudaSuccess;
+  int device = 0, major = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
+  if (major != 9) return cudaSuccess;
+  for (const HopperBiasGradient& candidate : hopper_bias_gradients()) {
+    if (candidate.dtype != dtype) continue;
+    *kernel = &candidate;
+    return candidate.prepare();
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch_hopper_bias_gradient(const HopperBiasGradient& kernel, const BiasGradParams& p,
+                                        unsigned ctas, cudaStream_t stream) {
+  constexpr int kColumns = 64;
+  HopperBiasGradParams params;
+  params.problem = p;
+  const auto encode = [&](const void* data, int rows, int heads, int dim, CUtensorMap* map) {
+    return encode_tensor_map(kernel.dtype, data, p.packs, rows, heads, dim, kernel.side, kColumns,
+                             map);
+  };
+  cudaError_t error = encode(p.query, p.q_rows, p.heads, p.dim, &params.query);
+  if (error == cudaSuccess) error = encode(p.dout, p.q_rows, p.heads, p.dim_v, &params.dout);
+  if (error == cudaSuccess) error = encode(p.key, p.k_rows, p.kv_heads, p.dim, &params.key);
+  if (error == cudaSuccess) error = encode(p.value, p.k_rows, p.kv_heads, p.dim_v, &params.value);
+  return error == cudaSuccess ? kernel.launch(params, ctas, stream) : error;
 }
 
 }  // namespace jax_baracuda

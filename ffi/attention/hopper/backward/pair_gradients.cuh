@@ -4,6 +4,7 @@
 // It computes dS(i) with dQ(i - 1) under way, and adds that with dK(i) under way.
 #pragma once
 
+#include "attention/hopper/backward/bias_sums.cuh"
 #include "attention/hopper/backward/pair_group.cuh"
 
 namespace jax_baracuda {
@@ -26,6 +27,7 @@ struct PairGradients : PairGroup<Traits, 1> {
     typename Base::Operand gradients;
     typename Base::QuerySum dq;
     float dk[Traits::kDim / 2];
+    BiasSums<Traits> of_bias;
   };
 
   // Before the delta of the rows of a lane's scores.
@@ -46,6 +48,19 @@ struct PairGradients : PairGroup<Traits, 1> {
     }
     this->release(control.weights_empty);
     pack_scores<Traits>(r.dp, r.gradients);
+  }
+
+  // The gradient of a bias that all rows share, of the head of the row block before.
+  __device__ __forceinline__ void end_bias_sums(State& r, const KeyTile& tile) const {
+    r.of_bias.end(p, tile, this->due_block().head,
+                  tile.first_key + Traits::kCtaKeys * rank() + 16 * warp, lane);
+  }
+  __device__ __forceinline__ void add_bias_sums(State& r, const KeyTile& tile,
+                                                const RowBlock& block, bool due) const {
+    if (!Traits::kSumsBias) return;
+    if (__any_sync(0xffffffffu, due && block.head != this->due_block().head))
+      end_bias_sums(r, tile);
+    r.of_bias.template add<0, kRows>(r.gradients);
   }
 
   // dS to both CTAs.
@@ -85,6 +100,7 @@ struct PairGradients : PairGroup<Traits, 1> {
     warpgroup_arrive();
     multiply_weights<T, Query, kRows>(r.dk, r.gradients, this->query_address(count), due);
     warpgroup_commit();
+    add_bias_sums(r, tile, block, due);
     warpgroup_wait<1>();
     hold(r.dq);
     if (due) this->add_query_sum(r.dq);
@@ -99,10 +115,12 @@ struct PairGradients : PairGroup<Traits, 1> {
     if (tile.padded)
       this->template clear<Value>(shared + Traits::kValueOffset,
                                   tile.visible.kv_len - tile.first_key - Traits::kCtaKeys * rank());
+    r.of_bias.begin();
     bool due = false;
 #pragma unroll 1
     while (!process_rows(r, tile, due)) due = true;
     this->release(control.value_empty);
+    end_bias_sums(r, tile);
     this->issue_query_sum(r.dq, true);
     warpgroup_wait<0>();
     hold(r.dq);

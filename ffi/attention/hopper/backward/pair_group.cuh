@@ -120,7 +120,11 @@ struct PairGroup : RowBlockStages<Traits> {
         dq, ds + (rank() ^ 1) * Gradient::kPanelBytes, other, false);
     warpgroup_commit();
   }
-  // Remembers a row block as the one whose dQ is due.
+  // The row block whose dQ is due.
+  __device__ __forceinline__ const RowBlock& due_block() const {
+    return control.due[4 * kPart + warp];
+  }
+  // Remembers a row block as that.
   __device__ __forceinline__ void set_due(const RowBlock& block) const {
     __syncwarp();  // all have read the one before
     if (lane == 0) {

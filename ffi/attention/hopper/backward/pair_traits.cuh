@@ -54,7 +54,7 @@ struct HopperPairTraits {
   static constexpr bool kRoundedWeights = true;
   static constexpr int kOption = kOption_;  // see option.cuh
   static constexpr bool kBeginsWithDelta = false, kMultipliesPairs = false;
-  static constexpr bool kFeatures = false, kInOrder = false, kPasses = false;
+  static constexpr bool kFeatures = false, kInOrder = false, kPasses = false, kSumsBias = false;
   static constexpr bool kValuesFirst = kValuesFirst_;
   static constexpr int kQueryStages = kQueryStages_, kDOutStages = kDOutStages_,
                        kGradientStages = 2;

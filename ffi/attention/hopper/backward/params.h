@@ -41,6 +41,12 @@ struct HopperBackwardParams {
   int* left_all;  // [divided][warps of consumers]: parts of which they are there
 };
 
+// The gradient of a bias, see bias_gradient.cuh.
+struct HopperBiasGradParams {
+  CUtensorMap query, dout, key, value;
+  BiasGradParams problem;
+};
+
 // The workspace counts query rows in blocks of a kernel's kRows, each of one sequence. Block b of a (pack, head) has
 //   lse2:   kRows statistics {LSE in base 2, +inf where a row counts for nothing}, then kRows of delta, negated where
 //           dP begins with it (kBeginsWithDelta)

@@ -130,7 +130,8 @@ struct HopperBackwardTraits {
   static constexpr int kKeyStages = kDim <= 96 && !kFeatures && kOption != kBias ? 2 : 1;
   static constexpr int kQueryStages = kDim <= 96 && !kFeatures ? 2 : 3;
   static constexpr int kDOutStages = 2, kGradientStages = 2;
-  static constexpr bool kInOrder = false;  // see InOrder
+  static constexpr bool kInOrder = false;   // see InOrder
+  static constexpr bool kSumsBias = false;  // see WithBiasSums
   // Whether products of half of a row block lie between what is computed, see consumer.cuh.
   static constexpr bool kInterleaves = kRows == 64 && !kFeatures;
   // Whether warpgroups pass over a first block of rows that see none of their keys.
@@ -217,6 +218,12 @@ struct RowBlockStages {
   static __device__ __forceinline__ int gradient_parity(uint32_t count) {
     return count / Traits::kGradientStages & 1;
   }
+};
+
+// The same where the gradient of a bias that all rows share is wanted, see bias_sums.cuh.
+template <class Traits>
+struct WithBiasSums : Traits {
+  static constexpr bool kSumsBias = true;
 };
 
 // Whether a kernel adds in order. Without features it knows as it is compiled, and its loops hold nothing of the other way.

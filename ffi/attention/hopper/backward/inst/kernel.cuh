@@ -20,7 +20,14 @@ constexpr auto main_kernel() {
     return &hopper_backward_kernel<Traits>;
 }
 
-// Kernels for all features serve deterministic calls, too, those for one do not.
+// There are two main kernels: the other one is that of deterministic calls, or of those that want the gradient of a bias that all
+// rows share. Kernels for all features serve deterministic calls, too, those for one do not.
+template <class Traits, class Ordered>
+using OtherTraits =
+    std::conditional_t<Traits::kOption == kRowBias, WithBiasSums<Traits>,
+                       std::conditional_t<Traits::kFeatures || Traits::kOption, Traits, Ordered>>;
+inline bool takes_other(const BackwardParams& p) { return p.deterministic || p.bias_sums; }
+
 template <class T, int dim, int dim_v, int features, bool pair>
 struct TraitsOfTile {
   static constexpr HopperBackwardTile tile = hopper_backward_tile(dim, dim_v, features);
@@ -28,7 +35,7 @@ struct TraitsOfTile {
   using Of = HopperBackwardTraits<T, dim, dim_v, tile.rows, tile.split, tile.late,
                                   tile.rounded_weights, features, sum_group>;
   using Traits = Of<tile.sum_group>;
-  using Ordered = std::conditional_t<features, Traits, InOrder<Of<false>>>;
+  using Other = OtherTraits<Traits, InOrder<Of<false>>>;
 };
 // The buffers that fit, where two CTAs share a tile.
 template <class T, int dim, int dim_v, int features>
@@ -36,7 +43,7 @@ struct TraitsOfTile<T, dim, dim_v, features, true> {
   static constexpr int query_stages = dim > 192 ? 2 : 3;
   static constexpr int dout_stages = dim > 192 ? 1 : dim_v > 128 ? 2 : 3;
   using Traits = HopperPairTraits<T, dim, dim_v, query_stages, dout_stages, features>;
-  using Ordered = std::conditional_t<features, Traits, InOrder<Traits>>;
+  using Other = OtherTraits<Traits, InOrder<Traits>>;
 };
 
 template <DType dtype, int dim, int dim_v, int features>
@@ -46,9 +53,9 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
   using OfTile =
       TraitsOfTile<Element<dtype>, dim, dim_v, features, tile.split == QuerySplit::kPair>;
   using Traits = typename OfTile::Traits;
-  using Ordered = typename OfTile::Ordered;
+  using Other = typename OfTile::Other;
   static constexpr auto before = hopper_preprocess_kernel<Traits>;
-  static constexpr auto kernel = main_kernel<Traits>(), in_order = main_kernel<Ordered>();
+  static constexpr auto kernel = main_kernel<Traits>(), other = main_kernel<Other>();
   static constexpr auto after = hopper_postprocess_kernel<Traits>;
   return {dtype, tile,
           [] {
@@ -61,7 +68,7 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
                     cudaFuncSetAttribute(main, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
             };
             raise(kernel, Traits::kSharedBytes);
-            raise(in_order, Ordered::kSharedBytes);
+            raise(other, Other::kSharedBytes);
             return error;
           },
           [](const HopperBackwardParams& params, int row_blocks, int ctas, cudaStream_t stream) {
@@ -71,8 +78,8 @@ HopperBackwardKernel hopper_backward_kernel_entry() {
             if (around == 0) return cudaSuccess;
             before<<<around, kAroundThreads, 0, stream>>>(p, row_blocks, params.counter,
                                                           params.sum_blocks);
-            if (ctas > 0 && p.deterministic)
-              in_order<<<ctas, Ordered::kThreads, Ordered::kSharedBytes, stream>>>(params);
+            if (ctas > 0 && takes_other(p))
+              other<<<ctas, Other::kThreads, Other::kSharedBytes, stream>>>(params);
             else if (ctas > 0)
               kernel<<<ctas, Traits::kThreads, Traits::kSharedBytes, stream>>>(params);
             if (!params.done) after<<<around, kAroundThreads, 0, stream>>>(p, row_blocks);
