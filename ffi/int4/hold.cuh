@@ -1,0 +1,16 @@
+// Keeps the compiler from working ahead: what follows from a value is worked out where it is used.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace jax_baracuda {
+
+__device__ __forceinline__ void hold(uint4& words) {
+  asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
+}
+
+__device__ __forceinline__ void hold(uint64_t& descriptor) { asm volatile("" : "+l"(descriptor)); }
+
+}  // namespace jax_baracuda
