@@ -166,6 +166,11 @@ struct WideLoader : WidePlace<Traits> {
     this->exchange().init();
   }
 
+  // Other row blocks read the weights again.
+  __device__ __forceinline__ uint64_t weight_policy() const {
+    return params.row_blocks == 1 ? kEvictFirst : kEvictNormal;
+  }
+
   // Columns of x past the end become zeros, and meet any weights and the scales of a group that is there. A strip that is
   // not there: the last one again, for nobody.
   __device__ __forceinline__ void load_unit(int unit, int stage) const {
@@ -180,7 +185,7 @@ struct WideLoader : WidePlace<Traits> {
       const uint32_t from = min(channel_block * Traits::kStrips + strip, p.strips - 1);
       bulk_load(this->weights_of(stage) + strip * Traits::kWeightBytes,
                 p.packed + (static_cast<uint64_t>(from) * p.depth_tiles + tile) * kTileBytes,
-                weight_bytes, full(stage));
+                weight_bytes, full(stage), weight_policy());
     }
 #pragma unroll
     for (int panel = 0; panel < Rows::kPanels; ++panel)
@@ -216,6 +221,29 @@ struct WideCorrector : WidePlace<Traits> {
   const int lane = threadIdx.x % 32;
   const int warp = shared_by_lanes(threadIdx.x / 32 - Traits::kMultiplying / 32 - 1);  // 0 to 2
 
+  // Pairs of channels of a warp are kPairStep apart; the last 32 are those of the warp that has no rows of x.
+  static constexpr int kPairs = Traits::kChannels / 2, kPairStep = 96;
+  static constexpr int kEach = kPairs / kPairStep, kMost = kEach + 1;
+  static_assert(kPairs == kEach * kPairStep + 32 && kN <= 32);
+  __device__ __forceinline__ bool has_rows() const { return warp < kN / 16; }
+  __device__ __forceinline__ bool has_pair(int i) const { return i < kEach || warp == 2; }
+  static constexpr int pair_offset(int i) {
+    return i < kEach ? i * kPairStep : kEach * kPairStep - 2 * 32;
+  }
+
+  // In the first stage: zero points and scales of this lane's first pair, and its part of the operands of 16 rows of x. A
+  // row's pieces come in the order in which all lanes read other banks, since that of a sum does not matter.
+  const uint32_t zeros = this->zeros_of(0) + first_pair() * 2;
+  const uint32_t scales = this->scales_of(0) + first_pair() * 4;
+  const uint32_t rows =
+      this->rows_of(0) + (warp * 16 + lane % 16) * 128 + ((lane / 16 ^ lane % 8) * 16);
+  // In a correction: the factors of that pair, the sums of the lane's first row.
+  // Row 16 b + 8 h + g of a strip is its channel 16 b + 2 g + h.
+  const uint32_t factors = Place::row(first_pair() / 8 * 16 + first_pair() % 8);
+  const uint32_t sums = Traits::kFactorBytes + Place::row(warp * 16 + lane / 4);
+
+  __device__ __forceinline__ int first_pair() const { return warp * 32 + lane; }
+
   __device__ __forceinline__ WideCorrector(const HopperParams& params, uint32_t base)
       : Place(params, base) {}
 
@@ -229,87 +257,92 @@ struct WideCorrector : WidePlace<Traits> {
     }
   };
 
-  // Of two neighbouring channels. Row 16 b + 8 h + g of a strip is its channel 16 b + 2 g + h.
-  __device__ __forceinline__ void write_factors(uint32_t to, int stage, int pair) const {
-    write_factors(to, pair,
-                  Traits::Nibbles::multiples(load_shared_2(this->zeros_of(stage) + pair * 2),
-                                             load_shared_4(this->scales_of(stage) + pair * 4)));
+  // What it needs of a stage, which it then has no more use for.
+  struct Operands {
+    uint32_t zeros[kMost], scales[kMost], rows[8][4];
+  };
+  __device__ __forceinline__ void load(Operands& o, int stage) const {
+    if (has_rows()) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        load_matrices(o.rows[i], (rows ^ (i / 2 * 32)) + stage * Traits::Rows::kBytes +
+                                     i % 2 * Traits::Rows::kPanelBytes);
+    }
+#pragma unroll
+    for (int i = 0; i < kMost; ++i)
+      if (has_pair(i)) {
+        o.zeros[i] = load_shared_2(zeros + stage * Traits::kScaleBytes + pair_offset(i) * 2);
+        o.scales[i] = load_shared_4(scales + stage * Traits::kScaleBytes + pair_offset(i) * 4);
+      }
   }
-  static __device__ __forceinline__ void write_factors(uint32_t to, int pair, float2 multiples) {
+
+  __device__ __forceinline__ void write_factors(uint32_t to, int i, float2 multiples) const {
     const Parts parts(multiples);
-    const uint32_t at = to + Place::row(pair / 8 * 16 + pair % 8);
+    const uint32_t at = to + factors + Place::row(pair_offset(i) / 8 * 16);
     store_shared_4(at, __byte_perm(parts.high, parts.low, 0x5410));
     store_shared_4(at + Place::row(8), __byte_perm(parts.high, parts.low, 0x7632));
   }
-  // The last 32 pairs are those of the warp that may have no rows.
-  template <class Body>
-  __device__ __forceinline__ void for_pairs(Body body) const {
-    constexpr int kPairs = Traits::kChannels / 2;
-#pragma unroll
-    for (int first = 0; first < kPairs / 96; ++first) body(first * 96 + warp * 32 + lane);
-    if (warp == 2) {
-#pragma unroll
-      for (int pair = kPairs / 96 * 96; pair < kPairs; pair += 32) body(pair + lane);
-    }
-  }
-
-  // The sums of rows g and g + 8 of 16 rows of x over a unit, in all lanes 4 g + t: products with ones. A row's pieces come in
-  // the order in which all lanes read other banks, since that of a sum does not matter.
-  __device__ __forceinline__ float2 sum_rows(int stage, int block) const {
-    const uint32_t row = this->rows_of(stage) + (block * 16 + lane % 16) * 128 +
-                         ((lane / 16 ^ lane % 8) * 16);
+  // The sums of rows g and g + 8 of the warp, in all lanes 4 g + t: products with ones.
+  static __device__ __forceinline__ float2 sum_rows(const uint32_t (&rows)[8][4]) {
     float sums[2][4] = {};
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      const uint32_t at = row ^ (step * 32);
-#pragma unroll
-      for (int panel = 0; panel < 2; ++panel) {
-        uint32_t a[4];
-        load_matrices(a, at + panel * Traits::Rows::kPanelBytes);
-        multiply_add<T>(sums[panel], a, RawNibbles<T>::kOnes, RawNibbles<T>::kOnes);
-      }
-    }
+    for (int i = 0; i < 8; ++i)
+      multiply_add<T>(sums[i % 2], rows[i], RawNibbles<T>::kOnes, RawNibbles<T>::kOnes);
     return make_float2(sums[0][0] + sums[1][0], sums[0][2] + sums[1][2]);
   }
   // Negative, so that what comes of it is to be added.
-  __device__ __forceinline__ void write_sums(uint32_t to, float2 sums, int block) const {
-    const Parts parts(make_float2(-sums.x, -sums.y));
+  __device__ __forceinline__ void write_sums(uint32_t to, float2 sum) const {
+    const Parts parts(make_float2(-sum.x, -sum.y));
     if (lane % 4 != 0) return;
-    const uint32_t at = to + Traits::kFactorBytes + Place::row(block * 16 + lane / 4);
+    const uint32_t at = to + sums;
     store_shared_4(at, __byte_perm(parts.high, 0, 0x1010));
     store_shared_4(at + Place::row(8), __byte_perm(parts.high, 0, 0x3232));
     store_shared_4(at + Traits::kSumBytes, __byte_perm(parts.low, 0, 0x1010));
     store_shared_4(at + Traits::kSumBytes + Place::row(8), __byte_perm(parts.low, 0, 0x3232));
   }
 
-  __device__ __forceinline__ void write_unit(uint32_t to, int stage) const {
-    if (warp < kN / 16) write_sums(to, sum_rows(stage, warp), warp);
-    for_pairs([&](int pair) { write_factors(to, stage, pair); });
+  __device__ __forceinline__ void write_unit(uint32_t to, const Operands& o) const {
+#pragma unroll
+    for (int i = 0; i < kMost; ++i)
+      if (has_pair(i)) write_factors(to, i, Traits::Nibbles::multiples(o.zeros[i], o.scales[i]));
+    if (has_rows()) write_sums(to, sum_rows(o.rows));
   }
   // Of a unit that is not there.
   __device__ __forceinline__ void write_nothing(uint32_t to) const {
-    if (warp < kN / 16) write_sums(to, make_float2(0.0f, 0.0f), warp);
-    for_pairs([&](int pair) { write_factors(to, pair, make_float2(0.0f, 0.0f)); });
+#pragma unroll
+    for (int i = 0; i < kMost; ++i)
+      if (has_pair(i)) write_factors(to, i, make_float2(0.0f, 0.0f));
+    if (has_rows()) write_sums(to, make_float2(0.0f, 0.0f));
+  }
+
+  // The unit that comes in `stage` in a round of all stages, which goes to column `stage` of `to`.
+  __device__ __forceinline__ void run_unit(uint32_t to, int stage, int parity, bool valid) const {
+    if (!valid) {
+      write_nothing(to + Place::column(stage));
+      return;
+    }
+    Operands o;
+    mbarrier_wait(this->full(stage), parity);
+    load(o, stage);
+    __syncwarp();
+    mbarrier_arrive_if(this->empty(stage), lane == 0);
+    write_unit(to + Place::column(stage), o);
   }
 
   __device__ __forceinline__ void run() const {
-    const int units = this->units(), last = (units + Traits::kCorrected - 1) / Traits::kCorrected;
-    int stage = 0, parity = 0;
-    for (int chunk = 0; chunk < last; ++chunk) {
-      const int at = chunk % Traits::kCorrections, turn = chunk / Traits::kCorrections % 2;
-      mbarrier_wait(this->done(at), turn ^ 1);
+    constexpr int kRounds = Traits::kCorrected / kStages;  // of a correction
+    static_assert(kStages == 4);  // a column is one addition from the one a round before
+    const int units = this->units();
+    for (int chunk = 0; chunk * Traits::kCorrected < units; ++chunk) {
+      const int at = chunk % Traits::kCorrections;
+      mbarrier_wait(this->done(at), chunk / Traits::kCorrections % 2 ^ 1);
 #pragma unroll 1
-      for (int i = 0; i < Traits::kCorrected; ++i) {
-        const uint32_t to = this->correction(at) + Place::column(i);
-        if (chunk * Traits::kCorrected + i < units) {
-          mbarrier_wait(this->full(stage), parity);
-          write_unit(to, stage);
-          __syncwarp();
-          mbarrier_arrive_if(this->empty(stage), lane == 0);
-          if (++stage == kStages) stage = 0, parity ^= 1;
-        } else {
-          write_nothing(to);
-        }
+      for (int round = 0; round < kRounds; ++round) {
+        const int left = units - chunk * Traits::kCorrected - round * kStages;
+        const uint32_t to = this->correction(at) + Place::column(round * kStages);
+#pragma unroll
+        for (int stage = 0; stage < kStages; ++stage)
+          run_unit(to, stage, (chunk * kRounds + round) % 2, left > stage);
       }
       fence_async_shared();
       __syncwarp();
