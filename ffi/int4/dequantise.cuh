@@ -263,8 +263,8 @@ struct RawGroupNibbles : GroupScale<T> {
                                                       const float (&finished)[kCount]) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      sums[i] = fmaf(finished[i], 1.0f / (i % 4 < 2 ? Raw::kFirstFactor : Raw::kSecondFactor),
-                     sums[i]);
+      sums[i] =
+          fmaf(finished[i], 1.0f / (i % 4 < 2 ? Raw::kFirstFactor : Raw::kSecondFactor), sums[i]);
   }
 };
 

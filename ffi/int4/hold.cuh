@@ -1,4 +1,5 @@
-// Keeps the compiler from working ahead: what follows from a value is worked out where it is used.
+// Keeps the compiler from working ahead, where what follows from a value is to be worked out when it is used, and from working
+// a value out again.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,6 +11,8 @@ namespace jax_baracuda {
 __device__ __forceinline__ void hold(uint4& words) {
   asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
 }
+
+__device__ __forceinline__ void keep(uint32_t& value) { asm volatile("" : "+r"(value)); }
 
 __device__ __forceinline__ void hold(uint64_t& descriptor) { asm volatile("" : "+l"(descriptor)); }
 

@@ -48,7 +48,6 @@ struct WideTraits {
   static constexpr int kCorrectionBytes = kFactorBytes + 2 * kSumBytes;
 
   using Exchange = SumExchange<kN, kStrips, 1>;  // in the place of the ring
-  static constexpr int kExchangeBytes = Exchange::kHalvesBytes;
   static constexpr int kFitting =
       (kMostExchangeBytes - kCorrections * kCorrectionBytes) / kStageBytes;
   static constexpr int kStages = kFitting < kMaxStages ? kFitting : kMaxStages;
@@ -56,7 +55,7 @@ struct WideTraits {
   static constexpr int kWeightsOffset = kStages * Rows::kBytes;
   static constexpr int kScalesOffset = kWeightsOffset + kStages * kStrips * kWeightBytes;
   static constexpr int kRingBytes = kStages * kStageBytes;
-  static_assert(kExchangeBytes <= kRingBytes && kRingBytes % 16 == 0);
+  static_assert(Exchange::kBytes <= kRingBytes && kRingBytes % 16 == 0);
   static constexpr int kBarriersOffset = kRingBytes + kCorrections * kCorrectionBytes;
   static constexpr int kBarriers = 2 * kStages + 2 * kCorrections + 1;
   static constexpr int kSharedBytes = kBarriersOffset + kBarriers * 8;
@@ -128,12 +127,8 @@ struct WidePlace {
   static __device__ __forceinline__ int row(int row) { return row / 8 * 256 + row % 8 * 16; }
 
   __device__ __forceinline__ typename Traits::Exchange exchange() const {
-    return {base,
-            barrier(Traits::kBarriers - 1),
-            p.partials ? 1 : p.splits,
-            split,
-            p.rows - first_row(),
-            static_cast<int>(threadIdx.x),
+    return {base,  barrier(Traits::kBarriers - 1), p.partials ? 1 : p.splits,
+            split, p.rows - first_row(),           static_cast<int>(threadIdx.x),
             0};
   }
 };
@@ -235,8 +230,7 @@ struct WideCorrector : WidePlace<Traits> {
   // row's pieces come in the order in which all lanes read other banks, since that of a sum does not matter.
   const uint32_t zeros = this->zeros_of(0) + first_pair() * 2;
   const uint32_t scales = this->scales_of(0) + first_pair() * 4;
-  const uint32_t rows =
-      this->rows_of(0) + (warp * 16 + lane % 16) * 128 + ((lane / 16 ^ lane % 8) * 16);
+  uint32_t rows = this->rows_of(0) + (warp * 16 + lane % 16) * 128 + ((lane / 16 ^ lane % 8) * 16);
   // In a correction: the factors of that pair, the sums of the lane's first row.
   // Row 16 b + 8 h + g of a strip is its channel 16 b + 2 g + h.
   const uint32_t factors = Place::row(first_pair() / 8 * 16 + first_pair() % 8);
@@ -245,7 +239,9 @@ struct WideCorrector : WidePlace<Traits> {
   __device__ __forceinline__ int first_pair() const { return warp * 32 + lane; }
 
   __device__ __forceinline__ WideCorrector(const HopperParams& params, uint32_t base)
-      : Place(params, base) {}
+      : Place(params, base) {
+    keep(rows);
+  }
 
   // High and low parts of two numbers, of 8 bits of mantissa each, in a pair of each.
   struct Parts {
@@ -472,8 +468,7 @@ struct WideMultiplier : WidePlace<Traits> {
       acquire(o, 0, 0);
       int round = 0;
 #pragma unroll 1
-      while (multiply_round(sums, group, o, round,
-                            std::make_integer_sequence<int, kStages>())) {
+      while (multiply_round(sums, group, o, round, std::make_integer_sequence<int, kStages>())) {
         if (round % kRounds == 0 && round > 0) correct(sums, group, round / kRounds - 1);
         ++round;
       }

@@ -33,8 +33,8 @@ HopperInt4Kernel medium_int4_kernel_entry() {
     using Traits = WideTraits<T, tile.n, tile.channel_groups, 4>;
     return medium_entry<Traits, int4_wide_kernel<Traits>>(dtype, index, scale_steps);
   } else {
-    using Traits = MediumTraits<T, tile.n, tile.channel_groups, tile.depth_groups, tile.stages,
-                                scale_steps>;
+    using Traits =
+        MediumTraits<T, tile.n, tile.channel_groups, tile.depth_groups, tile.stages, scale_steps>;
     return medium_entry<Traits, int4_medium_kernel<Traits>>(dtype, index, scale_steps);
   }
 }
