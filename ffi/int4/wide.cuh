@@ -151,11 +151,11 @@ struct WideLoader : WidePlace<Traits> {
     constexpr int kWarps = Traits::kMultiplying / 32, kCorrecting = 3;
     for (int stage = 0; stage < kStages; ++stage) {
       mbarrier_init(full(stage), 1);
-      mbarrier_init(empty(stage), kWarps + kCorrecting);
+      mbarrier_init(empty(stage), (kWarps + kCorrecting) * kWarpArrivals);
     }
     for (int at = 0; at < Traits::kCorrections; ++at) {
-      mbarrier_init(this->ready(at), kCorrecting);
-      mbarrier_init(this->done(at), kWarps);
+      mbarrier_init(this->ready(at), kCorrecting * kWarpArrivals);
+      mbarrier_init(this->done(at), kWarps * kWarpArrivals);
     }
     mbarrier_init_fence();
     this->exchange().init();
@@ -321,7 +321,7 @@ struct WideCorrector : WidePlace<Traits> {
     mbarrier_wait(this->full(stage), parity);
     load(o, stage);
     __syncwarp();
-    mbarrier_arrive_if(this->empty(stage), lane == 0);
+    mbarrier_arrive_if(this->empty(stage), lane < kWarpArrivals);
     write_unit(to + Place::column(stage), o);
   }
 
@@ -342,7 +342,7 @@ struct WideCorrector : WidePlace<Traits> {
       }
       fence_async_shared();
       __syncwarp();
-      mbarrier_arrive_if(this->ready(at), lane == 0);
+      mbarrier_arrive_if(this->ready(at), lane < kWarpArrivals);
     }
   }
 };
@@ -434,7 +434,7 @@ struct WideMultiplier : WidePlace<Traits> {
       }
       hold(o.words);  // nothing ahead of the wait, for want of registers
     }
-    mbarrier_arrive_if(this->empty(kStage), lane == 0);
+    mbarrier_arrive_if(this->empty(kStage), lane < kWarpArrivals);
     return more;
   }
   template <int... kStage>
@@ -457,7 +457,7 @@ struct WideMultiplier : WidePlace<Traits> {
     warpgroup_wait<0>();
     hold(group);
     Nibbles::add_finished(sums, group);
-    mbarrier_arrive_if(this->done(at), lane == 0);
+    mbarrier_arrive_if(this->done(at), lane < kWarpArrivals);
   }
 
   // All products of this warpgroup. Corrections come a round after what they are for, when they have long been ready.
