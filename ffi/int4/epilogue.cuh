@@ -79,14 +79,12 @@ class ChannelPair {
     bias = parts ? make_float2(0.0f, 0.0f) : bias_pair<T>(p, channel);
   }
 
-  // `others`: so many rows from that of quad 0 on are left out.
-  __device__ __forceinline__ void store(int quad, float4 sum, int others = 0) const {
+  __device__ __forceinline__ void store(int quad, float4 sum) const {
     const uint32_t row = quad * 8;
     if (static_cast<int>(row) >= rows) return;
     char* const at = to + static_cast<uint64_t>(row) * row_bytes;
-    if (static_cast<int>(row) >= others) store_row(at, sum.x + bias.x, sum.z + bias.y);
-    if (static_cast<int>(row) + 1 < rows && static_cast<int>(row) + 1 >= others)
-      store_row(at + row_bytes, sum.y + bias.x, sum.w + bias.y);
+    store_row(at, sum.x + bias.x, sum.z + bias.y);
+    if (static_cast<int>(row) + 1 < rows) store_row(at + row_bytes, sum.y + bias.x, sum.w + bias.y);
   }
 
   // Quads first + i * step of a warp, in which four lanes (numbers 4 and 8 apart) have eight neighbouring channels: each of

@@ -101,18 +101,18 @@ struct LargeKernel {
   }
 
   // Part `rank` of the rows, to all of the pair.
-  __device__ __forceinline__ void load_rows(uint32_t to, uint32_t barrier, int first_row,
+  __device__ __forceinline__ void load_rows(uint32_t to, uint32_t barrier, int row_block,
                                             int tile) const {
     constexpr int kRows = kN / Traits::kPair;
     const int first = rank * kRows;
     if constexpr (Traits::kPair == 1)
-      tma_load(to, &params.x, barrier, tile * kDepth, first_row, 0, 0, kEvictLast);
+      tma_load(to, &params.x, barrier, tile * kDepth, row_block * kN, 0, 0, kEvictLast);
     else
       tma_load_multicast(to + Rows::row_offset(first), &params.x, barrier, tile * kDepth,
-                         first_row + first, 0, 0, (1 << Traits::kPair) - 1, kEvictLast);
+                         row_block * kN + first, 0, 0, (1 << Traits::kPair) - 1, kEvictLast);
   }
 
-  __device__ __forceinline__ void load_tile(int stage, int first_row, int channel_block, int tile) {
+  __device__ __forceinline__ void load_tile(int stage, int row_block, int channel_block, int tile) {
     const uint32_t barrier = full(stage);
     const int width = p.strips * kStrip;
     const int first = min(channel_block, params.channel_blocks - 1) * Traits::kChannels;
@@ -128,7 +128,7 @@ struct LargeKernel {
                 p.packed + (static_cast<int64_t>(of) * p.depth_tiles + tile) * kTileBytes,
                 kTileBytes, barrier, weight_policy());
     }
-    load_rows(base + stage * Rows::kBytes, barrier, first_row, tile);
+    load_rows(base + stage * Rows::kBytes, barrier, row_block, tile);
 #pragma unroll
     for (int row = 0; row < kScaleRows; ++row) {
       const int group = kScaleRows == 2 ? 2 * tile + row : divide(tile, p.group_tiles);
@@ -147,7 +147,7 @@ struct LargeKernel {
     for (auto work = this->work(); work.next();) {
       int stage = 0;
       for (int tile = work.first_tile; tile < work.end_tile; ++tile) {
-        load_tile(stage, work.first_row(kN), work.channel_block + rank, tile);
+        load_tile(stage, work.row_block, work.channel_block + rank, tile);
         stage = after(stage);
       }
     }
@@ -251,12 +251,12 @@ struct LargeKernel {
   }
 
   // For the one tile of a CTA whose sums are not whole.
-  __device__ __forceinline__ typename Traits::Exchange exchange(int first_row) const {
+  __device__ __forceinline__ typename Traits::Exchange exchange(int row_block) const {
     return {base,
             base + Traits::kBarriersOffset + 2 * Traits::kStages * 8,
             Traits::kPair == 1 ? p.splits : 1,
             split,
-            p.rows - first_row,
+            p.rows - row_block * kN,
             static_cast<int>(threadIdx.x),
             0};
   }
@@ -286,7 +286,7 @@ struct LargeKernel {
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = work.first_row(kN) + half * Panel::kRows;
+      const int row = work.row_block * kN + half * Panel::kRows;
       if (threadIdx.x % 128 == 0) bulk_wait_read();  // the panel before this one
       named_barrier_sync(1 + strip, 128);
 #pragma unroll
@@ -309,13 +309,13 @@ struct LargeKernel {
   // This thread's place in the output.
   __device__ __forceinline__ ChannelPair<T> output(const LargeWork<Traits::kPair>& work) const {
     return {p, (work.channel_block + rank) * Traits::kChannels + pair,
-            work.first_row(kN) + lane % 4 * 2, false, 0};
+            work.row_block * kN + lane % 4 * 2, false, 0};
   }
 
   __device__ __forceinline__ void finish(const LargeWork<Traits::kPair>& work,
                                          const float (&sums)[kN / 2]) const {
     if (Traits::kPair > 1 && work.slot >= 0) {
-      store_part(work.slot, sums, p.rows - work.first_row(kN));
+      store_part(work.slot, sums, p.rows - work.row_block * kN);
       return;
     }
     if constexpr (Traits::kPair > 1) {
@@ -324,7 +324,7 @@ struct LargeKernel {
         return;
       }
     }
-    const auto exchange = this->exchange(work.first_row(kN));
+    const auto exchange = this->exchange(work.row_block);
     exchange.arrive();
     exchange.finish(sums, [&] { return output(work); });
   }
@@ -353,7 +353,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     kernel.init_barriers();
     auto work = kernel.work();
     work.next();
-    kernel.exchange(work.first_row(Traits::kN)).init();
+    kernel.exchange(work.row_block).init();
   }
   __syncthreads();
   if constexpr (Traits::kPair > 1) {  // the barriers of the others are there

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(Traits::kConsumers)
   if (first == last) return;  // it was not divided
   LargeWork<Traits::kPair> work(params, 0);
   work.place(params.whole_tiles + tile);
-  const int first_row = work.first_row(Traits::kN), rows = p.rows - first_row;
+  const int rows = p.rows - work.row_block * Traits::kN;
   float4 sums[kCombineQuads] = {};
   for (int pair = first; pair <= last; ++pair) {
     const float4* part = large_part<Traits>(p, (pair + tile) * Traits::kPair + rank) + threadIdx.x;
@@ -40,11 +40,10 @@ __global__ void __launch_bounds__(Traits::kConsumers)
   const int channel = (work.channel_block + rank) * Traits::kChannels + threadIdx.x / 128 * kStrip +
                       threadIdx.x / 32 % 4 * 16 + lane / 4 * 2;
   const int quad = blockIdx.y * kCombineQuads;
-  const ChannelPair<typename Traits::T> out(p, channel, first_row + quad * 8 + lane % 4 * 2, false,
-                                            0);
-  const int others = work.row_block * Traits::kN - first_row - quad * 8 - lane % 4 * 2;
+  const ChannelPair<typename Traits::T> out(
+      p, channel, work.row_block * Traits::kN + quad * 8 + lane % 4 * 2, false, 0);
 #pragma unroll
-  for (int i = 0; i < kCombineQuads; ++i) out.store(i, sums[i], others);
+  for (int i = 0; i < kCombineQuads; ++i) out.store(i, sums[i]);
 }
 
 template <class Traits>

@@ -33,13 +33,6 @@ struct LargeWork {
     }
   }
 
-  // The first row of x, of `n` rows. The last block has rows of the one before again where there are not enough: rows that are
-  // not there take the copy engine longer than others. What both store is the same, and where the depth of a tile was divided
-  // its sums come last and are its own rows alone.
-  __device__ __forceinline__ int first_row(int n) const {
-    return min(row_block * n, max(p.problem.rows - n, 0));
-  }
-
   static __device__ __forceinline__ int stream_begin(const HopperParams& p, int pair) {
     return pair * p.stream_units + min(pair, p.longer_streams);
   }

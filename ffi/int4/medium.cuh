@@ -134,10 +134,11 @@ struct MediumKernel {
     return min(first_unit(split + 1) * Traits::kUnit, p.depth_tiles);
   }
 
-  // The first row of x. The last block has rows of the one before again where there are not enough: rows that are not there
-  // take the copy engine longer than others. What both store is the same.
+  // The first row of x. Rows that are not there take the copy engine longer than others, which two depth groups of as many
+  // rows wait for: there the last block has rows of the one before again instead. What both store is the same.
   __device__ __forceinline__ int first_row() const {
-    return min(row_block * kN, max(p.rows - kN, 0));
+    const int row = row_block * kN;
+    return kN == 128 && kDepthGroups > 1 ? min(row, max(p.rows - kN, 0)) : row;
   }
 
   // This warpgroup's strip. One that is not there: the last one again, for nobody.

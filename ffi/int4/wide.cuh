@@ -79,7 +79,7 @@ struct WidePlace {
   }
   __device__ __forceinline__ int units() const { return first_unit(split + 1) - first_unit(split); }
 
-  // The first row of x: as in medium.cuh.
+  // The first row of x. The last block has rows of the one before again where there are not enough; both store the same.
   __device__ __forceinline__ int first_row() const {
     return min(row_block * Traits::kN, max(p.rows - Traits::kN, 0));
   }
