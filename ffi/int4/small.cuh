@@ -43,6 +43,8 @@ struct SmallTraits {
   static constexpr int kWarps = kChannelWarps * kDepthWarps, kThreads = 32 * kWarps;
   static constexpr int kUnit = 2;  // tiles of weights that a warp has in a stage
   static constexpr int kScaleRows = 8 / kScaleSteps;
+  // With few warps an SM, the next stage is asked for before this one is read, else after.
+  static constexpr bool kLoadFirst = kBlocks == 2 && kCtas == 1 && kWarps == 8;
 
   // A stage of a warp: weights, scales, zero points; of the CTA: those and x.
   static constexpr int kTilePart = kWarpBlocks * 512;  // bytes of a tile that a warp has
@@ -376,9 +378,10 @@ struct SmallKernel {
     for (; unit < end_unit; unit += kDepthWarps) {
       copy_async_wait<2 * kStages - 3>();
       wait_for_sharing();
+      if constexpr (Traits::kLoadFirst) load(free);
       Operands of;
       read_tile<0>(of, stage);
-      load(free);
+      if constexpr (!Traits::kLoadFirst) load(free);
       multiply_tile<0>(stage, group, of);
       copy_async_wait<2 * kStages - 2>();
       read_tile<1>(of, stage);

@@ -44,7 +44,7 @@ struct SmallSums {
 
   __device__ __forceinline__ uint32_t barrier() const { return buffer + kBufferBytes; }
   // Quads of a row that an owner has.
-  __device__ __forceinline__ int owned() const { return kQuads >> shift; }
+  __device__ __forceinline__ uint32_t owned() const { return uint32_t{kQuads} >> shift; }
 
   // At the start of the kernel: tells the cluster that this CTA's shared memory is there, and waits until all of it is.
   __device__ __forceinline__ void begin() const {
@@ -91,36 +91,41 @@ struct SmallSums {
     return sum;
   }
 
-  // Numbers are the rounded ones' Raw: the first channel of a pair has its own factor.
+  // What a thread adds up in one of its turns: a quad of a row, or no row that there is. The quads of an owner follow each
+  // other, row after row.
+  struct Item {
+    int row, quad, owner;
+  };
+  __device__ __forceinline__ Item item(int turn) const {
+    const uint32_t at = threadIdx.x + turn * kThreads, line = at >> (kLogQuads - shift);
+    const uint32_t owner = line / kRows;
+    return {static_cast<int>(at < kRows * kQuads ? line % kRows : kRows),
+            static_cast<int>(owner * owned() + (at & (owned() - 1))), static_cast<int>(owner)};
+  }
+
+  // Raw: what the numbers of weights are, of which the two channels of a lane have their own factors.
   template <class T, class Raw>
   __device__ __forceinline__ void finish(int first_row, int first_channel) const {
     float4 sums[kTurns];
-    const int quad = threadIdx.x % kQuads, owner = quad >> (kLogQuads - shift);
-    constexpr int kRowStep = kThreads / kQuads;
-    static_assert(kThreads % kQuads == 0);
-    const int thread_row = threadIdx.x / kQuads;
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      const int row = thread_row + turn * kRowStep;
-      if (row >= rows) continue;
-      sums[turn] = of_warps(row, quad);
-      if (owner != split && cluster)
-        store_remote(remote_address(received(split, row, quad), owner), sums[turn],
-                     remote_address(barrier(), owner));
+      const Item i = item(turn);
+      if (i.row >= rows) continue;
+      sums[turn] = of_warps(i.row, i.quad);
+      if (cluster && i.owner != split)
+        store_remote(remote_address(received(split, i.row, i.quad), i.owner), sums[turn],
+                     remote_address(barrier(), i.owner));
     }
-    if (cluster) {
-      if constexpr (kHasClusters)
-        mbarrier_wait(barrier(), 0);  // no CTA ends while others write to it
-      if (owner != split) return;
-    }
+    if constexpr (kHasClusters)
+      if (cluster) mbarrier_wait(barrier(), 0);  // no CTA ends while others write to it
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      const int row = thread_row + turn * kRowStep;
-      if (row >= rows) continue;
-      const float4 raw = cluster ? of_cluster(row, quad, sums[turn]) : sums[turn];
+      const Item i = item(turn);
+      if (i.row >= rows || (cluster && i.owner != split)) continue;
+      const float4 raw = cluster ? of_cluster(i.row, i.quad, sums[turn]) : sums[turn];
       const float4 sum = make_float4(raw.x * Raw::kFirstFactor, raw.y * Raw::kSecondFactor,
                                      raw.z * Raw::kFirstFactor, raw.w * Raw::kSecondFactor);
-      store_sum<T>(p, split, first_row + row, first_channel + quad * 4, sum);
+      store_sum<T>(p, split, first_row + i.row, first_channel + i.quad * 4, sum);
     }
   }
 };
