@@ -172,11 +172,8 @@ inline Int4Split split_hopper(const Int4Shape& s, const Int4Device& device,
                               : splits > 1          ? 1500 + sums * 56 / 1000
                                                     : 0;
     const int64_t rounds = ceil_divide(ceil_divide(units, splits), tile.depth_groups);
-    int64_t ns = rounds * tile.depth_groups * unit * tile.ns + kHopperStartNs + fold_ns + add_up_ns;
-    // Tiles of 128 x 128 with few rows in the last block are slow: measured 27.1 us with 129 rows, 17.9 with 192.
-    if (tile.n == 128 && tile.depth_groups == 2 && s.rows > tile.n &&
-        (s.rows - 1) % tile.n < tile.n / 2 - 1)
-      ns += ns / 2;
+    const int64_t ns =
+        rounds * tile.depth_groups * unit * tile.ns + kHopperStartNs + fold_ns + add_up_ns;
     const Int4Split split = {splits, waves * ns, parts, false};
     if (split < best) best = split;
   }

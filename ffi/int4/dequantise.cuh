@@ -45,6 +45,7 @@ template <>
 struct RawNibbles<__half> {
   static constexpr uint32_t kOnes = 0x3c003c00;
   static constexpr float kFirstFactor = 16777216.0f, kSecondFactor = 1048576.0f;
+  static constexpr float kFirstBias = 0.0f;  // of the first channel's numbers
 
   static __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) {
     a[0] = word & 0x00ff00ff;
@@ -69,6 +70,7 @@ template <>
 struct RawNibbles<__nv_bfloat16> {
   static constexpr uint32_t kOnes = 0x3f803f80;
   static constexpr float kFirstFactor = 1.0f, kSecondFactor = 4.0f;
+  static constexpr float kFirstBias = 128.0f;
 
   static __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) {
 #pragma unroll
@@ -201,23 +203,22 @@ struct ScaledNibbles {
   }
 };
 
-// q - zero, and what scales the sums of a group: quads of the lane's two channels by two rows of x, the first channel first.
+// What scales the sums of a group: quads of the lane's two channels by two rows of x, the first channel first. Numbers are those
+// of RawNibbles or ByteNibbles.
 template <class T>
-struct GroupNibbles {
-  ByteNibbles<T> exact;
+struct GroupScale {
+  using Raw = RawNibbles<T>;
   float2 factor;
 
-  // As ScaledNibbles.
-  __device__ __forceinline__ GroupNibbles(uint32_t zeros, uint32_t scales)
-      : exact(zeros), factor(RawNibbles<T>::to_floats(scales)) {}
-  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const { exact.run(a, word); }
+  __device__ __forceinline__ explicit GroupScale(uint32_t scales)
+      : factor(Raw::to_floats(scales)) {}
   template <int kCount>
   __device__ __forceinline__ void add(float (&sums)[kCount], const float (&group)[kCount]) const {
 #pragma unroll
     for (int i = 0; i < kCount; i += 4)
 #pragma unroll
       for (int row = i; row < i + 2; ++row) {
-        const float first = ByteNibbles<T>::first(group[row], group[row + 2]);
+        const float first = Raw::first(group[row], group[row + 2]);
         sums[row] = fmaf(first, factor.x, sums[row]);
         sums[row + 2] = fmaf(group[row + 2], factor.y, sums[row + 2]);
       }
@@ -226,8 +227,44 @@ struct GroupNibbles {
   template <int kCount>
   static __device__ __forceinline__ void finish(float (&sums)[kCount]) {
 #pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] *= i % 4 < 2 ? Raw::kFirstFactor : Raw::kSecondFactor;
+  }
+};
+
+// q - zero, whose sums of a group are scaled. Zero points in the low bytes; a pair of scales.
+template <class T>
+struct GroupNibbles : GroupScale<T> {
+  ByteNibbles<T> exact;
+
+  __device__ __forceinline__ GroupNibbles(uint32_t zeros, uint32_t scales)
+      : GroupScale<T>(scales), exact(zeros) {}
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const { exact.run(a, word); }
+};
+
+// Numbers as their bits are, whose sums of a group are scaled: too much by the zero points, for which multiples() of the sum of
+// x over the group are to be subtracted.
+template <class T>
+struct RawGroupNibbles : GroupScale<T> {
+  using Raw = RawNibbles<T>;
+
+  __device__ __forceinline__ explicit RawGroupNibbles(uint32_t scales) : GroupScale<T>(scales) {}
+  __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const { Raw::run(a, word); }
+
+  // Of the lane's two channels; they are exact. finish() multiplies what comes of it, too: add them with add_finished().
+  static __device__ __forceinline__ float2 multiples(uint32_t zeros, uint32_t scales) {
+    constexpr float kBits = 8388608.0f;  // an integer under the exponent of 2^23
+    const float2 factor = Raw::to_floats(scales);
+    const float first = __uint_as_float(__byte_perm(zeros, 0x4b000000, 0x7440));
+    const float second = __uint_as_float(__byte_perm(zeros, 0x4b000000, 0x7441));
+    return make_float2((first - (kBits - Raw::kFirstBias)) * factor.x, (second - kBits) * factor.y);
+  }
+  template <int kCount>
+  static __device__ __forceinline__ void add_finished(float (&sums)[kCount],
+                                                      const float (&finished)[kCount]) {
+#pragma unroll
     for (int i = 0; i < kCount; ++i)
-      sums[i] *= i % 4 < 2 ? ByteNibbles<T>::kFirstFactor : ByteNibbles<T>::kSecondFactor;
+      sums[i] =
+          fmaf(finished[i], 1.0f / (i % 4 < 2 ? Raw::kFirstFactor : Raw::kSecondFactor), sums[i]);
   }
 };
 

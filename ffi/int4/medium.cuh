@@ -19,6 +19,7 @@
 #include "device/wgmma.cuh"
 #include "int4/dequantise.cuh"
 #include "int4/exchange.cuh"
+#include "int4/hold.cuh"
 #include "int4/hopper_params.h"
 #include "int4/uniform.cuh"
 
@@ -79,12 +80,6 @@ __device__ __forceinline__ uint32_t read_thread() {
   return thread;
 }
 
-__device__ __forceinline__ void hold(uint4& words) {
-  asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)::"memory");
-}
-
-__device__ __forceinline__ void hold(uint64_t& descriptor) { asm volatile("" : "+l"(descriptor)); }
-
 template <class Traits>
 struct MediumKernel {
   using T = typename Traits::T;
@@ -137,6 +132,13 @@ struct MediumKernel {
   }
   __device__ __forceinline__ int end_tile() const {
     return min(first_unit(split + 1) * Traits::kUnit, p.depth_tiles);
+  }
+
+  // The first row of x. Rows that are not there take the copy engine longer than others, which two depth groups of as many
+  // rows wait for: there the last block has rows of the one before again instead. What both store is the same.
+  __device__ __forceinline__ int first_row() const {
+    const int row = row_block * kN;
+    return kN == 128 && kDepthGroups > 1 ? min(row, max(p.rows - kN, 0)) : row;
   }
 
   // This warpgroup's strip. One that is not there: the last one again, for nobody.
@@ -216,7 +218,7 @@ struct MediumKernel {
 #pragma unroll
     for (int panel = 0; panel < Rows::kPanels; ++panel)
       tma_load(rows_of(stage) + panel * Rows::kPanelBytes, &params.x, full(stage),
-               (first_tile + panel) * kDepth, row_block * kN, 0, 0, kEvictLast);
+               (first_tile + panel) * kDepth, first_row(), 0, 0, kEvictLast);
 #pragma unroll
     for (int row = 0; row < Traits::kScaleRows; ++row) {
       const int tile =
@@ -371,14 +373,14 @@ struct MediumKernel {
             base + Traits::kBarriersOffset + 2 * kStages * kDepthGroups * 8,
             p.partials ? 1 : p.splits,
             split,
-            p.rows - row_block * kN,
+            p.rows - first_row(),
             static_cast<int>(thread % (Traits::kChannelGroups * 128)),
             depth_group};
   }
 
   // Stores this thread's sums, whole or of a split.
   __device__ __forceinline__ void finish(const float (&sums)[kN / 2]) const {
-    const int row = row_block * kN + lane % 4 * 2;
+    const int row = first_row() + lane % 4 * 2;
     const int channel =
         channel_block * Traits::kChannels + channel_group * kStrip + warp * 16 + lane / 4 * 2;
     const auto exchange = this->exchange();

@@ -17,6 +17,18 @@
 
 namespace jax_baracuda {
 
+// Rows of x of a unit: 128 columns in pieces of 8, the place of which in its row changes with the row, so that a piece of eight
+// rows falls in different banks. A unit starts at a multiple of 128 bytes: from one place to another of the same lane it is an
+// exclusive or.
+template <int kRows>
+struct SmallRows {
+  static constexpr int kCols = 2 * kDepth, kPieces = kCols / 8, kPitch = kCols * 2;
+  static constexpr int kBytes = kRows * kPitch;
+  static __device__ __forceinline__ uint32_t place(int row, int piece) {
+    return row * kPitch + (piece ^ row % 8) * 16;
+  }
+};
+
 // kBlocks: of 8 rows of x. kWarpBlocks: of 16 channels that a warp has, 4 or 2. kScaleSteps: k-steps of 16 that share a
 // scale, 2, 4 or 8 (groups of 32, 64, more).
 template <class T_, int kBlocks_, int kChannelWarps_, int kDepthWarps_, int kStages_, int kCtas_,
@@ -31,6 +43,8 @@ struct SmallTraits {
   static constexpr int kWarps = kChannelWarps * kDepthWarps, kThreads = 32 * kWarps;
   static constexpr int kUnit = 2;  // tiles of weights that a warp has in a stage
   static constexpr int kScaleRows = 8 / kScaleSteps;
+  // With few warps an SM, the next stage is asked for before this one is read, else after.
+  static constexpr bool kLoadFirst = kBlocks == 2 && kCtas == 1 && kWarps == 8;
 
   // A stage of a warp: weights, scales, zero points; of the CTA: those and x.
   static constexpr int kTilePart = kWarpBlocks * 512;  // bytes of a tile that a warp has
@@ -38,15 +52,18 @@ struct SmallTraits {
   // Of 16 bytes: two of scales a row and block, then one of zero points.
   static constexpr int kScalePieces = 3 * kWarpBlocks * kScaleRows;
   static constexpr int kZerosOffset = kScalesOffset + kScaleRows * kWarpChannels * 2;
-  static constexpr int kWarpBytes = kScalesOffset + kScalePieces * 16;
-  using Rows = Tile<T, kRows, kUnit * kDepth>;
-  static constexpr int kRowsOffset = (kWarps * kWarpBytes + 127) / 128 * 128;
+  static constexpr int kWarpBytes = (kScalesOffset + kScalePieces * 16 + 127) / 128 * 128;
+  using Rows = SmallRows<kRows>;
+  static constexpr int kRowsOffset = kWarps * kWarpBytes;
   static constexpr int kStageBytes = kRowsOffset + kDepthWarps * Rows::kBytes;
 
   using Sums = SmallSums<kRows, kWarpBlocks, kChannelWarps, kDepthWarps, kWarpBytes, kStageBytes>;
   static constexpr int kSumsOffset = kStages * kStageBytes;
   static constexpr int kSharedBytes = kSumsOffset + Sums::kBytes;
 };
+
+// What is worked out here, and not again for every use of it.
+__device__ __forceinline__ void keep_register(uint32_t& v) { asm volatile("" : "+r"(v)); }
 
 template <class Traits>
 struct SmallKernel {
@@ -58,7 +75,7 @@ struct SmallKernel {
 
   const Int4Params& p;
   unsigned char* const shared;
-  const uint32_t base = shared_address(shared);
+  uint32_t base = shared_address(shared);
   const int lane = threadIdx.x % 32;
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   const int channel_warp = warp % Traits::kChannelWarps, depth_warp = warp / Traits::kChannelWarps;
@@ -68,7 +85,10 @@ struct SmallKernel {
   int load_unit;
   const uint8_t* load_weights;
   const T* load_x;
-  const int rows_left, columns_left;  // of x, from this thread's first row and first column on
+  int rows_left;     // of x, from this thread's first row on
+  int columns_left;  // from this thread's first column of the stage on
+  uint32_t x_place,
+      x_operands;  // in a stage: this thread's first piece of x, and its first place of B operands
   const int first_channel;
 
   // A piece of scales or zero points that this thread copies: of group 0; from group to group (0: there is no such piece).
@@ -88,20 +108,30 @@ struct SmallKernel {
         first_row(row_block * Traits::kRows),
         end_unit(first_unit(split + 1)),
         load_unit(first_unit(split) + depth_warp),
-        rows_left(p.rows - first_row - thread_row()),
-        columns_left(p.columns - thread_piece() * 8),
         first_channel(
             min((channel_block * Traits::kChannelWarps + channel_warp) * Traits::kWarpChannels,
                 p.strips * kStrip - Traits::kWarpChannels)) {
+    keep_register(base);
     load_weights =
         p.packed +
         (static_cast<int64_t>(first_channel / kStrip) * p.depth_tiles + load_unit * Traits::kUnit) *
             kTileBytes +
         first_channel % kStrip * 32 + lane * 16;
+  }
+
+  // What the first weights do not wait for.
+  __device__ __forceinline__ void place_rows() {
+    rows_left = p.rows - first_row - thread_row();
+    columns_left = p.columns - thread_piece() * 8 - load_unit * Rows::kCols;
+    const uint32_t unit = Traits::kRowsOffset + depth_warp * Rows::kBytes;
+    x_place = unit + Rows::place(thread_row(), thread_piece());
+    x_operands = unit + Rows::place(lane % 8, lane / 8);
     load_x = static_cast<const T*>(p.x) +
              static_cast<int64_t>(first_row + thread_row()) * p.columns + load_unit * Rows::kCols +
              thread_piece() * 8;
     load_scale = scale_source(lane);
+    keep_register(x_place);
+    keep_register(x_operands);
   }
 
   __device__ __forceinline__ int first_unit(int split) const {
@@ -131,13 +161,14 @@ struct SmallKernel {
 
   // Rows of x that are not there are never copied: they make no sum that counts.
   __device__ __forceinline__ void load_rows(uint32_t stage) const {
-    const Rows to(stage + Traits::kRowsOffset + depth_warp * Rows::kBytes);
-    const bool valid = load_unit * Rows::kCols < columns_left;
+    const uint32_t first = stage + x_place;
+    const bool valid = columns_left > 0;
+    const T* from = load_x;
 #pragma unroll
-    for (int at = 0; at < Traits::kRows; at += kRowStep)
-      if (at < rows_left)
-        copy_async_16(to.piece(thread_row() + at, thread_piece()),
-                      load_x + static_cast<uint32_t>(at * p.columns), valid);
+    for (int at = 0; at < Traits::kRows; at += kRowStep) {
+      if (at < rows_left) copy_async_16((first ^ at % 8 * 16) + at * Rows::kPitch, from, valid);
+      from += static_cast<uint32_t>(kRowStep * p.columns);
+    }
   }
 
   __device__ __forceinline__ ScaleSource scale_source(int piece) const {
@@ -169,26 +200,37 @@ struct SmallKernel {
   // Starts to copy the next stage, in two groups: what the first tile of each unit needs, and the other tiles.
   __device__ __forceinline__ void load(int stage_index) {
     const uint32_t stage = base + stage_index * Traits::kStageBytes;
-    const uint32_t own = stage + warp * Traits::kWarpBytes + lane * 16;
     if (load_unit < end_unit) {
-#pragma unroll
-      for (int block = 0; block < kWarpBlocks; ++block)
-        copy_async_16(own + block * 512, load_weights + block * 512, true);
-      load_scales(own - lane * 16 + Traits::kScalesOffset);
-      load_rows(stage);
-      copy_async_commit();
-      const bool valid = load_unit * Traits::kUnit + 1 < p.depth_tiles;
-#pragma unroll
-      for (int block = 0; block < kWarpBlocks; ++block)
-        copy_async_16(own + Traits::kTilePart + block * 512,
-                      load_weights + kTileBytes + block * 512, valid);
+      load_first_tile(stage);
+      load_rest(stage);
     } else {
       copy_async_commit();
     }
     copy_async_commit();
+    next_unit();
+  }
+  __device__ __forceinline__ void load_first_tile(uint32_t stage) const {
+#pragma unroll
+    for (int block = 0; block < kWarpBlocks; ++block)
+      copy_async_16(stage + warp * Traits::kWarpBytes + lane * 16 + block * 512,
+                    load_weights + block * 512, true);
+  }
+  __device__ __forceinline__ void load_rest(uint32_t stage) const {
+    const uint32_t own = stage + warp * Traits::kWarpBytes;
+    load_scales(own + Traits::kScalesOffset);
+    load_rows(stage);
+    copy_async_commit();
+    const bool valid = load_unit * Traits::kUnit + 1 < p.depth_tiles;
+#pragma unroll
+    for (int block = 0; block < kWarpBlocks; ++block)
+      copy_async_16(own + lane * 16 + Traits::kTilePart + block * 512,
+                    load_weights + kTileBytes + block * 512, valid);
+  }
+  __device__ __forceinline__ void next_unit() {
     load_unit += kDepthWarps;
     load_weights += kDepthWarps * Traits::kUnit * kTileBytes;
     load_x += kDepthWarps * Rows::kCols;
+    columns_left -= kDepthWarps * Rows::kCols;
   }
 
   // A tile's words, and its rows of x as B operands.
@@ -199,13 +241,13 @@ struct SmallKernel {
   template <int kHalf>
   __device__ __forceinline__ void read_tile(Operands& of, int stage) const {
     const unsigned char* from = shared + stage * Traits::kStageBytes;
-    const Rows rows(shared_address(from) + Traits::kRowsOffset + depth_warp * Rows::kBytes);
+    const uint32_t rows = shared_address(from) + x_operands;
 #pragma unroll
     for (int step = 0; step < 4; step += 2)
 #pragma unroll
       for (int n = 0; n < kBlocks; ++n) {
         uint32_t r[4];
-        load_matrices(r, rows.piece(n * 8 + lane % 8, kHalf * 8 + step * 2 + lane / 8));
+        load_matrices(r, (rows ^ step * 32) + n * 8 * Rows::kPitch + kHalf * 128);
         of.b[step][n][0] = r[0], of.b[step][n][1] = r[1];
         of.b[step + 1][n][0] = r[2], of.b[step + 1][n][1] = r[3];
       }
@@ -315,8 +357,18 @@ struct SmallKernel {
   }
 
   __device__ __forceinline__ void begin() {
+    // Memory takes longest: weights are asked for before the places of x are worked out.
+    const bool any = load_unit < end_unit;
+    if (any) load_first_tile(base);
+    place_rows();
+    if (any)
+      load_rest(base);
+    else
+      copy_async_commit();
+    copy_async_commit();
+    next_unit();
 #pragma unroll
-    for (int step = 0; step < kStages - 1; ++step) load(step);
+    for (int step = 1; step < kStages - 1; ++step) load(step);
   }
 
   __device__ __forceinline__ void run() {
@@ -326,9 +378,10 @@ struct SmallKernel {
     for (; unit < end_unit; unit += kDepthWarps) {
       copy_async_wait<2 * kStages - 3>();
       wait_for_sharing();
-      load(free);
+      if constexpr (Traits::kLoadFirst) load(free);
       Operands of;
       read_tile<0>(of, stage);
+      if constexpr (!Traits::kLoadFirst) load(free);
       multiply_tile<0>(stage, group, of);
       copy_async_wait<2 * kStages - 2>();
       read_tile<1>(of, stage);
@@ -340,20 +393,23 @@ struct SmallKernel {
     __syncwarp();
   }
 
-  // Puts this warp's sums where its weights were.
+  // Puts this warp's sums where its weights were; those of rows that are not there, too.
   __device__ __forceinline__ void store(const typename Traits::Sums& to) const {
+    const int first = lane % 4 * 2, channel = lane / 4 * 2;
 #pragma unroll
-    for (int n = 0; n < kBlocks; ++n)
+    for (int high = 0; high < kBlocks; high += 2) {
+      const uint32_t even = to.place(warp, high * 8 + first, channel),
+                     odd = to.place(warp, high * 8 + first, channel + 16);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int row = n * 8 + lane % 4 * 2 + e;
-        if (first_row + row >= p.rows) continue;
+      for (int n = high; n < min(high + 2, kBlocks); ++n)
 #pragma unroll
-        for (int block = 0; block < kWarpBlocks; ++block)
-          store_shared_float2(to.place(warp, row, block * 16 + lane / 4 * 2),
-                              make_float2(sums[block][n][e] * Raw::kFirstFactor,
-                                          sums[block][n][2 + e] * Raw::kSecondFactor));
-      }
+        for (int e = 0; e < 2; ++e)
+#pragma unroll
+          for (int block = 0; block < kWarpBlocks; ++block)
+            store_shared_float2((block % 2 ? odd : even) + block / 2 * 128 +
+                                    ((n - high) * 8 + e) * Traits::kWarpChannels * 4,
+                                make_float2(sums[block][n][e], sums[block][n][2 + e]));
+    }
   }
 };
 
@@ -370,8 +426,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
   kernel.store(sums);
   __syncthreads();
   if constexpr (kRacecheck) __syncthreads();
-  sums.template finish<typename Traits::T, Traits::kThreads>(kernel.first_row,
-                                                             blockIdx.y * Traits::kChannels);
+  sums.template finish<typename Traits::T, typename SmallKernel<Traits>::Raw>(
+      kernel.first_row, blockIdx.y * Traits::kChannels);
 }
 
 }  // namespace jax_baracuda

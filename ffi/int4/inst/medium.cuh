@@ -3,16 +3,18 @@
 
 #include "int4/inst/hopper.cuh"
 #include "int4/medium.cuh"
+#include "int4/wide.cuh"
 
 namespace jax_baracuda {
 
-template <DType dtype, int index, int scale_steps>
-HopperInt4Kernel medium_int4_kernel_entry() {
-  static constexpr HopperInt4Tile tile = kMediumTiles[index];
-  using Traits = MediumTraits<Int4Element<dtype>, tile.n, tile.channel_groups, tile.depth_groups,
-                              tile.stages, scale_steps>;
+// Whether wide.cuh has a tile.
+constexpr bool wide(const HopperInt4Tile& tile, int scale_steps) {
+  return tile.channel_groups == 7 && tile.n <= 32 && scale_steps == 8;
+}
+
+template <class Traits, void (*kernel)(HopperParams)>
+HopperInt4Kernel medium_entry(DType dtype, int index, int scale_steps) {
   static_assert(Traits::kUnit == kMediumUnit);
-  static constexpr auto kernel = int4_medium_kernel<Traits>;
   return {dtype,
           true,
           index,
@@ -21,6 +23,20 @@ HopperInt4Kernel medium_int4_kernel_entry() {
           Traits::kThreads,
           prepare_hopper<Traits, kernel>,
           launch_hopper<kernel>};
+}
+
+template <DType dtype, int index, int scale_steps>
+HopperInt4Kernel medium_int4_kernel_entry() {
+  static constexpr HopperInt4Tile tile = kMediumTiles[index];
+  using T = Int4Element<dtype>;
+  if constexpr (wide(tile, scale_steps)) {
+    using Traits = WideTraits<T, tile.n, tile.channel_groups, 4>;
+    return medium_entry<Traits, int4_wide_kernel<Traits>>(dtype, index, scale_steps);
+  } else {
+    using Traits =
+        MediumTraits<T, tile.n, tile.channel_groups, tile.depth_groups, tile.stages, scale_steps>;
+    return medium_entry<Traits, int4_medium_kernel<Traits>>(dtype, index, scale_steps);
+  }
 }
 
 }  // namespace jax_baracuda
