@@ -117,11 +117,25 @@ struct ScoreModifier {
     }
   }
 
-  // The four random words of rows {i, i + 8} and keys {j, j + 1, j + 8, j + 9}, i with bit 3 and j with bits 0 and 3 clear.
+  // Random words of rows {i, i + 8} and keys {j, j + 1, j + 8, j + 9}, i with bit 3 and j with bits 0 and 3 clear.
   // x: row i, keys j and j + 1 in its lower and upper half; y: keys j + 8 and j + 9; z and w: row i + 8.
   __device__ __forceinline__ uint4 dropout_words(int i, int j) const {
-    const uint32_t row = (i >> 4) * 8 + (i & 7), column = (j >> 4) * 4 + (j >> 1 & 3);
+    return mix_words(draw(i, j), j & 16 ? kDropoutMix : 0);
+  }
+  // The same for keys j .. j + 9 and j + 16 .. j + 25, bit 4 of j clear as well.
+  __device__ __forceinline__ void dropout_words(int i, int j, uint4 (&words)[2]) const {
+    words[0] = draw(i, j);
+    words[1] = mix_words(words[0], kDropoutMix);
+  }
+  // One draw serves both 16 keys of a block of 32: the second ones have sums of its words and multiples of the next ones. Any two
+  // of the eight words are independent, since their factors make a matrix with an odd determinant.
+  __device__ __forceinline__ uint4 draw(int i, int j) const {
+    const uint32_t row = (i >> 4) * 8 + (i & 7), column = (j >> 5) * 4 + (j >> 1 & 3);
     return philox(make_uint4(row, column, head, batch), seed);
+  }
+  static __device__ __forceinline__ uint4 mix_words(uint4 x, uint32_t factor) {
+    return make_uint4(x.x + factor * x.y, x.y + factor * x.z, x.z + factor * x.w,
+                      x.w + factor * x.x);
   }
   // Whether a half of a word drops its element: 15 bits of it decide.
   __device__ __forceinline__ bool drops_low(uint32_t word) const {

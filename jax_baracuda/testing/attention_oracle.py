@@ -232,21 +232,24 @@ def dropout_keep(inputs: AttentionInputs, case: AttentionCase, n: int, head: int
     """Which weights of a sequence and head dropout keeps: bool [S, K] of its own lengths.
 
     Philox4x32 with 7 rounds (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-    2011). One counter serves the 2 x 4 elements {i, i + 8} x {j, j + 1, j + 8, j + 9} of a 16 x 16
-    block, j even; 15 bits decide about each.
+    2011). One counter serves 2 x 8 elements of a 16 x 32 block: rows i and i + 8, columns j and
+    j + 1 and those 8, 16 and 24 further, j even. 15 bits decide about each: of a word in the left
+    half of the block, of a sum of words in the right half.
     """
     assert inputs.dropout_seed is not None
     queries, keys = (rows.stop - rows.start for rows in case.rows(n))
     i, j = np.arange(queries), np.arange(keys)
     counter = np.broadcast_arrays(
         ((i // 16) * 8 + i % 8).astype(np.uint32)[:, None],
-        ((j // 16) * 4 + j % 8 // 2).astype(np.uint32)[None],
+        ((j // 32) * 4 + j % 8 // 2).astype(np.uint32)[None],
         np.uint32(head),
         np.uint32(n),
     )
     words = philox4x32(counter, (int(inputs.dropout_seed[0]), int(inputs.dropout_seed[1])))
     index = 2 * ((i // 8) % 2)[:, None] + ((j // 8) % 2)[None]
-    bits = np.choose(index, words) // np.where(j % 2, 2**16, 1)[None] % 2**15
+    factor = np.where(j // 16 % 2, np.uint64(0x2C2C57ED), np.uint64(0))[None]
+    word = np.choose(index, words) + factor * np.choose((index + 1) % 4, words)
+    bits = word // np.where(j % 2, np.uint64(2**16), np.uint64(1))[None] % np.uint64(2**15)
     keep: np.ndarray = bits >= dropped_steps(case.dropout_rate)
     return keep
 

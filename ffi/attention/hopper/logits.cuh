@@ -91,19 +91,10 @@ template <class T, int kN>
 __device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s, const ScoreModifier& modify,
                                                 int i0, int j0, int lane) {
   const uint32_t thresholds = modify.threshold * 0x10001;
-  const auto keep = [&](float* pair, uint32_t word) {
+  for_dropout_pairs<kN>(s[0], modify, i0, j0, lane, [&](float* pair, uint32_t word) {
     pair[0] = __uint_as_float(pack_pair<T>(pair[0], pair[1]));
     pair[1] = __uint_as_float(kept_halves(word, thresholds));
-  };
-#pragma unroll
-  for (int n = 0; n < kN / 8; n += 2) {
-    const uint4 words =
-        modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(n, 0, lane));
-    keep(&s[0][n][0], words.x);
-    keep(&s[0][n + 1][0], words.y);
-    keep(&s[0][n][2], words.z);
-    keep(&s[0][n + 1][2], words.w);
-  }
+  });
 }
 
 // Adds slope * column, counted from the lane's first one, to each score.

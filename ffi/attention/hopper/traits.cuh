@@ -93,7 +93,8 @@ struct HopperTraits {
   static_assert(!kFewTiles || !(kFeatures || kSkips));
   static_assert(!kIdles || !(kPacked || kSkips));
   // Rows' maxima with half the instructions: elsewhere nothing is gained by it.
-  static constexpr bool kIntegerMaxima = !kModifies && (kOverlap || kTwoCtas || kGroups == 3);
+  static constexpr bool kIntegerMaxima =
+      (!kModifies || kFeatures == kDropout) && (kOverlap || kTwoCtas || kGroups == 3);
   // The next tile is asked for while a tile's last block is loaded, or at its start if it has no more than so many.
   static constexpr int kFewBlocks = kOverlap || kTwoCtas ? 2 : 0;
   static constexpr int kStages = kTwoCtas ? 4 : 2;
