@@ -134,20 +134,19 @@ template <int kN, class F>
 __device__ __forceinline__ void for_dropout_pairs(float (&s)[kN / 8][4],
                                                   const ScoreModifier& modify, int i0, int j0,
                                                   int lane, F f) {
-  constexpr bool kWhole = kN % 32 == 0;  // blocks of 32 keys, for which one draw is enough
+  constexpr int kSpan = kN % 64 == 0 ? 64 : kN % 32 == 0 ? 32 : 16;  // keys that share a draw
   const int i = i0 + score_row(0, 0, lane);
-  uint4 words[2];
+  uint4 drawn;
 #pragma unroll
   for (int n = 0; n < kN / 8; n += 2) {
-    const int j = j0 + score_column(n, 0, lane), right = kWhole ? n / 2 % 2 : 0;
-    if constexpr (!kWhole)
-      words[0] = modify.dropout_words(i, j);
-    else if (right == 0)
-      modify.dropout_words(i, j, words);
-    f(&s[n][0], words[right].x);
-    f(&s[n + 1][0], words[right].y);
-    f(&s[n][2], words[right].z);
-    f(&s[n + 1][2], words[right].w);
+    const int j = j0 + score_column(n, 0, lane);
+    if (8 * n % kSpan == 0) drawn = modify.draw(i, j);
+    const uint4 words =
+        ScoreModifier::dropout_words(drawn, i0 >> 4, kSpan == 64 ? n / 2 : j >> 4);
+    f(&s[n][0], words.x);
+    f(&s[n + 1][0], words.y);
+    f(&s[n][2], words.z);
+    f(&s[n + 1][2], words.w);
   }
 }
 

@@ -159,14 +159,33 @@ struct ConsumerWeights : ConsumerBase<Traits> {
                          [&](float& x, int i, int j) { x += bias_at(i, j); });
     });
   }
-  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (Traits::kPaged || (Traits::kAnything && !p.dropout_seed)) return;
+  // Of the lane's rows of a tile, found before its first scores. Two CTAs an SM have no registers for it.
+  static constexpr bool kHoldsDropout = Traits::kFeatures == kDropout && !Traits::kTwoCtas;
+  RowDropout dropout;
+  __device__ __forceinline__ RowDropout row_dropout() const {
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    if constexpr (Traits::kAnything)
-      drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    return RowDropout(tile.modify, tile.first_row + warp_row + score_row(0, 0, lane));
+  }
+  __device__ __forceinline__ void begin_rows() {
+    if constexpr (kHoldsDropout) {
+      dropout = row_dropout();
+      dropout.hold();
+    }
+  }
+  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
+    const int lane = place().lane;
+    if constexpr (kHoldsDropout)
+      find_kept_pairs<T, kN>(s, dropout, block.first_key, lane);
     else
-      find_kept_pairs<T, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+      find_kept_pairs<T, kN>(s, row_dropout(), block.first_key, lane);
+  }
+  // The same where there are other options, or none.
+  __device__ __forceinline__ void drop_if_any(Scores<1, kN>& s, const KeyBlock& block) const {
+    if (Traits::kPaged || !p.dropout_seed) return;
+    const auto& tile = control.tile[tile_slot];
+    const auto [lane, warp_row] = place();
+    drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
   }
 
   // ALiBi. What is left is that scores lie `below` of what they should be, a number for each of the lane's rows: up to the
@@ -314,6 +333,10 @@ struct ConsumerWeights : ConsumerBase<Traits> {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         weights[n / 2][n % 2 * 2 + half] = weights_of(s[0][n][2 * half], s[0][n][2 * half + 1]);
+#ifdef HOLDW
+#pragma unroll
+    for (int n = 0; n < kN / 16; ++n) asm volatile("" : "+r"(weights[n][0]), "+r"(weights[n][1]), "+r"(weights[n][2]), "+r"(weights[n][3]));
+#endif
   }
 
   // From products to weights, as weigh().
@@ -329,7 +352,8 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     mask(s, block);
     if constexpr (Traits::kAnything) add_bias(s, block);
     const bool moved = weigh<false>(s, softmax, rescale, below);
-    if constexpr (Traits::kFeatures & kDropout) drop(s, block);
+    if constexpr (Traits::kFeatures == kDropout) drop(s, block);
+    if constexpr (Traits::kAnything) drop_if_any(s, block);
     return moved;
   }
 };
