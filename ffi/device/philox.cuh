@@ -56,16 +56,17 @@ class PhiloxOfSecondWord {
     for (int round = 0; round < 3; ++round) {
       even = multiply0(c.x);
       odd = multiply1(c.z);
-      c = make_uint4(high(odd) ^ c.y ^ keys_[round].x, low(odd),
-                     high(even) ^ c.w ^ keys_[round].y, low(even));
+      c = make_uint4(high(odd) ^ c.y ^ keys_[round].x, low(odd), high(even) ^ c.w ^ keys_[round].y,
+                     low(even));
     }
     return c;
   }
 
   // Keeps the compiler from finding them anew.
   __device__ __forceinline__ void hold() {
-    asm volatile("" : "+r"(first_), "+r"(second_), "+r"(third_[0]), "+r"(third_[1]),
-                      "+r"(fourth_[0]), "+r"(fourth_[1]));
+    asm volatile(""
+                 : "+r"(first_), "+r"(second_), "+r"(third_[0]), "+r"(third_[1]), "+r"(fourth_[0]),
+                   "+r"(fourth_[1]));
 #pragma unroll
     for (int round = 0; round < 3; ++round)
       asm volatile("" : "+r"(keys_[round].x), "+r"(keys_[round].y));

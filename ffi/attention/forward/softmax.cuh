@@ -141,8 +141,7 @@ __device__ __forceinline__ void for_dropout_pairs(float (&s)[kN / 8][4],
   for (int n = 0; n < kN / 8; n += 2) {
     const int j = j0 + score_column(n, 0, lane);
     if (8 * n % kSpan == 0) drawn = modify.draw(i, j);
-    const uint4 words =
-        ScoreModifier::dropout_words(drawn, i0 >> 4, kSpan == 64 ? n / 2 : j >> 4);
+    const uint4 words = ScoreModifier::dropout_words(drawn, i0 >> 4, kSpan == 64 ? n / 2 : j >> 4);
     f(&s[n][0], words.x);
     f(&s[n + 1][0], words.y);
     f(&s[n][2], words.z);

@@ -2,8 +2,8 @@
 
 Philox4x32 with 7 rounds (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) in
 uint32 arithmetic, so that it runs without 64-bit types. One draw of four words x serves 4 x 16
-elements of a block of 32 rows and 64 columns, which lie in one thread of tensor-core fragments as far
-as a tile has them. Every 16 x 16 elements of a block have the halves of words of their own, which are
+elements of a block of 32 rows and 64 columns: what one thread has of some of the rows or columns in
+fragments of tensor cores. Every 16 x 16 elements of a block have the halves of words of their own,
 x[k] + factor * x[k + 1], indices modulo 4: the factors are 0 and powers of one that makes random
 numbers, so that any two of these words are as good as independent.
 """
