@@ -175,12 +175,16 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       dropout.hold();
     }
   }
-  // Where there may be other options, or none.
   __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (Traits::kPaged || !p.dropout_seed) return;
-    const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    if constexpr (kHoldsDropout) {
+      find_kept_pairs<T, kN>(s, dropout, block.first_key, lane);
+    } else if constexpr (kDrops) {
+      find_kept_pairs<T, kN>(s, row_dropout(), block.first_key, lane);
+    } else if (!Traits::kPaged && p.dropout_seed) {
+      const auto& tile = control.tile[tile_slot];
+      drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    }
   }
 
   // ALiBi. What is left is that scores lie `below` of what they should be, a number for each of the lane's rows: up to the
@@ -267,16 +271,13 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     }
   }
 
-  static __device__ __forceinline__ float same_shift(float shift, int) { return shift; }
   // Scores to weights. A maximum moves when a score is more than 2^kTolerated times larger: weights beyond 1 are as
   // exact, and the output is seldom rescaled. `rescale` is what the weights so far are to be multiplied with; returns
   // whether that is anything but 1 in some row of the warp. below: see slope(). kCaps: the scores are still those before
   // the soft cap.
-  // change_shift(shift, half): of a row's exponents.
-  template <bool kCaps, class ChangeShift>
+  template <bool kCaps>
   __device__ __forceinline__ bool weigh(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
-                                        float (&rescale)[2], const float (&below)[2],
-                                        ChangeShift change_shift) const {
+                                        float (&rescale)[2], const float (&below)[2]) const {
     const float factor = kCaps ? this->factor() : 1.0f;
     float tops[2];
     if constexpr (kCaps)
@@ -296,7 +297,6 @@ struct ConsumerWeights : ConsumerBase<Traits> {
       moved = moved || moves;
       float shift = top == negative_infinity() ? 0.0f : top * scale;
       if constexpr (Traits::kFeatures == kAlibi) shift += below[half] * scale;
-      shift = change_shift(shift, half);
       softmax.maximum[0][half] = top;
       // Exactly 1 for a row that did not move: another row of the warp, maybe another request's, may have.
       rescale[half] = exp2_approx(moves ? -jump : 0.0f);
@@ -319,28 +319,7 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     return __any_sync(0xffffffffu, moved);
   }
 
-  // With dropout alone, which makes pairs of 16 bits and masks of the weights.
-  __device__ __forceinline__ bool weigh_and_drop(Scores<1, kN>& s, const KeyBlock& block,
-                                                 OnlineSoftmax<1>& softmax,
-                                                 float (&rescale)[2]) const {
-    const int lane = place().lane;
-    const float below[2] = {};
-    if constexpr (kHoldsDropout) {
-      const BlockDropout<kN> block_dropout(dropout, block.first_key, lane);
-      const bool moved = weigh<false>(s, softmax, rescale, below, [&](float shift, int half) {
-        return block_dropout.after_draws(shift, half);
-      });
-      block_dropout.template find_kept_pairs<T>(s);
-      return moved;
-    } else {
-      const bool moved = weigh<false>(s, softmax, rescale, below, same_shift);
-      const RowDropout rows = row_dropout();
-      BlockDropout<kN>(rows, block.first_key, lane).template find_kept_pairs<T>(s);
-      return moved;
-    }
-  }
-
-  // Where dropout is alone, weigh_and_drop() has made pairs and masks.
+  // Where dropout is alone, drop() has made pairs and masks.
   static __device__ __forceinline__ uint32_t weights_of(float first, float second) {
     if constexpr (Traits::kFeatures == kDropout)
       return __float_as_uint(first) & __float_as_uint(second);
@@ -371,15 +350,13 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     if constexpr (Traits::kAnything) modify(s, block);
     if constexpr (Traits::kFeatures == kAlibi) slope(s, block, below);
     if constexpr (Traits::kFeatures == kSoftCap) {
-      if (kCapsLate && !(block.flags & kMasked))
-        return weigh<true>(s, softmax, rescale, below, same_shift);
+      if (kCapsLate && !(block.flags & kMasked)) return weigh<true>(s, softmax, rescale, below);
       to_tangents<kN>(s, factor());
     }
     mask(s, block);
     if constexpr (Traits::kAnything) add_bias(s, block);
-    if constexpr (kDrops) return weigh_and_drop(s, block, softmax, rescale);
-    const bool moved = weigh<false>(s, softmax, rescale, below, same_shift);
-    if constexpr (Traits::kAnything) drop(s, block);
+    const bool moved = weigh<false>(s, softmax, rescale, below);
+    if constexpr (Traits::kFeatures & kDropout) drop(s, block);
     return moved;
   }
 };

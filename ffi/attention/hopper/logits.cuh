@@ -108,44 +108,28 @@ struct RowDropout {
   }
 };
 
-// The random words of a block of kN keys from j0 on, and of a lane's two rows.
-template <int kN>
-struct BlockDropout {
+// Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what dropout keeps of them, in the place of
+// the second. j0, the first key, is a multiple of kN.
+template <class T, int kN>
+__device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s, const RowDropout& dropout, int j0,
+                                                int lane) {
   static_assert(kN % 64 == 0);
-  const RowDropout& rows;
-  uint4 drawn[kN / 64];
-
-  __device__ __forceinline__ BlockDropout(const RowDropout& rows, int j0, int lane) : rows(rows) {
+  const auto keep = [&](float* pair, uint32_t word) {
+    pair[0] = __uint_as_float(pack_pair<T>(pair[0], pair[1]));
+    pair[1] = __uint_as_float(kept_halves(word, dropout.thresholds));
+  };
+  uint4 drawn;
 #pragma unroll
-    for (int n = 0; n < kN / 64; ++n)
-      drawn[n] = rows.draw(ScoreModifier::dropout_column(j0 + score_column(8 * n, 0, lane)));
+  for (int n = 0; n < kN / 8; n += 2) {
+    if (n % 8 == 0)
+      drawn = dropout.draw(ScoreModifier::dropout_column(j0 + score_column(n, 0, lane)));
+    const uint4 words = ScoreModifier::mix_words(drawn, dropout.factors[n / 2 % 4]);
+    keep(&s[0][n][0], words.x);
+    keep(&s[0][n + 1][0], words.y);
+    keep(&s[0][n][2], words.z);
+    keep(&s[0][n + 1][2], words.w);
   }
-
-  // x, which depends on the draws for the assembler: thresholds have 15 bits. It makes them last of all otherwise, when nothing is
-  // left that could be done meanwhile.
-  __device__ __forceinline__ float after_draws(float x, int half) const {
-    const uint32_t nothing = drawn[half * (kN / 64 - 1)].x & rows.thresholds & 0x80008000u;
-    return __uint_as_float(__float_as_uint(x) ^ nothing);
-  }
-
-  // Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what is kept of them, in the place of the
-  // second.
-  template <class T>
-  __device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s) const {
-    const auto keep = [&](float* pair, uint32_t word) {
-      pair[0] = __uint_as_float(pack_pair<T>(pair[0], pair[1]));
-      pair[1] = __uint_as_float(kept_halves(word, rows.thresholds));
-    };
-#pragma unroll
-    for (int n = 0; n < kN / 8; n += 2) {
-      const uint4 words = ScoreModifier::mix_words(drawn[n / 8], rows.factors[n / 2 % 4]);
-      keep(&s[0][n][0], words.x);
-      keep(&s[0][n + 1][0], words.y);
-      keep(&s[0][n][2], words.z);
-      keep(&s[0][n + 1][2], words.w);
-    }
-  }
-};
+}
 
 // Adds slope * column, counted from the lane's first one, to each score.
 template <int kN>
