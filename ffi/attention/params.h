@@ -57,6 +57,7 @@ struct AttentionProblem {
 
 inline constexpr int kSegmentBlock = 64;
 inline constexpr int kDropoutBits = 15;  // of a random number: dropout.py has the same number
+inline constexpr uint32_t kDropoutMix = 0x2C9277B5u;  // see dropout_factor(); likewise
 
 // Whether a call needs the kernels that can do everything: scores that go through more than a positive scale and
 // a mask, or rows that cannot be read 16 bytes at a time.

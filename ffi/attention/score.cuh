@@ -117,11 +117,33 @@ struct ScoreModifier {
     }
   }
 
-  // The four random words of rows {i, i + 8} and keys {j, j + 1, j + 8, j + 9}, i with bit 3 and j with bits 0 and 3 clear.
+  // Random words of rows {i, i + 8} and keys {j, j + 1, j + 8, j + 9}, i with bit 3 and j with bits 0 and 3 clear.
   // x: row i, keys j and j + 1 in its lower and upper half; y: keys j + 8 and j + 9; z and w: row i + 8.
   __device__ __forceinline__ uint4 dropout_words(int i, int j) const {
-    const uint32_t row = (i >> 4) * 8 + (i & 7), column = (j >> 4) * 4 + (j >> 1 & 3);
-    return philox(make_uint4(row, column, head, batch), seed);
+    return dropout_words(draw(i, j), i >> 4, j >> 4);
+  }
+  // The same of what draw() gave for them: of the 16 rows and 16 keys of a 32 x 64 block.
+  static __device__ __forceinline__ uint4 dropout_words(uint4 drawn, int rows, int keys) {
+    return mix_words(drawn, dropout_factor(rows, keys));
+  }
+  static __device__ __forceinline__ uint4 mix_words(uint4 x, uint32_t factor) {
+    return make_uint4(x.x + factor * x.y, x.y + factor * x.z, x.z + factor * x.w,
+                      x.w + factor * x.x);
+  }
+  // One draw serves 4 x 16 elements of a block of 32 rows and 64 keys, which differ in bits 3 and 4 of i and 0, 3, 4 and 5 of j.
+  __device__ __forceinline__ uint4 draw(int i, int j) const {
+    return philox(make_uint4(dropout_row(i), dropout_column(j), head, batch), seed);
+  }
+  static __device__ __forceinline__ uint32_t dropout_row(int i) { return (i >> 5) * 8 + (i & 7); }
+  static __device__ __forceinline__ uint32_t dropout_column(int j) {
+    return (j >> 6) * 4 + (j >> 1 & 3);
+  }
+  // Every 16 x 16 elements of a block have words of their own, sums of words and multiples of the next ones: any two of them are as
+  // good as independent, since so are the factors, powers of one that makes random numbers.
+  static __device__ __forceinline__ uint32_t dropout_factor(int rows, int keys) {
+    constexpr uint32_t kSecond = kDropoutMix * kDropoutMix, kFourth = kSecond * kSecond;
+    const uint32_t of_keys = (keys & 1 ? kDropoutMix : 1) * (keys & 2 ? kSecond : 1);
+    return rows & 1 ? kFourth * of_keys : keys & 3 ? of_keys : 0;
   }
   // Whether a half of a word drops its element: 15 bits of it decide.
   __device__ __forceinline__ bool drops_low(uint32_t word) const {

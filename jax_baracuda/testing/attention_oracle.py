@@ -232,21 +232,25 @@ def dropout_keep(inputs: AttentionInputs, case: AttentionCase, n: int, head: int
     """Which weights of a sequence and head dropout keeps: bool [S, K] of its own lengths.
 
     Philox4x32 with 7 rounds (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-    2011). One counter serves the 2 x 4 elements {i, i + 8} x {j, j + 1, j + 8, j + 9} of a 16 x 16
-    block, j even; 15 bits decide about each.
+    2011). One counter serves 4 x 16 elements of a 32 x 64 block: rows i, i + 8, i + 16 and i + 24,
+    columns j, j + 1, j + 8, j + 9 and so on, j even. 15 bits decide about each, of sums of words.
     """
     assert inputs.dropout_seed is not None
     queries, keys = (rows.stop - rows.start for rows in case.rows(n))
     i, j = np.arange(queries), np.arange(keys)
     counter = np.broadcast_arrays(
-        ((i // 16) * 8 + i % 8).astype(np.uint32)[:, None],
-        ((j // 16) * 4 + j % 8 // 2).astype(np.uint32)[None],
+        ((i // 32) * 8 + i % 8).astype(np.uint32)[:, None],
+        ((j // 64) * 4 + j % 8 // 2).astype(np.uint32)[None],
         np.uint32(head),
         np.uint32(n),
     )
     words = philox4x32(counter, (int(inputs.dropout_seed[0]), int(inputs.dropout_seed[1])))
     index = 2 * ((i // 8) % 2)[:, None] + ((j // 8) % 2)[None]
-    bits = np.choose(index, words) // np.where(j % 2, 2**16, 1)[None] % 2**15
+    part = 4 * (i // 16 % 2)[:, None] + (j // 16 % 4)[None]
+    factors = [pow(0x2C9277B5, n, 2**32) if n else 0 for n in range(8)]
+    factor = np.array(factors, np.uint64)[part]
+    word = np.choose(index, words) + factor * np.choose((index + 1) % 4, words).astype(np.uint64)
+    bits = word // np.where(j % 2, np.uint64(2**16), np.uint64(1))[None] % np.uint64(2**15)
     keep: np.ndarray = bits >= dropped_steps(case.dropout_rate)
     return keep
 

@@ -242,7 +242,10 @@ def test_one_feature_has_wider_blocks_than_many(features):
         (ROW_BIAS, 2048, True, TWO_CTAS),
         (ROW_BIAS, 2048, False, ANY),
         (ROW_BIAS, 4096, True, ANY),
-        (DROPOUT, 512, True, ANY),
+        (DROPOUT, 512, False, TWO_CTAS),
+        (DROPOUT, 1024, False, ANY),
+        (DROPOUT, 1024, True, TWO_CTAS),
+        (DROPOUT, 2048, True, ANY),
         (BIAS, 512, True, ANY),
     ],
 )

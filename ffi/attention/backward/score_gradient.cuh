@@ -90,11 +90,15 @@ __device__ __forceinline__ uint32_t same_segment_bits(const Visibility& visible,
 struct DropoutPairs {
   uint32_t at[2][2];
 
-  // i: of the lane's entry 0, without the 8 of r; j: likewise, without the 8 of k. All lanes of the warp call it.
-  __device__ __forceinline__ DropoutPairs(const ScoreModifier& modify, int i, int j) {
+  // i: of the lane's entry 0, without the 8 of r; j: likewise, without the 8 of k.
+  static __device__ __forceinline__ uint4 draw(const ScoreModifier& modify, int i, int j) {
     const int odd = j & 1;
-    const uint4 words = modify.dropout_words(i + odd, j - odd);
-    const uint32_t pick = odd ? 0x3276 : 0x5410;
+    return modify.draw(i + odd, j - odd);
+  }
+  // drawn: for these or others of the block that share it. All lanes of the warp call it.
+  __device__ __forceinline__ DropoutPairs(uint4 drawn, int i, int j) {
+    const uint4 words = ScoreModifier::dropout_words(drawn, i >> 4, j >> 4);
+    const uint32_t pick = j & 1 ? 0x3276 : 0x5410;
     const auto pair = [&](uint32_t own) {
       return __byte_perm(own, __shfl_xor_sync(0xffffffffu, own, 4), pick);
     };
@@ -112,8 +116,8 @@ __device__ __forceinline__ uint32_t kept_bits(const ScoreModifier& modify, int i
   for (int r = 0; r < kRowTiles; r += 2)
 #pragma unroll
     for (int k = 0; k < kKeyTiles; ++k) {
-      const DropoutPairs pairs(modify, i0 + row_of_score(r, 0, lane),
-                               j0 + key_of_score(k, 0, lane));
+      const int i = i0 + row_of_score(r, 0, lane), j = j0 + key_of_score(k, 0, lane);
+      const DropoutPairs pairs(DropoutPairs::draw(modify, i, j), i, j);
 #pragma unroll
       for (int row = 0; row < 2; ++row)
 #pragma unroll

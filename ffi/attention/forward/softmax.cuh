@@ -128,10 +128,25 @@ __device__ __forceinline__ void modify_scores(Scores<kRowTiles, kN>& s, const At
     });
 }
 
-// Two neighbours of a row, by the halves of a random word.
-__device__ __forceinline__ void drop_pair(float* pair, uint32_t word, const ScoreModifier& modify) {
-  if (modify.drops_low(word)) pair[0] = 0.0f;
-  if (modify.drops_high(word)) pair[1] = 0.0f;
+// Calls f(pair, word) for every two neighbours of a row of 16 rows of a block of scores, with a random word whose lower half is of
+// the first. j0, the first key, is a multiple of kN.
+template <int kN, class F>
+__device__ __forceinline__ void for_dropout_pairs(float (&s)[kN / 8][4],
+                                                  const ScoreModifier& modify, int i0, int j0,
+                                                  int lane, F f) {
+  constexpr int kSpan = kN % 64 == 0 ? 64 : kN % 32 == 0 ? 32 : 16;  // keys that share a draw
+  const int i = i0 + score_row(0, 0, lane);
+  uint4 drawn;
+#pragma unroll
+  for (int n = 0; n < kN / 8; n += 2) {
+    const int j = j0 + score_column(n, 0, lane);
+    if (8 * n % kSpan == 0) drawn = modify.draw(i, j);
+    const uint4 words = ScoreModifier::dropout_words(drawn, i0 >> 4, kSpan == 64 ? n / 2 : j >> 4);
+    f(&s[n][0], words.x);
+    f(&s[n + 1][0], words.y);
+    f(&s[n][2], words.z);
+    f(&s[n + 1][2], words.w);
+  }
 }
 
 // Sets dropped weights to zero; the others are scaled at the end.
@@ -140,15 +155,10 @@ __device__ __forceinline__ void drop_weights(Scores<kRowTiles, kN>& s, const Sco
                                              int i0, int j0, int lane) {
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r)
-#pragma unroll
-    for (int n = 0; n < kN / 8; n += 2) {
-      const uint4 words =
-          modify.dropout_words(i0 + score_row(r, 0, lane), j0 + score_column(n, 0, lane));
-      drop_pair(&s[r][n][0], words.x, modify);
-      drop_pair(&s[r][n + 1][0], words.y, modify);
-      drop_pair(&s[r][n][2], words.z, modify);
-      drop_pair(&s[r][n + 1][2], words.w, modify);
-    }
+    for_dropout_pairs<kN>(s[r], modify, i0 + 16 * r, j0, lane, [&](float* pair, uint32_t word) {
+      if (modify.drops_low(word)) pair[0] = 0.0f;
+      if (modify.drops_high(word)) pair[1] = 0.0f;
+    });
 }
 
 // Running maximum (of scores before `scale`) and sum of each row; the sum is this lane's share until finish().

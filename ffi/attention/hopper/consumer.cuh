@@ -220,6 +220,7 @@ struct Consumer : ConsumerOutput<Traits> {
     float rescale[2];
     const bool turn = Traits::kSkips && is_later_block(r);
     wait(control.query_full[query_place.stage], query_place.parity);
+    this->begin_rows();
     if (turn) take_turn();
     warpgroup_arrive();
     issue_scores(r.scores());
@@ -285,6 +286,7 @@ struct Consumer : ConsumerOutput<Traits> {
     if constexpr (kNewTile) {
       next_tile();
       wait(control.query_full[query_place.stage], query_place.parity);
+      this->begin_rows();
     }
     take_turn();
     warpgroup_arrive();
@@ -431,6 +433,7 @@ struct Consumer : ConsumerOutput<Traits> {
   __device__ __forceinline__ void run_plainly(State& r, uint32_t shared_values) {
     while (next_block(r)) {
       wait(control.query_full[query_place.stage], query_place.parity);
+      this->begin_rows();
       if (pass_hidden(r)) run_plain_tile(r, shared_values);
       conclude(r);
       start_anew(r);

@@ -188,14 +188,32 @@ struct ConsumerWeights : ConsumerBase<Traits> {
                          [&](float& x, int i, int j) { x += bias_at(i, j); });
     });
   }
-  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
-    if (Traits::kPaged || (Traits::kAnything && !p.dropout_seed)) return;
+  // Dropout alone. What is known of the lane's rows is found before the first scores of a tile. Two CTAs an SM have no registers for
+  // it.
+  static constexpr bool kDrops = Traits::kFeatures == kDropout;
+  static constexpr bool kHoldsDropout = kDrops && !Traits::kTwoCtas;
+  RowDropout dropout;
+  __device__ __forceinline__ RowDropout row_dropout() const {
     const auto& tile = control.tile[tile_slot];
     const auto [lane, warp_row] = place();
-    if constexpr (Traits::kAnything)
+    return RowDropout(tile.modify, tile.first_row + warp_row + score_row(0, 0, lane));
+  }
+  __device__ __forceinline__ void begin_rows() {
+    if constexpr (kHoldsDropout) {
+      dropout = row_dropout();
+      dropout.hold();
+    }
+  }
+  __device__ __forceinline__ void drop(Scores<1, kN>& s, const KeyBlock& block) const {
+    const auto [lane, warp_row] = place();
+    if constexpr (kHoldsDropout) {
+      find_kept_pairs<T, kN>(s, dropout, block.first_key, lane);
+    } else if constexpr (kDrops) {
+      find_kept_pairs<T, kN>(s, row_dropout(), block.first_key, lane);
+    } else if (!Traits::kPaged && p.dropout_seed) {
+      const auto& tile = control.tile[tile_slot];
       drop_weights<1, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
-    else
-      find_kept_pairs<T, kN>(s, tile.modify, tile.first_row + warp_row, block.first_key, lane);
+    }
   }
 
   // ALiBi. What is left is that scores lie `below` of what they should be, a number for each of the lane's rows: up to the
@@ -384,12 +402,21 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     else
       return pack_pair<T>(first, second);
   }
+  // They are not to be found between the products that take them.
+  static __device__ __forceinline__ void hold_weights(Weights& weights) {
+#pragma unroll
+    for (int n = 0; n < kN / 16; ++n)
+      asm volatile(""
+                   : "+r"(weights[n][0]), "+r"(weights[n][1]), "+r"(weights[n][2]),
+                     "+r"(weights[n][3]));
+  }
   static __device__ __forceinline__ void pack(const Scores<1, kN>& s, Weights& weights) {
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         weights[n / 2][n % 2 * 2 + half] = weights_of(s[0][n][2 * half], s[0][n][2 * half + 1]);
+    if constexpr (kDrops && Traits::kTwoCtas) hold_weights(weights);
   }
 
   // From products to weights, as weigh().

@@ -85,20 +85,45 @@ __device__ __forceinline__ uint32_t kept_halves(uint32_t word, uint32_t threshol
   return mask;
 }
 
+// What dropout needs to know of a lane's two rows, i and i + 8.
+struct RowDropout {
+  PhiloxOfSecondWord draw;  // of a column
+  uint32_t factors[4];      // of 16 keys each
+  uint32_t thresholds;
+
+  RowDropout() = default;
+  __device__ __forceinline__ RowDropout(const ScoreModifier& modify, int i)
+      : draw(ScoreModifier::dropout_row(i), modify.head, modify.batch, modify.seed),
+        thresholds(modify.threshold * 0x10001) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) factors[n] = ScoreModifier::dropout_factor(i >> 4, n);
+  }
+
+  // Keeps the compiler from finding it anew for every block of keys.
+  __device__ __forceinline__ void hold() {
+    draw.hold();
+    asm volatile(""
+                 : "+r"(factors[0]), "+r"(factors[1]), "+r"(factors[2]), "+r"(factors[3]),
+                   "+r"(thresholds));
+  }
+};
+
 // Weights to pairs in 16 bits, each in the place of its first weight, and the masks of what dropout keeps of them, in the place of
-// the second.
+// the second. j0, the first key, is a multiple of kN.
 template <class T, int kN>
-__device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s, const ScoreModifier& modify,
-                                                int i0, int j0, int lane) {
-  const uint32_t thresholds = modify.threshold * 0x10001;
+__device__ __forceinline__ void find_kept_pairs(Scores<1, kN>& s, const RowDropout& dropout, int j0,
+                                                int lane) {
+  static_assert(kN % 64 == 0);
   const auto keep = [&](float* pair, uint32_t word) {
     pair[0] = __uint_as_float(pack_pair<T>(pair[0], pair[1]));
-    pair[1] = __uint_as_float(kept_halves(word, thresholds));
+    pair[1] = __uint_as_float(kept_halves(word, dropout.thresholds));
   };
+  uint4 drawn;
 #pragma unroll
   for (int n = 0; n < kN / 8; n += 2) {
-    const uint4 words =
-        modify.dropout_words(i0 + score_row(0, 0, lane), j0 + score_column(n, 0, lane));
+    if (n % 8 == 0)
+      drawn = dropout.draw(ScoreModifier::dropout_column(j0 + score_column(n, 0, lane)));
+    const uint4 words = ScoreModifier::mix_words(drawn, dropout.factors[n / 2 % 4]);
     keep(&s[0][n][0], words.x);
     keep(&s[0][n + 1][0], words.y);
     keep(&s[0][n][2], words.z);

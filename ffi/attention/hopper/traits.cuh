@@ -95,9 +95,10 @@ struct HopperTraits {
   static_assert(!kFewTiles || !(kFeatures || kSkips));
   static_assert(!kIdles || !(kPacked || kSkips));
   // Rows' maxima with half the instructions: elsewhere nothing is gained by it.
-  static constexpr bool kIntegerMaxima = !kModifies && (kOverlap || kTwoCtas || kGroups == 3);
+  static constexpr bool kIntegerMaxima =
+      (!kModifies || kFeatures == kDropout) && (kOverlap || kTwoCtas || kGroups == 3);
   // Lanes look at each other's maxima only where one may have moved.
-  static constexpr bool kQuickMaxima = kIntegerMaxima && !kRowBiased && kDim < 128;
+  static constexpr bool kQuickMaxima = kIntegerMaxima && !kModifies && !kRowBiased && kDim < 128;
   // Softmax beside P V with three warpgroups, which leaves few registers. The product with values is waited for when the weights of
   // the first keys are found, and weights are packed beside the exponentials of later ones.
   static constexpr bool kFewRegisters = kOverlap && kGroups == 3;

@@ -1,8 +1,11 @@
 """Which attention weights dropout keeps: a function of the seed and of absolute coordinates alone.
 
 Philox4x32 with 7 rounds (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) in
-uint32 arithmetic, so that it runs without 64-bit types. One draw of four words serves the eight
-elements {i, i + 8} x {j, j + 1, j + 8, j + 9}, what one thread of a tensor-core fragment holds.
+uint32 arithmetic, so that it runs without 64-bit types. One draw of four words x serves 4 x 16
+elements of a block of 32 rows and 64 columns: what one thread has of some of the rows or columns in
+fragments of tensor cores. Every 16 x 16 elements of a block have the halves of words of their own,
+x[k] + factor * x[k + 1], indices modulo 4: the factors are 0 and powers of one that makes random
+numbers, so that any two of these words are as good as independent.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
+# P. L'Ecuyer, "Tables of linear congruential generators", 1999: kDropoutMix of the kernels
+MIX = 0x2C9277B5
+FACTORS = (0, *(pow(MIX, part, 2**32) for part in range(1, 8)))
 STEPS = 2**15  # rates are multiples of one over it: kDropoutBits of the kernels
 
 
@@ -51,8 +57,10 @@ def keep_mask(seed: jax.Array, row: jax.Array, column: jax.Array, rate: float) -
       bool, of the shape that the arguments broadcast to.
     """
     row, column = row.astype(jnp.uint32), column.astype(jnp.uint32)
-    counter = (_fragment(row), _fragment(column) >> 1, seed[..., 2], seed[..., 3])
-    words = philox(counter, (seed[..., 0], seed[..., 1]))
+    part = ((row >> 4) & 1) * 4 + ((column >> 4) & 3)
+    place = ((row >> 5) * 8 + (row & 7), (column >> 6) * 4 + ((column >> 1) & 3))
+    words = philox((*place, seed[..., 2], seed[..., 3]), (seed[..., 0], seed[..., 1]))
+    words = _mixed(words, jnp.array(FACTORS, jnp.uint32)[part])
     lower, right = (row & 8) > 0, (column & 8) > 0
     upper_word, lower_word = (jnp.where(right, words[n + 1], words[n]) for n in (0, 2))
     word = jnp.where(lower, lower_word, upper_word)
@@ -61,9 +69,9 @@ def keep_mask(seed: jax.Array, row: jax.Array, column: jax.Array, rate: float) -
     return keep
 
 
-def _fragment(index: jax.Array) -> jax.Array:
-    """The counter that i and i + 8 of a block of 16 have in common."""
-    return (index >> 4) * 8 + (index & 7)
+def _mixed(words: Words, factor: jax.Array) -> Words:
+    x0, x1, x2, x3 = words
+    return x0 + factor * x1, x1 + factor * x2, x2 + factor * x3, x3 + factor * x0
 
 
 def _multiply(constant: int, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -176,7 +176,8 @@ struct BlockOption<Traits, kSoftCap> {
 template <class Traits>
 struct BlockOption<Traits, kDropout> {
   const ScoreModifier modify;
-  const int row, key;  // of the lane's first score
+  const int row, key;   // of the lane's first score
+  mutable uint4 drawn;  // for 32 rows
 
   __device__ __forceinline__ BlockOption(const AttentionProblem&, const KeyTile&,
                                          const RowBlock& block, const HeadOption<kDropout>& of_head,
@@ -184,10 +185,11 @@ struct BlockOption<Traits, kDropout> {
       : modify(of_head.modify), row(block.first_row + 2 * (lane % 4)), key(key) {}
   __device__ __forceinline__ void change(KeyScores<Traits>&) const {}
 
-  // Of rows 16i .. 16i + 15.
+  // Of rows 16i .. 16i + 15; of an even i before the next one.
   __device__ __forceinline__ void find_kept(int i, uint32_t (&masks)[4]) const {
     const uint32_t thresholds = modify.threshold * 0x10001;
-    const DropoutPairs pairs(modify, row + 16 * i, key);
+    if (i % 2 == 0) drawn = DropoutPairs::draw(modify, row + 16 * i, key);
+    const DropoutPairs pairs(drawn, 16 * i, key);
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair)
       masks[pair] = kept_halves(pairs.at[pair / 2][pair % 2], thresholds);
