@@ -178,8 +178,13 @@ struct Consumer : ConsumerOutput<Traits> {
 
   // The bias of a block whose keys are still held lies in the buffer of the same place.
   __device__ __forceinline__ void add_bias(State& r) {
-    if constexpr (Traits::kFloatBiased) {
+    if constexpr (Traits::kPanelwise) {
       add_float_bias(r);
+    } else if constexpr (Traits::kFloatBiased) {
+      add_float_block(r);
+    } else if constexpr (Traits::kBiasWithKeys) {
+      add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
+      loads_before_release(r.s[0][kN / 8 - 1][3]);
     } else if constexpr (Traits::kBiased) {
       wait(control.bias_full[key_place.stage], key_place.parity);
       add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
@@ -187,12 +192,24 @@ struct Consumer : ConsumerOutput<Traits> {
     }
   }
 
-  // A panel is loaded anew as soon as it is given back, and that must not overtake loads from it that are under way, of which `last`
+  // A buffer is loaded anew as soon as it is given back, and that must not overtake loads from it that are under way, of which `last`
   // needs the last. This sleeps if it is one certain number.
   static __device__ __forceinline__ void loads_before_release(float last) {
     asm volatile(
         "{\n .reg .pred p;\n setp.eq.f32 p, %0, 0f12345678;\n @p nanosleep.u32 20;\n}\n" ::"f"(last)
         : "memory");
+  }
+  // Of a block that has a buffer of its own.
+  __device__ __forceinline__ void add_float_block(State& r) {
+    using Bias = typename Traits::Bias;
+    const auto [lane, warp_row] = this->place();
+    const FloatBias<Bias> floats(bias + key_place.stage * Bias::kBytes, warp_row, lane);
+    wait(control.bias_full[key_place.stage], key_place.parity);
+#pragma unroll
+    for (int panel = 0; panel < Bias::kPanels; ++panel)
+      floats.template add<kN>(r.s, panel, this->factor());
+    loads_before_release(r.s[0][kN / 8 - 1][3]);
+    release(control.bias_empty[key_place.stage]);
   }
   __device__ __forceinline__ void add_float_bias(State& r) {
     using Bias = typename Traits::Bias;
