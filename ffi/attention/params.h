@@ -74,6 +74,7 @@ enum Feature {
   kDropout = 8,
   kRowBias = 16,      // of kernels: a bias that all rows share
   kFloatBias = 32,    // of kernels: a bias of float32
+  kBoundedCap = 64,   // of kernels: a soft cap that leaves weights within the range of their type
   kAllFeatures = 31,  // and scales that are not positive
 };
 

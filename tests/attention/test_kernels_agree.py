@@ -117,7 +117,8 @@ def check(operands: Operands, **options: object) -> None:
 @pytest.mark.parametrize(
     "feature",
     [
-        *("soft cap", "steep soft cap", "slopes", "bias", "half bias", "mask"),
+        *("soft cap", "steep soft cap", "flat soft cap", "wide soft cap", "slopes", "mask"),
+        *("bias", "half bias", "own bias", "hiding bias"),
         *("row bias", "half row bias", "dropout", "steep dropout", "all"),
     ],
 )
@@ -129,12 +130,22 @@ def test_both_kernels_agree_on_modified_scores(dims, sizes, causal, feature):
         options["logits_soft_cap"] = 2.0
     if feature == "steep soft cap":  # scores beyond what a polynomial serves, beside others
         options["logits_soft_cap"] = 0.5
+    if feature == "flat soft cap":  # all scores are such
+        options["logits_soft_cap"] = 20.0
+    if feature == "wide soft cap":  # weights need maxima
+        options["logits_soft_cap"] = 80.0
     if feature in ("slopes", "all"):
         operands["alibi_slopes"] = np.linspace(0, 0.1, Q_HEADS, dtype=np.float32)[None]
     if feature in ("bias", "all"):
         operands["bias"] = normal((2, 1, rows, keys), "float32", 7)
     if feature == "half bias":
         operands["bias"] = normal((1, Q_HEADS, rows, keys), "float16", 7)
+    if feature in ("own bias", "hiding bias"):
+        operands["bias"] = normal((1, Q_HEADS, rows, keys), "bfloat16", 7)
+    if feature == "hiding bias":  # some keys, all of a row, all of a column
+        hidden = normal((1, Q_HEADS, rows, keys), "float32", 8) > 1
+        hidden[:, :, rows // 2] = hidden[..., keys // 2] = True
+        operands["bias"][hidden] = -np.inf
     if feature == "mask":
         operands["bias"] = normal((1, Q_HEADS, 1, keys), "float32", 8) > 0
     if feature == "row bias":

@@ -11,6 +11,7 @@ from jax_baracuda._src.explain.attention import (
     ALIBI,
     ALL_FEATURES,
     BIAS,
+    BOUNDED_CAP,
     DROPOUT,
     FLOAT_BIAS,
     ROW_BIAS,
@@ -91,7 +92,8 @@ def test_no_kernel_where_nothing_fits():
 # ---- the Hopper kernel
 
 ANY, TWO_CTAS, FEW, PAGES, PAIRS = range(5)
-FEATURES = (SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, FLOAT_BIAS, SOFT_CAP | ALIBI, ALL_FEATURES)
+ONE_FEATURE = (SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, FLOAT_BIAS, BOUNDED_CAP)
+FEATURES = (*ONE_FEATURE, SOFT_CAP | ALIBI, ALL_FEATURES)
 
 
 def hopper(
@@ -222,7 +224,7 @@ def test_every_head_dim_has_a_hopper_tile(features, causal, dims):
         assert tile["dim_v"] >= dims[1]
 
 
-@pytest.mark.parametrize("features", [SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, FLOAT_BIAS])
+@pytest.mark.parametrize("features", ONE_FEATURE)
 def test_one_feature_has_wider_blocks_than_many(features):
     sizes = (2, 300, 500, (4, 4), (128, 128))
     many = hopper(*sizes, features=SOFT_CAP | ALIBI | BIAS | DROPOUT)
@@ -238,7 +240,8 @@ def test_one_feature_has_wider_blocks_than_many(features):
         (ALIBI, 512, False, TWO_CTAS),
         (ALIBI, 1024, True, TWO_CTAS),
         (ALIBI, 2048, True, ANY),
-        (ROW_BIAS, 1024, False, TWO_CTAS),
+        (ROW_BIAS, 512, False, TWO_CTAS),
+        (ROW_BIAS, 1024, False, ANY),
         (ROW_BIAS, 2048, True, TWO_CTAS),
         (ROW_BIAS, 2048, False, ANY),
         (ROW_BIAS, 4096, True, ANY),
@@ -247,6 +250,10 @@ def test_one_feature_has_wider_blocks_than_many(features):
         (DROPOUT, 1024, True, TWO_CTAS),
         (DROPOUT, 2048, True, ANY),
         (BIAS, 512, True, ANY),
+        (BOUNDED_CAP, 8192, True, TWO_CTAS),
+        (BOUNDED_CAP, 16384, True, ANY),
+        (BOUNDED_CAP, 1024, False, TWO_CTAS),
+        (BOUNDED_CAP, 2048, False, ANY),
     ],
 )
 def test_calls_of_head_dim_64_with_a_feature_that_share_an_sm(features, length, causal, use):

@@ -408,6 +408,8 @@ def _bias(dtype, rows, keys=64):
     [
         (dict(), 0),
         (_bias("bfloat16", 48), 4),
+        (dict(logits_soft_cap=56.0), 64),
+        (dict(logits_soft_cap=57.0), 1),
         (_bias("float16", 48, 60), 31),  # rows that are no multiples of 16 bytes
         (_bias("float32", 48, 60), 32),
         (_bias("float32", 48, 61), 31),

@@ -66,18 +66,23 @@ struct FloatBias {
   // A lane's numbers of a panel.
   template <int kN>
   __device__ __forceinline__ void add(Scores<1, kN>& s, int panel, float factor) const {
+    // Of two neighbouring rows the same keys lie in the same banks: odd rows read what even ones read two loads later.
+    const bool odd = row & 1;
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int e = 0; e < 4; e += 2) {
-        const float2 bias =
-            load_shared_float2(line + panel * Bias::kPanelBytes + Bias::row_offset(4 * e) +
-                               ((2 * n + piece) ^ row) * 16 + half);
-        float* const at = &s[0][4 * panel + n][e];
-        at[0] += bias.x * factor;
-        at[1] += bias.y * factor;
-        asm volatile("" : "+f"(at[0]), "+f"(at[1]));  // in this order, for the registers' sake
+        const uint32_t at = line + panel * Bias::kPanelBytes + Bias::row_offset(4 * e) + half;
+        const float2 first = load_shared_float2(at + ((2 * n + piece) ^ row ^ 4 * odd) * 16);
+        const float2 second = load_shared_float2(at + ((2 * n + 4 + piece) ^ row ^ 4 * odd) * 16);
+        add_pair(&s[0][4 * panel + n][e], odd ? second : first, factor);
+        add_pair(&s[0][4 * panel + n + 2][e], odd ? first : second, factor);
       }
+  }
+  static __device__ __forceinline__ void add_pair(float* at, float2 bias, float factor) {
+    at[0] += bias.x * factor;
+    at[1] += bias.y * factor;
+    asm volatile("" : "+f"(at[0]), "+f"(at[1]));  // in this order, for the registers' sake
   }
 };
 

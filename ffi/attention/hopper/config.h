@@ -39,7 +39,8 @@ struct HopperTile {
   // of a tile. Where shared memory is full, or panels are not 64 columns wide, they store it themselves.
   constexpr bool staged() const {
     const bool simple = !(features & (kBias | kRowBias | kFloatBias));
-    const bool registers = groups < 3 || (query_stages == 1 && !features);
+    const bool registers =
+        groups < 3 || (query_stages == 1 && (!features || features == kBoundedCap));
     const bool room = dim <= 128 || n <= 64;
     const bool one_head = use != TileUse::kFewTiles && use != TileUse::kPages;
     return one_head && dim == dim_v && dim % 64 == 0 && room && simple && registers;
@@ -63,16 +64,20 @@ constexpr HopperTile kHopperTiles[] = {
     {0, 192, 192, 112, 2, 1, false, true, 0, 0},
     {0, 256, 256, 80, 2, 1, false, false, 1024, 2048},
     {0, 256, 256, 64, 2, 1, false, true, 0, 0},
+    {kBoundedCap, 64, 64, 128, 3, 1, true, false, 2048, 16384},
+    {kBoundedCap, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
+    {kBoundedCap, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kSoftCap, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kSoftCap, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kAlibi, 64, 64, 128, 3, 1, true, false, 1024, 2048},
     {kAlibi, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kAlibi, 128, 128, 128, 2, 1, false, true, 0, 0},
+    {kBias, 64, 64, 128, 3, 1, true, false, 512, 2048},
     {kBias, 64, 64, 128, 2, 1, false, false, 0, 0},
     {kBias, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kFloatBias, 64, 64, 128, 2, 1, false, false, 0, 0},
     {kFloatBias, 128, 128, 128, 2, 1, false, true, 0, 0},
-    {kRowBias, 64, 64, 128, 2, 1, false, true, 2048, 4096},
+    {kRowBias, 64, 64, 128, 3, 1, true, false, 1024, 4096},
     {kRowBias, 64, 64, 64, 2, 1, false, false, 0, 0, TileUse::kTwoCtas},
     {kRowBias, 128, 128, 128, 2, 1, false, true, 0, 0},
     {kDropout, 64, 64, 128, 2, 1, false, true, 1024, 2048},
@@ -101,9 +106,13 @@ constexpr HopperTile kHopperTiles[] = {
 };
 // clang-format on
 
+// What a feature is that only some calls have tiles for.
+inline int wider_feature(int feature) { return feature == kBoundedCap ? kSoftCap : feature; }
+
 // Whether a tile serves these of the features: there are tiles for one of them and for all.
 inline bool serves(const HopperTile& tile, int features) {
-  return tile.features == features || (features && tile.features == kAllFeatures);
+  return tile.features == features || tile.features == wider_feature(features) ||
+         (features && tile.features == kAllFeatures);
 }
 
 inline const HopperTile* choose_hopper_tile(int features, int dim, int dim_v, bool causal,
@@ -211,10 +220,16 @@ inline bool in_pieces(const AttentionBias& bias) {
          (reinterpret_cast<uintptr_t>(bias.data) % 16 | strides % (floats ? 4 : 8)) == 0;
 }
 
+// Soft caps up to this one leave weights from 2^-81 to 2^81 without maxima: numbers of bfloat16, and 2^46 of them times a value are
+// one of float32.
+inline constexpr float kMostBoundedCap = 56.0f;
+
 // The features that a call has, as the choice of a tile sees them. A bias of all rows has a tile, whatever its elements; another one
 // if boxes can be made of it.
-inline int hopper_features(const AttentionProblem& p) {
+inline int hopper_features(const AttentionProblem& p, DType dtype) {
   const int features = features_of(p);
+  if (features == kSoftCap && dtype == DType::kBF16 && p.soft_cap <= kMostBoundedCap)
+    return kBoundedCap;
   if (features == kBias && !p.bias.row_stride) return kRowBias;
   if (features == kBias && !in_pieces(p.bias)) return kAllFeatures;
   if (features == kBias && p.bias.type == BiasType::kF32) return kFloatBias;

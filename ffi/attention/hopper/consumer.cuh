@@ -191,8 +191,13 @@ struct Consumer : ConsumerOutput<Traits> {
 
   // The bias of a block whose keys are still held lies in the buffer of the same place.
   __device__ __forceinline__ void add_bias(State& r) {
-    if constexpr (Traits::kFloatBiased) {
+    if constexpr (Traits::kPanelwise) {
       add_float_bias(r);
+    } else if constexpr (Traits::kFloatBiased) {
+      add_float_block(r);
+    } else if constexpr (Traits::kBiasWithKeys) {
+      add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
+      after_number(r.s[0][kN / 8 - 1][3]);
     } else if constexpr (Traits::kBiased) {
       wait(control.bias_full[key_place.stage], key_place.parity);
       add_bias_block(r.s, bias + key_place.stage * Traits::Bias::kBytes);
@@ -200,6 +205,18 @@ struct Consumer : ConsumerOutput<Traits> {
     }
   }
 
+  // Of a block that has a buffer of its own.
+  __device__ __forceinline__ void add_float_block(State& r) {
+    using Bias = typename Traits::Bias;
+    const auto [lane, warp_row] = this->place();
+    const FloatBias<Bias> floats(bias + key_place.stage * Bias::kBytes, warp_row, lane);
+    wait(control.bias_full[key_place.stage], key_place.parity);
+#pragma unroll
+    for (int panel = 0; panel < Bias::kPanels; ++panel)
+      floats.template add<kN>(r.s, panel, this->factor());
+    after_number(r.s[0][kN / 8 - 1][3]);
+    release(control.bias_empty[key_place.stage]);
+  }
   __device__ __forceinline__ void add_float_bias(State& r) {
     using Bias = typename Traits::Bias;
     const auto [lane, warp_row] = this->place();

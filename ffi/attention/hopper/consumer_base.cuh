@@ -40,7 +40,7 @@ struct ConsumerBase {
         p(params.problem),
         control(control),
         group(group),
-        scale(scale_of(params.problem)),
+        scale(scale_of(params)),
         room(fminf(0.999f * kTolerated / scale, 1e30f)),
         queries(Query::descriptor(shared + Query::row_offset(64 * group))),
         keys(Key::descriptor(shared + Traits::kKeyOffset)),
@@ -49,8 +49,9 @@ struct ConsumerBase {
         bias(shared + Traits::kBiasOffset) {}
 
   // Of scores; of hyperbolic tangents; of logits that are in base 2 already.
-  static __device__ __forceinline__ float scale_of(const ForwardParams& p) {
-    if constexpr (Traits::kAnything) return 1.0f;
+  static __device__ __forceinline__ float scale_of(const HopperForwardParams& all) {
+    const ForwardParams& p = all.problem;
+    if constexpr (Traits::kAnything || Traits::kBounded) return 1.0f;
     return (Traits::kFeatures == kSoftCap ? p.soft_cap : p.scale) * kLog2E;
   }
 

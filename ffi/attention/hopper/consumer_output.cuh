@@ -25,6 +25,7 @@ struct ConsumerOutput : ConsumerWeights<Traits> {
     const Sequence& sequence = tile.sequence;
     const Place at = place();
     const auto row_at = [&](int half) { return output_row(tile, at, half); };
+    if constexpr (Traits::kBounded) softmax.maximum[0][0] = softmax.maximum[0][1] = 0.0f;
     const float* sinks = p.sinks ? p.sinks + sequence.index * p.sinks_stride : nullptr;
     float* const first_lse = lse_of(p, sequence.pack, tile.head, first_row_of(sequence));
     const auto lse_at = [&](const OutputRow& r) {

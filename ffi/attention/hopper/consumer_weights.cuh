@@ -395,6 +395,57 @@ struct ConsumerWeights : ConsumerBase<Traits> {
     return moved;
   }
 
+  // Whether all scores of the warp are small enough for the polynomial. Above zero the largest number has the largest bits, and below it
+  // the least.
+  __device__ __forceinline__ bool are_small(const Scores<1, kN>& s) const {
+    int most = 0;
+    unsigned least = 0;
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const int a = __float_as_int(s[0][n][e]), b = __float_as_int(s[0][n][e + 1]);
+        most = __vimax3_s32(most, a, b);
+        least = __vimax3_u32(least, a, b);
+      }
+    const int magnitude = max(most, static_cast<int>(least & 0x7fffffff));
+    return __all_sync(0xffffffffu, magnitude <= all.cap.most_bits);
+  }
+  template <class ToExponent>
+  static __device__ __forceinline__ void raise(Scores<1, kN>& s, OnlineSoftmax<1>& softmax,
+                                               ToExponent to_exponent) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum0 = softmax.sum[0][half], sum1 = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+        float& a = s[0][n][2 * half];
+        float& b = s[0][n][2 * half + 1];
+        a = exp2_approx(to_exponent(a));
+        b = exp2_approx(to_exponent(b));
+        sum0 += a;
+        sum1 += b;
+      }
+      softmax.sum[0][half] = sum0 + sum1;
+    }
+  }
+  // Scores to weights under a soft cap that needs no maxima: see CapExponents. What masks hide, and rows that are not the sequence's,
+  // have no say in how tangents are found.
+  __device__ __forceinline__ void weigh_bounded(Scores<1, kN>& s, const KeyBlock& block,
+                                                OnlineSoftmax<1>& softmax) const {
+    const CapExponents& cap = all.cap;
+    if (!__any_sync(0xffffffffu, block.flags & (kMasked | kForeignRows)) && are_small(s)) {
+      raise(s, softmax, [&](float x) {
+        const float square = x * x;
+        return x * ((cap.quintic * square + cap.cubic) * square + cap.linear);
+      });
+      return;
+    }
+    to_tangents<kN>(s, cap.factor);
+    mask(s, block);
+    raise(s, softmax, [&](float x) { return x * cap.scale; });
+  }
+
   // Where dropout is alone, drop() has made pairs and masks.
   static __device__ __forceinline__ uint32_t weights_of(float first, float second) {
     if constexpr (Traits::kFeatures == kDropout)
@@ -424,6 +475,10 @@ struct ConsumerWeights : ConsumerBase<Traits> {
   __device__ __forceinline__ bool score(Scores<1, kN>& s, const KeyBlock& block,
                                         OnlineSoftmax<1>& softmax, float (&rescale)[2],
                                         AfterFirst after_first) const {
+    if constexpr (Traits::kBounded) {
+      weigh_bounded(s, block, softmax);
+      return false;
+    }
     float below[2];
     if constexpr (Traits::kAnything) modify(s, block);
     if constexpr (Traits::kFeatures == kAlibi) slope(s, block, below);

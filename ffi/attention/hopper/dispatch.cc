@@ -1,6 +1,8 @@
 // Which calls the Hopper kernel serves, and its grid.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "attention/hopper/launch.h"
@@ -60,6 +62,22 @@ TileOrder tile_order(const AttentionProblem& p, const HopperPlan& plan, int sms,
       plan.total(p) > sms * plan.tile->ctas() && plan.tile->use != TileUse::kPairs;
   order.counter = handed_out ? counter : nullptr;
   return order;
+}
+
+// The polynomial is off by 6.3e-5 of the tangent at the most, up to 0.6; the special function unit by 4.9e-4.
+CapExponents cap_exponents(const AttentionProblem& p) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  constexpr float kMost = 0.6f, kLinear = 0.99993686f, kCubic = -0.33012806f,
+                  kQuintic = 0.10839797f;
+  CapExponents cap;
+  cap.factor = p.scale / p.soft_cap;
+  cap.scale = p.soft_cap * kLog2E;
+  cap.linear = kLinear * cap.scale * cap.factor;
+  cap.cubic = kCubic * cap.scale * cap.factor * cap.factor * cap.factor;
+  cap.quintic = kQuintic * cap.scale * std::pow(cap.factor, 5.0f);
+  const float most = kMost / cap.factor;
+  std::memcpy(&cap.most_bits, &most, sizeof most);
+  return cap;
 }
 
 // The queries of a tile: rows of a head, or of the heads of a group.
@@ -140,7 +158,7 @@ cudaError_t plan_hopper_forward(int device, DType dtype, const AttentionProblem&
   int major = 0;
   if (cudaError_t error = compute_major(device, &major); error != cudaSuccess) return error;
   const HopperPlan plan =
-      choose_hopper_plan(p, hopper_features(p), workspace_bytes - kHopperWorkspaceBytes);
+      choose_hopper_plan(p, hopper_features(p, dtype), workspace_bytes - kHopperWorkspaceBytes);
   if (major != 9 || !plan.tile || plan.total(p) >= kMaxTiles) return cudaSuccess;
   for (const HopperKernel& candidate : hopper_kernels()) {
     if (candidate.dtype != dtype || !(candidate.tile == *plan.tile)) continue;
@@ -173,6 +191,7 @@ cudaError_t launch_hopper_forward(const HopperCall& call, const ForwardParams& p
         error != cudaSuccess)
       return error;
   }
+  if (tile.features == kBoundedCap) params.cap = cap_exponents(p);
   params.boxes = p.pages.indptr ? page_boxes(p.pages, tile.n) : PageBoxes{};
   if (cudaError_t error = encode_keys(call, p, params.boxes, p.key, p.dim, tile.dim, &params.key);
       error != cudaSuccess)

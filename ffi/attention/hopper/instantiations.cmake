@@ -22,14 +22,19 @@ if("90a" IN_LIST JAX_BARACUDA_CUDA_ARCHS)
     foreach(feature 1 2 4 8 16 32) # soft cap, ALiBi, bias, dropout, bias of all rows, bias of float32
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} 128 128 128 2 1 ${feature} kAny")
     endforeach()
-    foreach(feature 4 8 16 32)
+    foreach(feature 4 8 32)
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 128 2 1 ${feature} kAny")
     endforeach()
-    list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 128 3 1 2 kAny")
+    foreach(feature 2 4 16)
+      list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 128 3 1 ${feature} kAny")
+    endforeach()
     foreach(feature 1 2 8 16)
       list(APPEND HOPPER_INSTANTIATIONS "${dtype} 64 64 64 2 1 ${feature} kTwoCtas")
     endforeach()
   endforeach()
+  # Of bfloat16 alone: a soft cap without maxima.
+  list(APPEND HOPPER_INSTANTIATIONS "kBF16 64 64 64 2 1 64 kTwoCtas" "kBF16 64 64 128 3 1 64 kAny"
+              "kBF16 128 128 128 2 1 64 kAny")
 endif()
 
 set(HOPPER_INSTANTIATION_SOURCES "")

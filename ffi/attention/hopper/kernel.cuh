@@ -27,18 +27,27 @@ __device__ __forceinline__ void init_barriers(typename Traits::Control& control)
     }
     if constexpr (Traits::kRowBiased) mbarrier_init(shared_address(&control.record_full[i]), 1);
   }
-  for (int i = Traits::kStages; Traits::kFloatBiased && i < Traits::Bias::kPanels; ++i) {
+  for (int i = Traits::kStages; Traits::kPanelwise && i < Traits::Bias::kPanels; ++i) {
     mbarrier_init(shared_address(&control.bias_full[i]), 1);
     mbarrier_init(shared_address(&control.bias_empty[i]), kArrivals);
   }
   mbarrier_init_fence();
 }
 
+// Which warp of the loading warpgroup this is. With three computing warpgroups it has no registers for what lanes might not share.
+template <class Traits>
+__device__ __forceinline__ int loading_warp() {
+  const int warp = threadIdx.x / 32;
+  if constexpr (Traits::kGroups == 3 && Traits::kRowBiased)
+    return __shfl_sync(0xffffffffu, warp, 0);
+  return warp;
+}
+
 // The other warps of the loading warpgroup, where there is anything for them to do.
 template <class Traits>
 __device__ __forceinline__ void help_to_load(const HopperForwardParams& p,
                                              typename Traits::Control& control, uint32_t shared) {
-  const int helper = threadIdx.x / 32 - 1, lane = threadIdx.x % 32;
+  const int helper = loading_warp<Traits>() - 1, lane = threadIdx.x % 32;
   if constexpr (Traits::kPaged) {
     if (helper == 0) Producer<Traits>(p, control, shared, lane).load_values();
   } else if constexpr (Traits::kRowBiased) {
@@ -67,7 +76,7 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kCtas)
     __syncthreads();
   if (warpgroup == 0) {
     registers_lower<Traits::kProducerRegisters>();
-    if (threadIdx.x < 32)
+    if (loading_warp<Traits>() == 0)
       Producer<Traits>(p, control, shared, threadIdx.x).run();
     else
       help_to_load<Traits>(p, control, shared);

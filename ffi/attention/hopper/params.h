@@ -33,6 +33,14 @@ struct PageBoxes {
   int count, rows;
 };
 
+// A soft cap so small that weights are numbers of bfloat16, and their sums of float32, without a maximum that is taken from scores.
+// Scores s to exponents: scale tanh(factor s), where |s| is no more than `most` nearly s (linear + cubic s^2 + quintic s^4).
+struct CapExponents {
+  float factor, scale;
+  float linear, cubic, quintic;
+  int most_bits;  // of `most`, which is positive
+};
+
 struct HopperForwardParams {
   CUtensorMap query, key, value;
   ForwardParams problem;
@@ -41,6 +49,7 @@ struct HopperForwardParams {
   PageBoxes boxes;
   CUtensorMap bias;  // for tiles of kBias
   CUtensorMap out;   // boxes of a warp's 16 rows, for staged tiles
+  CapExponents cap;  // for tiles of kBoundedCap
 };
 
 }  // namespace jax_baracuda

@@ -90,8 +90,8 @@ struct Producer {
   // All lanes. What lane 0 wrote before is there for whoever waits for the barrier.
   template <class TileT>
   __device__ __forceinline__ void load_block(uint32_t to, const CUtensorMap& map, uint32_t barrier,
-                                             const BoxPlace& place) {
-    if (lane == 0) mbarrier_arrive_expect(barrier, TileT::kBytes);
+                                             const BoxPlace& place, int others = 0) {
+    if (lane == 0) mbarrier_arrive_expect(barrier, TileT::kBytes + others);
     if constexpr (Traits::kPaged) {
       if (kRacecheck && lane > 0) mbarrier_arrive(barrier);
       __syncwarp();
@@ -108,7 +108,8 @@ struct Producer {
   __device__ __forceinline__ void load_key(const BoxPlace& place) {
     const int stage = key_place.stage;
     load_block<Key>(shared + Traits::kKeyOffset + stage * Key::kBytes, p.key,
-                    shared_address(&control.key_full[stage]), place);
+                    shared_address(&control.key_full[stage]), place,
+                    Traits::kBiasWithKeys ? Traits::Bias::kBytes : 0);
     key_place.next();
   }
   __device__ __forceinline__ void load_value(const BoxPlace& place) {
@@ -134,19 +135,22 @@ struct Producer {
   // The bias of the block of keys that was loaded last, in the buffer of the same place. row: first of the tile.
   __device__ __forceinline__ void load_bias(int first_key, int row, int head, int sequence) {
     using Bias = typename Traits::Bias;
-    if constexpr (Traits::kFloatBiased) return load_float_bias(first_key, row, head, sequence);
+    if constexpr (Traits::kPanelwise) return load_float_bias(first_key, row, head, sequence);
     const auto at = key_place.before();
-    mbarrier_wait(shared_address(&control.bias_empty[at.stage]), at.parity ^ 1);
+    if constexpr (!Traits::kBiasWithKeys)
+      mbarrier_wait(shared_address(&control.bias_empty[at.stage]), at.parity ^ 1);
     if (lane > 0) return;
-    const uint32_t barrier = shared_address(&control.bias_full[at.stage]);
+    const uint32_t barrier = shared_address(Traits::kBiasWithKeys ? &control.key_full[at.stage]
+                                                                  : &control.bias_full[at.stage]);
     const BoxPlace place = {row, p.problem.bias.head_stride ? head : 0,
                             p.problem.bias.sequence_stride ? sequence : 0};
-    mbarrier_arrive_expect(barrier, Bias::kBytes);
+    if constexpr (!Traits::kBiasWithKeys) mbarrier_arrive_expect(barrier, Bias::kBytes);
 #pragma unroll
     for (int panel = 0; panel < Bias::kPanels; ++panel)
       tma_load(shared + Traits::kBiasOffset + at.stage * Bias::kBytes + panel * Bias::kPanelBytes,
-               &p.bias, barrier, first_key + panel * Bias::kColumns, place.row, place.head,
-               place.pack, kEvictNormal);
+               &p.bias, barrier,
+               (Traits::kFloatBiased ? 2 : 1) * first_key + panel * Bias::kColumns, place.row,
+               place.head, place.pack, kEvictNormal);
   }
 
   // The same of float32, panel by panel.
@@ -327,13 +331,14 @@ struct Producer {
 
     const int idle = idle_parts(sequence, i0);
     int flags = kFirstBlock;
+    const int foreign = Traits::kBounded && i0 + tile_rows() > sequence.q_len ? kForeignRows : 0;
     while (block > stop) {
       const int next = walk.before(blocks, block);
       if (next <= stop) {
         flags |= kLastBlock;
         if (!few) ask();
       }
-      flags |= idle | hidden_parts(visible, i0, block * kN);
+      flags |= foreign | idle | hidden_parts(visible, i0, block * kN);
       if (!blocks.whole(block))
         flags |= Traits::kAnything || visible.has_window() ? kPositionMasked : kEndMasked;
       if (walk.has_mixed_segments(block)) flags |= kSegmentMasked;
@@ -346,8 +351,10 @@ struct Producer {
         __syncwarp();
       }
       load_key(place);
+      if constexpr (Traits::kBiasWithKeys) load_bias(block * kN, i0, head, sequence.index);
       load_due_value();
-      if constexpr (Traits::kBiased) load_bias(block * kN, i0, head, sequence.index);
+      if constexpr (Traits::kBiased && !Traits::kBiasWithKeys)
+        load_bias(block * kN, i0, head, sequence.index);
       if constexpr (Traits::kTwoCtas)
         load_value(place);  // there are buffers enough
       else

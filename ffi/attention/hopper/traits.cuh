@@ -22,8 +22,9 @@ enum BlockFlags {
   kPositionMasked = 8,  // the same, and other keys, too
   kSegmentMasked = 16,
   kMasked = kEndMasked | kPositionMasked | kSegmentMasked,
-  kPaddedBlock = 32,  // rows past the sequence's last key may hold anything
-  kNoBlock = 64,      // all tiles are done
+  kPaddedBlock = 32,   // rows past the sequence's last key may hold anything
+  kNoBlock = 64,       // all tiles are done
+  kForeignRows = 128,  // the tile has rows past the end of its queries, which may hold anything
   kHidden = 1
       << 8,  // of the first blocks of a tile or of all, for warpgroup g shifted by g: it sees nothing of the block
 };
@@ -80,7 +81,10 @@ struct HopperTraits {
   static constexpr bool kRowBiased = kFeatures == kRowBias;
   static constexpr bool kFloatBiased = kFeatures == kFloatBias;
   static constexpr bool kBiased = kFeatures == kBias || kFloatBiased;
-  static constexpr bool kModifies = kFeatures != 0 && !kRowBiased;
+  // A block of the bias is there when its keys are, and gone with them: the loading warp has no registers for more barriers.
+  static constexpr bool kBiasWithKeys = kFeatures == kBias && kGroups_ == 3;
+  static constexpr bool kBounded = kFeatures == kBoundedCap;  // see CapExponents
+  static constexpr bool kModifies = kFeatures != 0 && !kRowBiased && !kBounded;
   static constexpr bool kOverlap = kOverlap_;
   static constexpr bool kPingpong = kPingpong_;  // warpgroups issue their products in turns
   static constexpr bool kSkips = kSkips_;        // they pass over blocks that they see nothing of
@@ -103,6 +107,7 @@ struct HopperTraits {
   // the first keys are found, and weights are packed beside the exponentials of later ones.
   static constexpr bool kFewRegisters = kOverlap && kGroups == 3;
   static constexpr bool kPacksEarly = kFewRegisters;
+  static_assert(!(kPacksEarly && kBounded));  // weigh_bounded() does not end the product
   // The next tile is asked for while a tile's last block is loaded, or at its start if it has no more than so many.
   static constexpr int kFewBlocks = kOverlap || kTwoCtas ? 2 : 0;
   static constexpr int kStages = kTwoCtas ? 4 : 2;
@@ -140,8 +145,9 @@ struct HopperTraits {
   static constexpr int kStagedBytes = kStaged ? 16 * kStagedColumns * 2 : 0;  // of a warp
   static constexpr int kStagingOffset = kValueOffset + kStages * Value::kBytes;
   static constexpr int kBiasOffset = kStagingOffset + kConsumers / 32 * kStagedBytes;
-  // Of a bias of float32 a block fits, whose panels are given back one by one.
-  static constexpr int kBiasBlocks = kFloatBiased ? 1 : kStages;
+  // Of a bias of float32 one block fits at head_dim 128, whose panels are given back one by one.
+  static constexpr bool kPanelwise = kFloatBiased && kDim > 64;
+  static constexpr int kBiasBlocks = kPanelwise ? 1 : kStages;
   static_assert(!kFloatBiased || Bias::kPanels <= 4);
   static constexpr int kOnesOffset = kBiasOffset + kBiasBlocks * kBiasBytes;
   static constexpr int kControlOffset = kOnesOffset + (kRowBiased ? Ones::kBytes : 0);

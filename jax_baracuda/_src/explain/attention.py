@@ -15,7 +15,9 @@ from jax_baracuda._src.explain import info
 HOPPER = "flash_attention_wgmma"  # the forward kernel for Hopper GPUs
 # As in ffi/attention/params.h. A row bias is one that all rows share.
 SOFT_CAP, ALIBI, BIAS, DROPOUT, ROW_BIAS, ALL_FEATURES, FLOAT_BIAS = 1, 2, 4, 8, 16, 31, 32
+BOUNDED_CAP = 64  # of bfloat16: the forward kernel then needs no maxima
 _MOST_THRESHOLD = 0x7C00  # of dropout alone: as in ffi/attention/hopper/config.h
+_MOST_BOUNDED_CAP = 56.0  # as there
 
 
 def flash_attention(
@@ -32,7 +34,7 @@ def flash_attention(
     arrays = _take_arrays(options)
     shape = shapes.check_operands(query, key, value, **arrays)
     static = shapes.check_options(shape.head_dim, **options)
-    features = _features(static, arrays)
+    features = _features(shape.dtype, static, arrays)
     return _attention("flash_attention", shape, static, implementation, features)
 
 
@@ -56,7 +58,7 @@ def flash_attention_varlen(
     longest: dict[str, Any] = dict(max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
     shape = shapes.check_packed_operands(query, key, value, **bounds, **longest, **arrays)
     static = shapes.check_options(shape.head_dim, **longest, **options)
-    features = _features(static, arrays)
+    features = _features(shape.dtype, static, arrays)
     return _attention("flash_attention_varlen", shape, static, implementation, features)
 
 
@@ -98,7 +100,9 @@ def dot_product_attention(
     static = shapes.check_options(shape.head_dim, scale=scale)
     added = None if shape.segments else bias if mask is None else mask
     static["causal"] = bool(is_causal)
-    return _attention(op, shape, static, implementation, _features(static, {"bias": added}))
+    return _attention(
+        op, shape, static, implementation, _features(shape.dtype, static, {"bias": added})
+    )
 
 
 def products(dtype: str) -> str:
@@ -153,7 +157,7 @@ def _attention(
     )
 
 
-def _features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
+def _features(dtype: str, options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
     """What scores go through besides a positive scale and a mask, as the kernels count it."""
     if options["scale"] <= 0:
         return ALL_FEATURES
@@ -167,6 +171,8 @@ def _features(options: shapes.AttentionOptions, arrays: dict[str, Any]) -> int:
     steep = dropout.threshold(options["dropout_rate"]) > _MOST_THRESHOLD
     if features == DROPOUT and steep:
         return ALL_FEATURES
+    if features == SOFT_CAP and dtype == "bfloat16":
+        return BOUNDED_CAP if options["logits_soft_cap"] <= _MOST_BOUNDED_CAP else SOFT_CAP
     if bias is None or features != BIAS:
         return features
     if bias.shape[-2] == 1:
@@ -218,6 +224,7 @@ def _kernels(
     found = [name for name, there in obstacles.items() if there]
     if found:
         return forward, backward, f" ({HOPPER} does not take {' or '.join(found)})"
+    features = SOFT_CAP if features == BOUNDED_CAP else features
     dim = max(shape.head_dim, shape.value_dim)
     alone = features in (SOFT_CAP, ALIBI, DROPOUT, ROW_BIAS) or (features == BIAS and dim <= 128)
     if not features or (alone and not deterministic) or dim <= 64 or 96 < dim <= 128:
