@@ -152,7 +152,7 @@ void set_conversion(const HopperBackwardTile& tile, HopperBackwardParams* params
 // Whether CTAs may share tiles by query rows: where no mask makes some shorter than others, they all end at the same time, and
 // in the last round some have nothing to do.
 bool may_divide(const HopperBackwardTile& tile, const BackwardParams& p) {
-  return tile.divides() && !p.deterministic && !is_masked(p) && !p.query_segments &&
+  return tile.divides() && !p.deterministic && !p.bias_sums && !is_masked(p) && !p.query_segments &&
          !p.query_lengths && !p.kv_lengths && !p.cu_seqlens_q && !p.cu_seqlens_k &&
          p.sequences == 1;
 }

@@ -223,7 +223,7 @@ struct RowBlockStages {
 // The same where the gradient of a bias that all rows share is wanted, see bias_sums.cuh.
 template <class Traits>
 struct WithBiasSums : Traits {
-  static constexpr bool kSumsBias = true;
+  static constexpr bool kSumsBias = true, kDivides = false;
 };
 
 // Whether a kernel adds in order. Without features it knows as it is compiled, and its loops hold nothing of the other way.
