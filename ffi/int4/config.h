@@ -50,7 +50,7 @@ struct HopperInt4Tile {
 inline constexpr HopperInt4Tile kMediumTiles[] = {
     {4, 2, 32, 4, 360},  {2, 4, 32, 4, 183}, {1, 8, 32, 4, 107}, {7, 1, 32, 5, 605},
     {4, 1, 64, 6, 450},  {2, 2, 64, 4, 222}, {7, 1, 64, 4, 807}, {4, 1, 128, 4, 730},
-    {2, 2, 128, 4, 387}, {7, 1, 16, 6, 500},
+    {2, 2, 128, 4, 387}, {7, 1, 16, 6, 478},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
