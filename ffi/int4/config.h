@@ -21,8 +21,8 @@ struct SmallTile {
 // Narrow tiles first: they need the fewest CTAs to share a sum. The last one of each height fits 99 KB of shared memory.
 inline constexpr SmallTile kSmallTiles[] = {
     {1, 1, 16, 2, 1, 2, 59}, {1, 4, 4, 2, 1, 4, 56},  {1, 2, 4, 2, 2, 4, 59},
-    {1, 1, 8, 2, 2, 4, 58},  {1, 1, 4, 2, 4, 4, 57},  {2, 1, 8, 2, 1, 4, 71},
-    {2, 4, 4, 2, 1, 4, 69},  {2, 2, 4, 2, 2, 4, 77},  {2, 1, 4, 2, 3, 4, 72},
+    {1, 1, 8, 2, 2, 4, 58},  {1, 1, 4, 2, 4, 4, 57},  {2, 1, 8, 2, 1, 4, 68},
+    {2, 4, 4, 2, 1, 4, 66},  {2, 2, 4, 2, 2, 4, 77},  {2, 1, 4, 2, 3, 4, 69},
     {4, 2, 4, 3, 1, 4, 126}, {4, 2, 2, 2, 2, 4, 143},
 };
 
@@ -50,7 +50,7 @@ struct HopperInt4Tile {
 inline constexpr HopperInt4Tile kMediumTiles[] = {
     {4, 2, 32, 4, 360},  {2, 4, 32, 4, 183}, {1, 8, 32, 4, 107}, {7, 1, 32, 5, 605},
     {4, 1, 64, 6, 450},  {2, 2, 64, 4, 222}, {7, 1, 64, 4, 807}, {4, 1, 128, 4, 730},
-    {2, 2, 128, 4, 387}, {7, 1, 16, 6, 500},
+    {2, 2, 128, 4, 387}, {7, 1, 16, 6, 478},
 };
 inline constexpr int kMediumUnit = 2;  // tiles of the depth that a warpgroup takes at a time
 inline constexpr int kMediumRows = 512, kMediumRowBlocks = 4;  // at most
@@ -116,7 +116,7 @@ constexpr bool operator<(const Int4Split& a, const Int4Split& b) {
 
 // Splits of the depth for a small tile: what the SM with most of the weights takes for them.
 inline Int4Split split_small(const Int4Shape& s, const Int4Device& device, const SmallTile& tile) {
-  constexpr int64_t kStartNs = 2700, kClusterNs = 570, kCombineNs = 2500;
+  constexpr int64_t kStartNs = 2300, kClusterNs = 570, kCombineNs = 2500;
   constexpr int64_t kBusyWarps = 8;  // fewer on an SM wait for memory most of the time
   const int64_t units = (s.depth_tiles + 1) / 2;
   const int64_t blocks = (s.strips * kStrip + tile.channels() - 1) / tile.channels() *
@@ -133,6 +133,8 @@ inline Int4Split split_small(const Int4Shape& s, const Int4Device& device, const
     const int64_t warps = std::min<int64_t>(busiest, tile.ctas_per_sm) * tile.threads() / 32;
     int64_t ns = busiest * tile.channels() * 2 * ((units + splits - 1) / splits) * tile.ns / kStrip;
     if (warps < kBusyWarps) ns = ns * kBusyWarps / warps;
+    // Several scales a stage, and more instructions for weights.
+    if (tile.blocks == 2 && (scale_steps(s) < 8 || s.dtype == DType::kBF16)) ns += ns / 20;
     if (ctas > running_ctas(device, tile.ctas_per_sm, splits))
       ns += tile.ctas_per_sm == 1 ? ns : ns / 4;  // starts and ends in between
     if (splits > 1) ns += device.clusters ? kClusterNs : kCombineNs;

@@ -233,12 +233,21 @@ struct GroupScale {
 
 // q - zero, whose sums of a group are scaled. Zero points in the low bytes; a pair of scales.
 template <class T>
-struct GroupNibbles : GroupScale<T> {
+struct GroupNibbles {
   ByteNibbles<T> exact;
+  GroupScale<T> scale;
 
   __device__ __forceinline__ GroupNibbles(uint32_t zeros, uint32_t scales)
-      : GroupScale<T>(scales), exact(zeros) {}
+      : exact(zeros), scale(scales) {}
   __device__ __forceinline__ void run(uint32_t (&a)[4], uint32_t word) const { exact.run(a, word); }
+  template <int kCount>
+  __device__ __forceinline__ void add(float (&sums)[kCount], const float (&group)[kCount]) const {
+    scale.add(sums, group);
+  }
+  template <int kCount>
+  static __device__ __forceinline__ void finish(float (&sums)[kCount]) {
+    GroupScale<T>::finish(sums);
+  }
 };
 
 // Numbers as their bits are, whose sums of a group are scaled: too much by the zero points, for which multiples() of the sum of

@@ -91,16 +91,24 @@ struct SmallSums {
     return sum;
   }
 
-  // What a thread adds up in one of its turns: a quad of a row, or no row that there is. The quads of an owner follow each
-  // other, row after row.
+  // What a thread adds up in one of its turns: a quad of a row, or no row that there is. Of CTAs that mostly are part of a
+  // cluster, the quads of an owner follow each other, row after row, so that a warp has one owner.
+  static constexpr bool kByOwner = kChannelWarps == 1 && kDepthWarps == 8;
   struct Item {
     int row, quad, owner;
   };
   __device__ __forceinline__ Item item(int turn) const {
-    const uint32_t at = threadIdx.x + turn * kThreads, line = at >> (kLogQuads - shift);
-    const uint32_t owner = line / kRows;
-    return {static_cast<int>(at < kRows * kQuads ? line % kRows : kRows),
-            static_cast<int>(owner * owned() + (at & (owned() - 1))), static_cast<int>(owner)};
+    const uint32_t at = threadIdx.x + turn * kThreads;
+    if constexpr (kByOwner) {
+      const uint32_t line = at >> (kLogQuads - shift), owner = line / kRows;
+      return {static_cast<int>(at < kRows * kQuads ? line % kRows : kRows),
+              static_cast<int>(owner * owned() + (at & (owned() - 1))), static_cast<int>(owner)};
+    } else {
+      constexpr int kRowStep = kThreads / kQuads;
+      static_assert(kThreads % kQuads == 0);
+      const int quad = threadIdx.x % kQuads, row = threadIdx.x / kQuads + turn * kRowStep;
+      return {row, quad, quad >> (kLogQuads - shift)};
+    }
   }
 
   // Raw: what the numbers of weights are, of which the two channels of a lane have their own factors.
@@ -112,16 +120,19 @@ struct SmallSums {
       const Item i = item(turn);
       if (i.row >= rows) continue;
       sums[turn] = of_warps(i.row, i.quad);
-      if (cluster && i.owner != split)
+      if (i.owner != split && cluster)
         store_remote(remote_address(received(split, i.row, i.quad), i.owner), sums[turn],
                      remote_address(barrier(), i.owner));
     }
-    if constexpr (kHasClusters)
-      if (cluster) mbarrier_wait(barrier(), 0);  // no CTA ends while others write to it
+    if (cluster) {
+      if constexpr (kHasClusters)
+        mbarrier_wait(barrier(), 0);  // no CTA ends while others write to it
+      if (!kByOwner && item(0).owner != split) return;
+    }
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const Item i = item(turn);
-      if (i.row >= rows || (cluster && i.owner != split)) continue;
+      if (i.row >= rows || (kByOwner && cluster && i.owner != split)) continue;
       const float4 raw = cluster ? of_cluster(i.row, i.quad, sums[turn]) : sums[turn];
       const float4 sum = make_float4(raw.x * Raw::kFirstFactor, raw.y * Raw::kSecondFactor,
                                      raw.z * Raw::kFirstFactor, raw.w * Raw::kSecondFactor);

@@ -85,6 +85,11 @@ def test_the_smallest_kernel_ends_where_python_says(layer):
     assert plan(4096, *layer)["kernel"] == "large"
 
 
+def test_groups_of_several_scales_a_stage_leave_the_smallest_kernel_earlier():
+    assert plan(16, 8192, 28672, 64)["kernel"] == "medium"
+    assert plan(16, 8192, 28672, 32)["kernel"] == "medium"
+
+
 def test_a_layer_of_few_channels_stays_with_the_smallest_kernel():
     assert plan(32, 4096, 1024)["kernel"] == "small"
     assert plan(33, 4096, 1024)["kernel"] == "medium"
