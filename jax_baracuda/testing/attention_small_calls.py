@@ -52,7 +52,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "many": _MANY,
     "many-causal-deterministic": {"is_causal": True, "deterministic": True, **_MANY_GROUPS},
     "many-everything": {**_EVERYTHING, **_MANY_GROUPS},
-    "long": {**_MANY, "key_length": 1100},  # with 64 or 96 columns tiles differ by the keys
+    "long": {**_MANY, "key_length": 1100},  # tiles differ by the keys
     "split": {"query_length": 40, "key_length": 1200, "group": 4},  # the keys over several CTAs
 }
 # Options that have kernels of their own on Hopper GPUs when they are alone.
@@ -86,7 +86,8 @@ def small_cases() -> Iterator[AttentionCase]:
     """The calls: every combination of dtype, head dimension and options above."""
     for dtype in ("bfloat16", "float16", "float32"):
         for dims in _DIMS:
-            longest = {"longest": {**_MANY, "key_length": 4104}} if dims == (64, 64) else {}
+            # From 4096 keys on pairs of CTAs load keys together at 128.
+            longest = {"longest": {**_MANY, "key_length": 4104}} if dims == (128, 128) else {}
             for name, options in (_OPTIONS | longest).items():
                 yield AttentionCase(
                     f"{dtype}-{dims[0]}-{dims[1]}-{name}",
