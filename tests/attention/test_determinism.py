@@ -177,7 +177,7 @@ def train_layers() -> dict[str, np.ndarray]:
     parameters = {
         "x": jax.random.normal(keys[0], (2, 300, 4, 64), jnp.bfloat16),
         "sinks": jax.random.normal(keys[1], (4,)),
-        "bias": jax.random.normal(keys[2], (1, 4, 1, 300)),
+        "bias": jax.random.normal(keys[2], (1, 4, 300, 300)),
     }
     lengths = jnp.asarray((300, 117), jnp.int32)
     for _ in range(3):  # a graph is built in the first runs and replayed after

@@ -142,8 +142,8 @@ def test_both_kernels_agree_on_heads(heads, dim):
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_keys_that_lie_in_pages_or_not_give_the_same_bits(page_size, dim):
     """The kernel of contiguous keys adds up the same blocks in the same order."""
-    # At head_dim 64 its blocks are as long as those of pages from 4096 keys on.
-    rows, keys = (512, 64, 1, 300), (4096 if dim == 64 else 2048, 1984, 129, 300)
+    # At head_dim 64 its blocks are as long as those of pages from 8192 keys on.
+    rows, keys = (512, 64, 1, 300), (8192 if dim == 64 else 2048, 1984, 129, 300)
     arrays = make(rows, keys, page_size, nhd=True, heads=(32, 8), dim=dim)  # too many to split
     ((out, lse),) = call(arrays, "ours", nhd=True)
     ids = np.asarray(arrays["page_indices"])
