@@ -65,12 +65,12 @@ struct BackwardCall {
 // The results that follow: see BackwardCall.
 ffi::Error read_others(const BackwardCall& c, BackwardParams* p, Scratch* workspace) {
   const bool with_bias = c.others.size() == 2;
-  const auto last = c.others.get<ffi::AnyBuffer>(with_bias ? 1 : 0);
+  auto last = c.others.get<ffi::AnyBuffer>(with_bias ? 1 : 0);
   if (last.has_error()) return last.error();
   workspace->data = (*last)->untyped_data();
   workspace->bytes = static_cast<int64_t>((*last)->size_bytes());
   if (!with_bias) return ffi::Error::Success();
-  const auto dbias = c.others.get<ffi::AnyBuffer>(0);
+  auto dbias = c.others.get<ffi::AnyBuffer>(0);
   if (dbias.has_error()) return dbias.error();
   const auto dims = c.options.bias.dimensions();
   if (p->bias.type == BiasType::kNone || p->bias.type == BiasType::kMask || dims[2] != 1)
