@@ -1,0 +1,117 @@
+"""Where the time of deterministic forward+backward at 16384 goes."""
+import collections, ctypes, functools, glob, os, statistics, sys, tempfile, threading, time
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+from jax_baracuda.testing import timing
+timing.add_xla_flags(timing.COMMAND_BUFFER_FLAG, timing.IN_ORDER_FLAG)
+import jax, jax.numpy as jnp
+import jax_baracuda as jb
+T0 = time.time()
+
+class Watch(threading.Thread):
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.lib = ctypes.CDLL("libnvidia-ml.so.1"); self.lib.nvmlInit_v2()
+        self.dev = ctypes.c_void_p(); self.lib.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self.dev))
+        self.rows = []
+    def get(self):
+        c, m, w = ctypes.c_uint(), ctypes.c_uint(), ctypes.c_uint()
+        self.lib.nvmlDeviceGetClockInfo(self.dev, 1, ctypes.byref(c)); self.lib.nvmlDeviceGetClockInfo(self.dev, 2, ctypes.byref(m))
+        self.lib.nvmlDeviceGetPowerUsage(self.dev, ctypes.byref(w))
+        r = ctypes.c_ulonglong(); self.lib.nvmlDeviceGetCurrentClocksThrottleReasons(self.dev, ctypes.byref(r))
+        return c.value, m.value, w.value // 1000, r.value
+    def run(self):
+        while True:
+            self.rows.append((time.perf_counter(), *self.get())); time.sleep(0.004)
+    def between(self, a, b):
+        rows = [r[1:] for r in self.rows if a <= r[0] <= b] or [self.get()]
+        med = [int(statistics.median(r[i] for r in rows)) for i in range(3)]
+        reasons = 0
+        for r in rows: reasons |= r[3]
+        return f"{med[0]}/{min(r[0] for r in rows)} MHz mem {med[1]} {med[2]} W why {reasons:#x}"
+
+def programs(D, S):
+    H, B = 2048 // D, max(1, 16384 // S)
+    shape = jax.ShapeDtypeStruct((B, S, H, D), jnp.bfloat16)
+    op = {d: functools.partial(jb.flash_attention, is_causal=True, deterministic=d) for d in (False, True)}
+    def both(f):
+        def g(before, q, k, v, dout):
+            del before
+            out, pull = jax.vjp(f, q, k, v)
+            return out, *pull(dout)
+        return g
+    def fwd(before, q, k, v, dout):
+        del before
+        return op[False](q, k, v)
+    def donated(f, args):
+        like = jax.eval_shape(f, None, *args)
+        return jax.jit(f, donate_argnums=0, keep_unused=True).lower(like, *args).compile(), like
+    made = {"fwd": (donated(fwd, (shape,) * 4), 1)}
+    tree = {}
+    for d in (False, True):
+        name = "det" if d else "plain"
+        made[f"both {name}"] = (donated(both(op[d]), (shape,) * 4), 3.5)
+        def save(q, k, v, d=d):
+            leaves, tree[d] = jax.tree.flatten(jax.vjp(op[d], q, k, v)[1])
+            return leaves
+        leaves = jax.eval_shape(save, shape, shape, shape)
+        def bwd(before, dout, *leaves, d=d):
+            del before
+            return jax.tree.unflatten(tree[d], leaves)(dout)
+        made[f"bwd {name}"] = (donated(bwd, (shape, *leaves)), 2.5, jax.jit(save))
+    arrays = [jax.random.normal(k, shape.shape, jnp.bfloat16) for k in jax.random.split(jax.random.key(0), 4)]
+    ready = {}
+    for name, (pair, f, *rest) in made.items():
+        program, like = pair
+        args = arrays if not rest else [arrays[3], *rest[0](*arrays[:3])]
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        ready[name] = [program, args, state, f * 4 * S * S / 2 * D * H * B]
+    return ready
+
+def queue(entry, n):
+    program, args, state, _ = entry
+    for _ in range(n): state = program(state, *args)
+    entry[2] = state
+    jax.block_until_ready(state)
+
+def timed(entry, seconds, watch):
+    queue(entry, 2)
+    t = time.perf_counter(); queue(entry, 4); once = (time.perf_counter() - t) / 4
+    n = max(2, int(seconds / once))
+    a = time.perf_counter(); queue(entry, n); b = time.perf_counter()
+    return (b - a) / n * 1e3, watch.between(a, b)
+
+def traced(entry, n, warm=0.3):
+    end = time.time() + warm
+    while time.time() < end: queue(entry, 8)
+    found = collections.defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder): queue(entry, n)
+        for path in glob.glob(folder + "/**/*.xplane.pb", recursive=True):
+            for plane in jax.profiler.ProfileData.from_file(path).planes:
+                if not plane.name.startswith("/device:GPU"): continue
+                for line in plane.lines:
+                    if not line.name.startswith("Stream"): continue
+                    for e in line.events: found[e.name].append((e.start_ns, e.duration_ns / 1e6))
+    return found
+
+watch = Watch(); watch.start()
+S = int(os.environ.get("S", 16384))
+for D in map(int, sys.argv[1:]):
+    ready = programs(D, S)
+    if D == int(sys.argv[1]):
+        text = ready["both det"][0].as_text()
+        ops = [l.strip()[:150] for l in text.splitlines() if any(w in l for w in (" custom-call(", " copy(", " fusion(", "copy-start", " call("))]
+        print("\n".join(ops[:14]))
+    order = list(ready)
+    rates = collections.defaultdict(list)
+    for turn in range(3):
+        for name in order if turn % 2 == 0 else order[::-1]:
+            ms, state = timed(ready[name], 0.16, watch)
+            rates[name].append(ready[name][3] / ms / 1e9)
+            if turn: print(f"D={D} {name:10s} {ms:6.3f} ms {ready[name][3] / ms / 1e9:4.0f} TFLOP/s {state}", flush=True)
+    print(f"D={D} " + ", ".join(f"{n} " + "/".join(f"{r:.0f}" for r in rs) for n, rs in rates.items()) + f"  t={time.time()-T0:.0f}", flush=True)
+    for name in ("both det", "bwd det", "both plain"):
+        for kernel, events in traced(ready[name], 14).items():
+            ms = [d for _, d in sorted(events)]
+            if max(ms) > 0.02: print(f"  {name} {kernel.split('<')[0][-30:]:30s} " + " ".join(f"{x:.2f}" for x in ms[:16]), flush=True)
+    print(f"t={time.time()-T0:.0f}", flush=True)

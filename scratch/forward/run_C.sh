@@ -1,0 +1,4 @@
+chmod +x bench
+nvidia-smi --query-gpu=name,clocks.sm,power.draw,temperature.gpu --format=csv,noheader
+timeout -s KILL 3 ./bench few 256
+timeout -s KILL 26 python turns.py cells.txt 2>&1 | grep -v -i warn

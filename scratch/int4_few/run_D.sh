@@ -1,0 +1,3 @@
+chmod +x d
+timeout 9 ./d turns
+timeout 8 ./d hot

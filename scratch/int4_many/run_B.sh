@@ -1,0 +1,4 @@
+gunzip -kf *.gz 2>/dev/null; chmod +x wb
+timeout 15 ./wb time; echo "rc $?"
+N=$(command -v ncu || ls /usr/local/cuda*/bin/ncu /opt/nvidia/nsight-compute/*/ncu 2>/dev/null | head -1)
+for t in 1 0; do echo "# ncu tree $t"; timeout 10 $N --clock-control none -k regex:int4_ -s 2 -c 1 --set full --import-source no -o rep -f ./wb one $t > n.log 2>&1 || tail -3 n.log; timeout 6 $N -i rep.ncu-rep --page raw --csv > rep.csv 2>/dev/null; python3 prof.py rep.csv; timeout 6 $N -i rep.ncu-rep --page source --print-source sass --csv > src.csv 2>/dev/null || timeout 6 $N -i rep.ncu-rep --page source --csv > src.csv; [ $t = 1 ] && python3 top.py src.csv 0.006 | cut -c1-150; rm -f rep.*; done
