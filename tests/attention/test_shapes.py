@@ -225,18 +225,22 @@ def philox_of_integers(counter, key):
 def test_dropout_keeps_what_the_words_say(rate):
     rng = np.random.default_rng(0)
     seed = rng.integers(0, 2**32, (3, 2, 4), np.uint32)
-    rows, columns = np.arange(35), np.arange(41)
+    rows, columns = np.arange(67), np.arange(141)
     got = dropout.keep_mask(
         jnp.asarray(seed)[:, :, None, None], rows[:, None], columns[None, :], rate
     )
     limit = int(np.floor(float(np.float32(rate)) * 2**15 + 0.5))
-    for at in ((0, 0, 0, 0), (0, 1, 8, 3), (1, 0, 3, 8), (2, 1, 15, 15), (2, 0, 34, 40)):
+    places = [(0, 0, 0, 0), (0, 1, 8, 3), (1, 0, 3, 8), (2, 1, 15, 15), (2, 0, 34, 40)]
+    places += [(1, 1, int(i), int(j)) for i, j in zip(rows[1::3], columns[1::6], strict=False)]
+    for at in places:
         *block, i, j = at
         seed0, seed1, head, batch = (int(word) for word in seed[tuple(block)])
-        counter = ((i >> 4) * 8 + (i & 7), (j >> 4) * 4 + (j >> 1 & 3), head, batch)
-        word = philox_of_integers(counter, (seed0, seed1))[2 * (i >> 3 & 1) + (j >> 3 & 1)]
-        assert bool(got[at]) == ((word >> 16 * (j & 1) & 0x7FFF) >= limit)
-    assert got.shape == (3, 2, 35, 41)
+        counter = (i // 32 * 8 + i % 8, j // 64 * 4 + j % 8 // 2, head, batch)
+        x = philox_of_integers(counter, (seed0, seed1))
+        k, n = 2 * (i // 8 % 2) + j // 8 % 2, 4 * (i // 16 % 2) + j // 16 % 4
+        word = (x[k] + (0x2C9277B5**n if n else 0) * x[(k + 1) % 4]) % 2**32
+        assert bool(got[at]) == (word // 2 ** (16 * (j % 2)) % 2**15 >= limit)
+    assert got.shape == (3, 2, 67, 141)
     assert abs(float(got.mean()) - (1 - rate)) < 5 * np.sqrt(0.25 / got.size)
 
 

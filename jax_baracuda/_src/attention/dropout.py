@@ -60,13 +60,21 @@ def keep_mask(seed: jax.Array, row: jax.Array, column: jax.Array, rate: float) -
     part = ((row >> 4) & 1) * 4 + ((column >> 4) & 3)
     place = ((row >> 5) * 8 + (row & 7), (column >> 6) * 4 + ((column >> 1) & 3))
     words = philox((*place, seed[..., 2], seed[..., 3]), (seed[..., 0], seed[..., 1]))
-    words = _mixed(words, jnp.array(FACTORS, jnp.uint32)[part])
+    words = _mixed(words, _factor(part))
     lower, right = (row & 8) > 0, (column & 8) > 0
     upper_word, lower_word = (jnp.where(right, words[n + 1], words[n]) for n in (0, 2))
     word = jnp.where(lower, lower_word, upper_word)
     half = jnp.where((column & 1) > 0, word >> 16, word)
     keep: jax.Array = (half & (STEPS - 1)) >= jnp.uint32(threshold(rate))
     return keep
+
+
+def _factor(part: jax.Array) -> jax.Array:
+    """FACTORS[part], without a constant array: jax 0.10 cannot have one in what it shards."""
+    factor = jnp.zeros_like(part)
+    for number, value in enumerate(FACTORS):
+        factor = jnp.where(part == number, np.uint32(value), factor)
+    return factor
 
 
 def _mixed(words: Words, factor: jax.Array) -> Words:
